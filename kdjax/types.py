@@ -1,0 +1,132 @@
+"""The types that flow through kdjax: networks, teachers and losses as pairs of pure functions."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from flax import struct
+
+Array = jax.Array
+PyTree = Any
+Batch = Mapping[str, Any]
+"""Arrays by name: `image`, `label`, `index`, `mask`, `teacher_logits`; the first axis is the batch."""
+
+Metrics = dict[str, tuple[Array, Array]]
+"""Means as `{name: (total, count)}`, so that they merge exactly over steps, devices and hosts."""
+
+
+class Outputs(NamedTuple):
+    """What a network says about a batch: `logits` [..., num_classes] and features by module path."""
+
+    logits: Array
+    features: Mapping[str, Array] = {}
+
+
+class Variables(NamedTuple):
+    """Arrays of a network or a term: `params` are trained, `state` is carried (BatchNorm, banks)."""
+
+    params: PyTree
+    state: PyTree
+
+
+class ModelInit(Protocol):
+    """Makes the variables of a network from a key and a batch of inputs."""
+
+    def __call__(self, key: Array, inputs: Any) -> Variables:
+        """Return fresh variables for inputs of this shape."""
+
+
+class ModelApply(Protocol):
+    """Runs a network. `state` comes back changed in training and as it was in evaluation."""
+
+    def __call__(
+        self, params: PyTree, state: PyTree, inputs: Any, *, train: bool, key: Array | None = None
+    ) -> tuple[Outputs, PyTree]:
+        """Return the outputs and the new state."""
+
+
+class Model(NamedTuple):
+    """A network as a pair of pure functions."""
+
+    init: ModelInit
+    apply: ModelApply
+
+
+class TeacherApply(Protocol):
+    """Answers a batch with the teacher's outputs."""
+
+    def __call__(self, variables: PyTree, batch: Batch) -> Outputs:
+        """Return the teacher's outputs for the batch."""
+
+
+class Teacher(NamedTuple):
+    """A function of a batch plus the arrays it needs, which travel as arguments, never as constants."""
+
+    variables: PyTree
+    apply: TeacherApply
+
+
+class TermInputs(NamedTuple):
+    """What a distillation loss may look at. `mask` [batch...] marks the examples that count."""
+
+    batch: Batch
+    student: Outputs
+    teacher: Outputs
+    mask: Array
+
+
+class TermInit(Protocol):
+    """Makes the variables of a term from a key and example inputs."""
+
+    def __call__(self, key: Array, inputs: TermInputs) -> Variables:
+        """Return fresh variables, empty for a term that neither learns nor remembers."""
+
+
+class TermApply(Protocol):
+    """Computes a term: one value per example."""
+
+    def __call__(
+        self, params: PyTree, state: PyTree, inputs: TermInputs
+    ) -> tuple[Array, PyTree]:
+        """Return the values [batch...] and the new state."""
+
+
+class Term(NamedTuple):
+    """One distillation loss. `couples_batch` says that an example's value depends on its neighbours."""
+
+    init: TermInit
+    apply: TermApply
+    couples_batch: bool = False
+
+
+class ObjectiveApply(Protocol):
+    """Computes the weighted sum of terms, averaged over the examples that count."""
+
+    def __call__(
+        self, params: PyTree, state: PyTree, inputs: TermInputs, *, step: Array | int = 0
+    ) -> tuple[Array, PyTree, Metrics]:
+        """Return the scalar loss, the new state and the metrics of every term."""
+
+
+class Objective(NamedTuple):
+    """What training minimises: named terms, each with its weight, reduced to one number."""
+
+    init: TermInit
+    apply: ObjectiveApply
+    couples_batch: bool = False
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that training changes, arrays only: donated, sharded and checkpointed as it is.
+
+    `params` has two entries, `student` (what is exported) and `terms` (what losses learn).
+    """
+
+    step: Array
+    params: dict[str, PyTree]
+    model_state: PyTree
+    term_state: PyTree
+    opt_state: PyTree
+    key: Array
+    teacher_state: PyTree = ()
