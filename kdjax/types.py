@@ -9,21 +9,21 @@ from flax import struct
 Array = jax.Array
 PyTree = Any
 Batch = Mapping[str, Any]
-"""Arrays by name: `image`, `label`, `index`, `mask`, `teacher_logits`; the first axis is the batch."""
+"""Arrays by name (`image`, `label`, `index`, `mask`, `teacher_logits`), [batch, ...]."""
 
 Metrics = dict[str, tuple[Array, Array]]
 """Means as `{name: (total, count)}`, so that they merge exactly over steps, devices and hosts."""
 
 
 class Outputs(NamedTuple):
-    """What a network says about a batch: `logits` [..., num_classes] and features by module path."""
+    """A network's answer to a batch: `logits` [..., num_classes], features by module path."""
 
     logits: Array
     features: Mapping[str, Array] = {}
 
 
 class Variables(NamedTuple):
-    """Arrays of a network or a term: `params` are trained, `state` is carried (BatchNorm, banks)."""
+    """Arrays of a network or term: `params` are trained, `state` is carried (BatchNorm, banks)."""
 
     params: PyTree
     state: PyTree
@@ -60,18 +60,18 @@ class TeacherApply(Protocol):
 
 
 class Teacher(NamedTuple):
-    """A function of a batch plus the arrays it needs, which travel as arguments, never as constants."""
+    """A function of a batch, and the arrays it needs: arguments of a step, never constants."""
 
     variables: PyTree
     apply: TeacherApply
 
 
 class TermInputs(NamedTuple):
-    """What a distillation loss may look at. `mask` [batch...] marks the examples that count."""
+    """What a loss may look at. `mask` [batch...] marks the examples that count."""
 
     batch: Batch
     student: Outputs
-    teacher: Outputs
+    teacher: Outputs | None
     mask: Array
 
 
@@ -85,14 +85,12 @@ class TermInit(Protocol):
 class TermApply(Protocol):
     """Computes a term: one value per example."""
 
-    def __call__(
-        self, params: PyTree, state: PyTree, inputs: TermInputs
-    ) -> tuple[Array, PyTree]:
+    def __call__(self, params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
         """Return the values [batch...] and the new state."""
 
 
 class Term(NamedTuple):
-    """One distillation loss. `couples_batch` says that an example's value depends on its neighbours."""
+    """One distillation loss. `couples_batch`: an example's value depends on the others."""
 
     init: TermInit
     apply: TermApply

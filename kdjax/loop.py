@@ -1,0 +1,179 @@
+"""Training and evaluation over many batches: the host's side, which never stalls the device."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from kdjax import metrics as measures
+from kdjax.types import Array, Batch, Metrics, TrainState, Variables
+
+HostMetrics = dict[str, Any]
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss of a step was nan or infinite; the message names the step and the term."""
+
+
+class Stopped(Exception):
+    """Training was asked to stop and did, after saving. `step` is where it goes on."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped at step {step}")
+        self.step = step
+
+
+def fit(
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    state: TrainState,
+    batches: Iterable[Batch],
+    *,
+    num_steps: int,
+    log_every: int = 50,
+    log_fn: Callable[[int, HostMetrics], None] | None = None,
+    eval_every: int | None = None,
+    eval_fn: Callable[[int, TrainState], None] | None = None,
+    checkpoint_every: int | None = None,
+    save_fn: Callable[[int, TrainState], None] | None = None,
+    stop_fn: Callable[[], bool] | None = None,
+) -> TrainState:
+    """Train until the state has taken `num_steps` steps.
+
+    A step's metrics are read while the next one runs, so that the device never waits for the host.
+    They are checked before anything is saved: a state with a non-finite loss behind it is never
+    written.
+
+    Args:
+        train_step: `(state, batch) -> (state, metrics)`, as `with_teacher` makes it.
+        state: where to start; its buffers are donated.
+        batches: the batches from the state's step on.
+        num_steps: the step to end at, counted from the beginning of training.
+        log_every: steps per call of `log_fn`.
+        log_fn: called with a step and the merged metrics of the steps since the last call.
+        eval_every: steps per call of `eval_fn`, which is called at the end too; None for never.
+        eval_fn: called with a step and the state; it must not keep the state.
+        checkpoint_every: steps per call of `save_fn`; None for the end only.
+        save_fn: called with a step and the state.
+        stop_fn: asked after every step; when true, the state is saved and `Stopped` is raised.
+
+    Returns:
+        The state after `num_steps` steps.
+
+    Raises:
+        NonFiniteLoss: if a loss was nan or infinite.
+        Stopped: if `stop_fn` said so.
+    """
+    step = int(state.step)
+    unread: list[tuple[int, Metrics]] = []
+    window: HostMetrics = {}
+
+    def read(keep: int) -> None:
+        nonlocal window
+        while len(unread) > keep:
+            at, metrics = unread.pop(0)
+            window = measures.merge(window, _checked(at, measures.to_host(metrics)))
+
+    for batch in batches if step < num_steps else ():
+        state, metrics = train_step(state, batch)
+        step += 1
+        unread.append((step, metrics))
+        read(keep=1)
+        last = step == num_steps
+        stopping = not last and stop_fn is not None and stop_fn()
+        if step % log_every == 0 or last:
+            read(keep=0)
+            if log_fn is not None:
+                log_fn(step, window)
+            window = {}
+        if eval_fn is not None and (last or _due(step, eval_every)):
+            eval_fn(step, state)
+        if save_fn is not None and (last or stopping or _due(step, checkpoint_every)):
+            read(keep=0)
+            save_fn(step, state)
+        if stopping:
+            raise Stopped(step)
+        if last:
+            break
+    return state
+
+
+def evaluate(
+    eval_step: Callable[[Variables, Batch], Metrics],
+    variables: Variables,
+    batches: Iterable[Batch],
+) -> HostMetrics:
+    """Measure a network on every example once.
+
+    Args:
+        eval_step: as `make_eval_step` makes it.
+        variables: the network's.
+        batches: padded batches with a `mask`.
+
+    Returns:
+        Metrics as `{name: (total, count)}`; `kdjax.metrics.value` turns one into a number.
+    """
+    merged: HostMetrics = {}
+    for batch in batches:
+        merged = measures.merge(merged, measures.to_host(eval_step(variables, batch)))
+    return merged
+
+
+def predict(apply_fn: Callable[[Batch], Array], batches: Iterable[Batch]) -> np.ndarray:
+    """Collect a network's answers to every example, in order.
+
+    Args:
+        apply_fn: batch -> array [batch, ...], jitted by the caller.
+        batches: padded batches with a `mask`.
+
+    Returns:
+        The answers to the examples that count, [examples, ...].
+    """
+    parts = [np.asarray(apply_fn(batch))[np.asarray(batch["mask"])] for batch in batches]
+    return np.concatenate(parts)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a polite request; a second Ctrl-C interrupts at once.
+
+    Yields:
+        A function that says whether a signal has come, to be passed as `fit(stop_fn=...)`.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _finite(metric: tuple[Any, Any]) -> bool:
+    return bool(np.all(np.isfinite(metric[0])))
+
+
+def _checked(step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics, or name the step and the terms whose loss is not finite."""
+    if _finite(metrics["loss"]):
+        return dict(metrics)
+    bad = [
+        name.removeprefix("loss/")
+        for name, metric in metrics.items()
+        if name.startswith("loss/") and not _finite(metric)
+    ]
+    terms = ", ".join(bad) or "none alone; their weighted sum"
+    raise NonFiniteLoss(
+        f"the loss is {measures.value(metrics['loss'])} at step {step}; non-finite terms: {terms}"
+    )

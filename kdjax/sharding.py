@@ -1,0 +1,98 @@
+"""The mesh, and how arrays are laid out on it. One device is a mesh of one."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from kdjax.types import PyTree
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """Arrange the devices of all processes.
+
+    Args:
+        data: devices along the axis that splits the batch; -1 takes all that the others leave.
+        fsdp: devices along the axis that splits batch and parameters.
+        tensor: devices along the axis that splits wide layers.
+
+    Returns:
+        A mesh with the axes `data`, `fsdp` and `tensor`.
+
+    Raises:
+        ValueError: if the product is not the number of devices.
+    """
+    num_devices = jax.device_count()
+    others = fsdp * tensor
+    if data == -1 and others >= 1 and num_devices % others == 0:
+        data = num_devices // others
+    if min(data, fsdp, tensor) < 1 or data * others > num_devices:
+        raise ValueError(
+            f"make_mesh: a mesh of {data} x {fsdp} x {tensor} (data x fsdp x tensor) "
+            f"does not fit on {num_devices} devices"
+        )
+    devices = jax.devices()[: data * others]
+    # Under Explicit axes, the default, Linen's Dropout fails.
+    return jax.make_mesh(
+        (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the layout of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the layout of an array whose first axis, the batch, is split."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Put a copy of every array on every device of the mesh."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Make global arrays out of this process's share of a batch.
+
+    Args:
+        batch: NumPy arrays, [examples of this process, ...].
+        mesh: the mesh to split them over.
+
+    Returns:
+        Arrays [examples of all processes, ...], split over `data` and `fsdp`.
+    """
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(x))
+        for name, x in batch.items()
+    }
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, *, num_micro_batches: int = 1) -> None:
+    """Raise unless the batch divides over the mesh, and over micro-batches on it.
+
+    Args:
+        batch_size: examples in a global batch.
+        mesh: the mesh that splits it.
+        num_micro_batches: the parts that the gradient is accumulated over.
+
+    Raises:
+        ValueError: with the nearest sizes that fit.
+    """
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit = devices * num_micro_batches
+    if batch_size < 1 or batch_size % unit:
+        below = batch_size // unit * unit
+        sizes = f"{below} and {below + unit}" if below > 0 else f"{unit} and its multiples"
+        parts = f" in {num_micro_batches} micro-batches" if num_micro_batches > 1 else ""
+        raise ValueError(
+            f"a batch of {batch_size} does not divide over {devices} devices{parts}; "
+            f"sizes that fit: {sizes}"
+        )

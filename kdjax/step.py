@@ -1,0 +1,295 @@
+"""One compiled step of training, and one of evaluation, as pure functions of arrays."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kdjax import metrics as measures
+from kdjax.teachers import InputsFn
+from kdjax.types import (
+    Array,
+    Batch,
+    Metrics,
+    Model,
+    Objective,
+    Outputs,
+    PyTree,
+    Teacher,
+    TermInputs,
+    TrainState,
+    Variables,
+)
+
+TrainStep = Callable[[TrainState, Batch, Outputs | None], tuple[TrainState, Metrics]]
+ViewFn = Callable[[Array, Batch], Batch]
+"""Augments a batch on the device: (key, batch) -> batch."""
+
+# The two uses of a step's key: they must never share random numbers.
+_STUDENT_STREAM, _VIEW_STREAM = 0, 1
+
+
+@functools.partial(jax.jit, static_argnames=("student", "objective", "optimizer", "inputs_fn"))
+def init_train_state(
+    key: Array,
+    student: Model,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    teacher_outputs: Outputs | None,
+    *,
+    inputs_fn: InputsFn = itemgetter("image"),
+) -> TrainState:
+    """Make the state that training starts from.
+
+    Args:
+        key: a PRNG key; the student, the terms and the steps draw from it.
+        student: the network to train.
+        objective: what to minimise.
+        optimizer: how to; it sees `{"student": ..., "terms": ...}`.
+        batch: a batch as the step will get it, for its shapes.
+        teacher_outputs: the teacher's outputs for it, or None.
+        inputs_fn: what the network is fed, `batch["image"]` by default.
+
+    Returns:
+        A state at step 0.
+    """
+    student_key, term_key, step_key = jax.random.split(key, 3)
+    variables = student.init(student_key, inputs_fn(batch))
+    outputs, _ = student.apply(
+        variables.params, variables.state, inputs_fn(batch), train=False, key=None
+    )
+    inputs = TermInputs(batch, outputs, teacher_outputs, _mask(batch))
+    terms = objective.init(term_key, inputs)
+    params = {"student": variables.params, "terms": terms.params}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=variables.state,
+        term_state=terms.state,
+        opt_state=optimizer.init(params),
+        key=step_key,
+    )
+
+
+def make_train_step(
+    student: Model,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_micro_batches: int = 1,
+    inputs_fn: InputsFn = itemgetter("image"),
+) -> TrainStep:
+    """Compile training: forward, loss, gradient, update.
+
+    The gradient is that of the mean over the batch's valid examples (`batch["mask"]`, all of them
+    without one), however many micro-batches it is accumulated over. Two things change with
+    micro-batches, and a warning says so when the step is traced: BatchNorm normalises by each
+    micro-batch's statistics, and losses that couple examples see fewer of them.
+
+    Args:
+        student: the network to train.
+        objective: what to minimise.
+        optimizer: any optax transformation.
+        num_micro_batches: over how many parts of the batch the gradient is accumulated.
+        inputs_fn: what the network is fed, `batch["image"]` by default.
+
+    Returns:
+        `train_step(state, batch, teacher_outputs) -> (state, metrics)`, jitted; the state's
+        buffers are donated. The metrics are means as `(total, count)`: `loss`, `loss/<term>`, and
+        where the batch has labels and there is a teacher, `accuracy`, `agreement` and
+        `teacher/accuracy`.
+
+    Raises:
+        ValueError: if `num_micro_batches` is not positive, or at trace time if it does not divide
+            the batch.
+    """
+    if num_micro_batches < 1:
+        raise ValueError(
+            f"make_train_step: num_micro_batches must be positive, got {num_micro_batches}"
+        )
+
+    def loss_fn(
+        params: PyTree, carried: PyTree, step: Array, key: Array, part: tuple[Any, ...]
+    ) -> tuple[Array, tuple[PyTree, Metrics]]:
+        batch, teacher_outputs, mask, share = part
+        model_state, term_state = carried
+        outputs, model_state = student.apply(
+            params["student"], model_state, inputs_fn(batch), train=True, key=key
+        )
+        inputs = TermInputs(batch, outputs, teacher_outputs, mask)
+        loss, term_state, metrics = objective.apply(params["terms"], term_state, inputs, step=step)
+        metrics = {**metrics, **_hits(inputs)}
+        return loss * share, ((model_state, term_state), metrics)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(
+        state: TrainState, batch: Batch, teacher_outputs: Outputs | None
+    ) -> tuple[TrainState, Metrics]:
+        key = _step_key(state, _STUDENT_STREAM)
+        parts = _split(batch, teacher_outputs, num_micro_batches)
+        if num_micro_batches > 1:
+            _warn_of_coupling(objective, state)
+        grads, carried, metrics = _accumulate(loss_fn, state, key, parts, num_micro_batches)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        new_state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            model_state=carried[0],
+            term_state=carried[1],
+            opt_state=opt_state,
+        )
+        return new_state, metrics
+
+    return train_step
+
+
+def with_teacher(
+    train_step: TrainStep, teacher: Teacher, *, view_fn: ViewFn | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Run the teacher inside the compiled step, on the view of the batch that the student sees.
+
+    The teacher's variables are passed to the compiled function as an argument at every call; they
+    are neither copied into the program nor changed.
+
+    Args:
+        train_step: what `make_train_step` returns.
+        teacher: where the teacher's outputs come from.
+        view_fn: augmentation, drawn anew at each step from the state's key and shared by teacher
+            and student (function matching: Beyer et al., "Knowledge distillation: A good teacher
+            is patient and consistent", 2021, arXiv:2106.05237). None leaves the batch as it is.
+
+    Returns:
+        `step(state, batch) -> (state, metrics)`, jitted; the state's buffers are donated.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(
+        state: TrainState, batch: Batch, *, teacher_variables: PyTree
+    ) -> tuple[TrainState, Metrics]:
+        view = batch if view_fn is None else view_fn(_step_key(state, _VIEW_STREAM), batch)
+        return train_step(state, view, teacher.apply(teacher_variables, view))
+
+    return functools.partial(step, teacher_variables=teacher.variables)
+
+
+def make_eval_step(
+    model: Model, *, inputs_fn: InputsFn = itemgetter("image")
+) -> Callable[[Variables, Batch], Metrics]:
+    """Compile evaluation of a network in evaluation mode.
+
+    Args:
+        model: the network.
+        inputs_fn: what it is fed, `batch["image"]` by default.
+
+    Returns:
+        `eval_step(variables, batch) -> metrics`: `accuracy`, `nll` (nats) and `ece` against
+        `batch["label"]`, and `agreement` where the batch carries `teacher_logits`; examples that
+        `batch["mask"]` leaves out do not count.
+    """
+
+    @jax.jit
+    def eval_step(variables: Variables, batch: Batch) -> Metrics:
+        outputs, _ = model.apply(
+            variables.params, variables.state, inputs_fn(batch), train=False, key=None
+        )
+        logits, labels, mask = outputs.logits, batch["label"], _mask(batch)
+        metrics = {
+            "accuracy": measures.accuracy(logits, labels, mask),
+            "nll": measures.nll(logits, labels, mask),
+            "ece": measures.calibration(logits, labels, mask),
+        }
+        if "teacher_logits" in batch:
+            metrics["agreement"] = measures.agreement(logits, batch["teacher_logits"], mask)
+        return metrics
+
+    return eval_step
+
+
+def _step_key(state: TrainState, stream: int) -> Array:
+    return jax.random.fold_in(jax.random.fold_in(state.key, state.step), stream)
+
+
+def _mask(batch: Batch) -> Array:
+    if "mask" in batch:
+        return batch["mask"]
+    return jnp.ones(jax.tree.leaves(batch)[0].shape[:1], bool)
+
+
+def _hits(inputs: TermInputs) -> Metrics:
+    """Training accuracy and agreement, for whatever the batch and the teacher provide."""
+    student, teacher, mask = inputs.student.logits, inputs.teacher, inputs.mask
+    labels, metrics = inputs.batch.get("label"), {}
+    if labels is not None:
+        metrics["accuracy"] = measures.accuracy(student, labels, mask)
+    if teacher is not None and teacher.logits.shape == student.shape:
+        metrics["agreement"] = measures.agreement(student, teacher.logits, mask)
+        if labels is not None:
+            metrics["teacher/accuracy"] = measures.accuracy(teacher.logits, labels, mask)
+    return metrics
+
+
+def _split(
+    batch: Batch, teacher_outputs: Outputs | None, num_parts: int
+) -> tuple[Batch, Outputs | None, Array, Array]:
+    """Cut a batch into interleaved parts, each with its share of the valid examples.
+
+    Part i holds rows i, i + n, i + 2n, ...: a batch that is split over devices stays where it is.
+    """
+    mask = _mask(batch)
+    if mask.shape[0] % num_parts:
+        raise ValueError(
+            f"train_step: a batch of {mask.shape[0]} does not divide into {num_parts} micro-batches"
+        )
+
+    def cut(x: Array) -> Array:
+        return jnp.swapaxes(jnp.reshape(x, (-1, num_parts, *x.shape[1:])), 0, 1)
+
+    batch, teacher_outputs, mask = jax.tree.map(cut, (batch, teacher_outputs, mask))
+    counts = jnp.sum(mask, axis=tuple(range(1, mask.ndim)), dtype=jnp.float32)
+    return batch, teacher_outputs, mask, counts / jnp.maximum(jnp.sum(counts), 1)
+
+
+def _accumulate(
+    loss_fn: Callable[..., Any], state: TrainState, key: Array, parts: PyTree, num_parts: int
+) -> tuple[PyTree, PyTree, Metrics]:
+    """Sum gradients and metrics over the parts; each part hands its state on to the next."""
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+
+    def body(carry: PyTree, index_and_part: PyTree) -> tuple[PyTree, Metrics]:
+        grads, carried = carry
+        index, part = index_and_part
+        part_key = jax.random.fold_in(key, index)
+        new_grads, (carried, metrics) = grad_fn(state.params, carried, state.step, part_key, part)
+        return (jax.tree.map(jnp.add, grads, new_grads), carried), metrics
+
+    carried = (state.model_state, state.term_state)
+    if num_parts == 1:
+        only = jax.tree.map(lambda x: jnp.squeeze(x, 0), parts)
+        grads, (carried, metrics) = grad_fn(state.params, carried, state.step, key, only)
+        return grads, carried, metrics
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (grads, carried), metrics = jax.lax.scan(body, (zeros, carried), (jnp.arange(num_parts), parts))
+    return grads, carried, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+
+
+def _warn_of_coupling(objective: Objective, state: TrainState) -> None:
+    if jax.tree.leaves(state.model_state):
+        warnings.warn(
+            "micro-batches: the network carries running statistics (BatchNorm), which are taken "
+            "over each micro-batch; the gradient is not that of the full batch",
+            stacklevel=2,
+        )
+    if objective.couples_batch:
+        warnings.warn(
+            "micro-batches: a term relates the examples of a batch to one another and sees only "
+            "those of its micro-batch; the gradient is not that of the full batch",
+            stacklevel=2,
+        )
