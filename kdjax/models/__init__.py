@@ -1,0 +1,42 @@
+"""Networks as pairs of pure functions: adapters for Flax, the field's networks, PyTorch weights."""
+
+from kdjax.models._linen import from_linen
+from kdjax.models._networks import (
+    MLP,
+    ResNet,
+    mlp,
+    normalized,
+    num_params,
+    resnet,
+    resnet8,
+    resnet14,
+    resnet20,
+    resnet32,
+    resnet44,
+    resnet56,
+    resnet110,
+)
+from kdjax.models._nnx import from_nnx, variables_of
+from kdjax.models._pytorch import from_pytorch, normalisation_of, read_state_dict
+
+__all__ = [
+    "MLP",
+    "ResNet",
+    "from_linen",
+    "from_nnx",
+    "from_pytorch",
+    "mlp",
+    "normalisation_of",
+    "normalized",
+    "num_params",
+    "read_state_dict",
+    "resnet",
+    "resnet8",
+    "resnet14",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "variables_of",
+]

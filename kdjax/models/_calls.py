@@ -1,0 +1,110 @@
+"""What both adapters share: how a network is called and how its features are named."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.types import Array
+
+CallFn = Callable[[Any, Any, bool], Any]
+"""Calls a network in its own way: `(module, inputs, train) -> logits`."""
+
+_TRAIN_FLAGS = ("train", "training", "is_training")
+_EVAL_FLAGS = ("deterministic", "use_running_average")
+_ARRAYS = (jax.Array, np.ndarray)
+_NUM_LISTED = 24
+
+
+class Feature(NamedTuple):
+    """A feature as it was asked for: `name`, the module's path, and which of its calls."""
+
+    name: str
+    path: str
+    call: int | None
+
+
+def call_module(module: Any, inputs: Any, train: bool) -> Any:
+    """Call a module, telling it to train through whichever flags its `__call__` has."""
+    parameters = inspect.signature(module.__call__).parameters
+    flags = {flag: train for flag in _TRAIN_FLAGS if flag in parameters}
+    flags |= {flag: not train for flag in _EVAL_FLAGS if flag in parameters}
+    return module(inputs, **flags)
+
+
+def as_logits(where: str, module: Any, outputs: Any) -> Array:
+    """Return a network's outputs if they are one array, and say what to do if they are not."""
+    if isinstance(outputs, _ARRAYS):
+        return jnp.asarray(outputs)
+    raise TypeError(
+        f"{where}: {type(module).__name__} returned a {type(outputs).__name__}, expected one array "
+        "of logits; pick it with call_fn=lambda module, inputs, train: ..."
+    )
+
+
+def parse_features(where: str, names: Sequence[str]) -> list[Feature]:
+    """Read names such as "stage_1/block_0", "stage_1.block_0" or "stage_1/block_0:2"."""
+    if isinstance(names, str):
+        raise TypeError(f"{where}: features is the string {names!r}, expected a sequence of paths")
+    return [_parse(where, name) for name in names]
+
+
+def check_paths(where: str, features: Sequence[Feature], known: Collection[str]) -> None:
+    """Raise a ValueError that lists what there is, if a feature's module is not among it."""
+    for feature in features:
+        if feature.path not in known:
+            near = difflib.get_close_matches(feature.path, known, n=5)
+            listed = sorted(path for path in known if path)
+            more = ", ..." if len(listed) > _NUM_LISTED else ""
+            raise ValueError(
+                f"{where}: features has {feature.name!r}, but the network calls no such module; "
+                + (f"near matches: {', '.join(near)}; " if near else "")
+                + f"modules: {', '.join(listed[:_NUM_LISTED])}{more}"
+            )
+
+
+def pick_features(
+    where: str, features: Sequence[Feature], calls: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Array]:
+    """Choose the features among the outputs of every call of every captured module."""
+    return {
+        feature.name: _pick(where, feature, calls.get(feature.path, ())) for feature in features
+    }
+
+
+def _parse(where: str, name: str) -> Feature:
+    path, colon, call = name.partition(":")
+    if colon and not call.isdecimal():
+        raise ValueError(
+            f"{where}: features has {name!r}, expected a call's number after the colon"
+        )
+    return Feature(name, path.replace(".", "/"), int(call) if colon else None)
+
+
+def _pick(where: str, feature: Feature, outputs: tuple[Any, ...]) -> Array:
+    count, call = len(outputs), feature.call
+    if count == 0:
+        raise ValueError(
+            f"{where}: the outputs of {feature.name!r} cannot be captured: the module was not "
+            "called, or was called inside a scan"
+        )
+    if call is None and count > 1:
+        choices = ", ".join(f"'{feature.path}:{k}'" for k in range(count))
+        raise ValueError(
+            f"{where}: {feature.name!r} is called {count} times; choose one of {choices}"
+        )
+    if call is not None and call >= count:
+        raise ValueError(
+            f"{where}: features has {feature.name!r}, but the module is called {count} times"
+        )
+    output = outputs[call or 0]
+    if not isinstance(output, _ARRAYS):
+        raise TypeError(
+            f"{where}: the module at {feature.name!r} returns a {type(output).__name__}, "
+            "expected one array"
+        )
+    return jnp.asarray(output)

@@ -1,0 +1,125 @@
+"""Flax Linen modules as pairs of pure functions."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import errors, traverse_util
+from flax import linen as nn
+
+from kdjax.models._calls import (
+    CallFn,
+    as_logits,
+    call_module,
+    check_paths,
+    parse_features,
+    pick_features,
+)
+from kdjax.types import Array, Model, Outputs, PyTree, Variables
+
+_INTERMEDIATES = "intermediates"
+
+
+def from_linen(
+    module: nn.Module, *, features: Sequence[str] = (), call_fn: CallFn | None = None
+) -> Model:
+    """Turn a Linen module into a model.
+
+    The module is called with the inputs and with whichever of `train`, `training`, `is_training`
+    (true in training) and `deterministic`, `use_running_average` (true in evaluation) its
+    `__call__` takes. In training, `key` seeds the "dropout" stream as it is, and every other
+    stream that the module asks for; evaluation has no random numbers at all.
+
+    The state holds every collection but "params". Collections of sown values are not state: a
+    collection with a tuple among its variables is taken for one and left out.
+
+    Args:
+        module: a module that returns logits [batch..., num_classes].
+        features: paths of submodules whose outputs to capture, such as "stage_1/block_0" or
+            "stage_1.block_0". A module that is called more than once is an error unless the path
+            says which call, counted from zero: "activation:2".
+        call_fn: `(module, inputs, train) -> logits`, for modules that are called otherwise.
+
+    Returns:
+        A model; `Outputs.features` has the captured arrays under the names in `features`.
+
+    Raises:
+        TypeError: from init and apply, if the module does not return one array.
+        ValueError: from init and apply, if a path in `features` names no module, or one that is
+            called several times; from apply, if the module needs random numbers and has no key.
+    """
+    wanted = parse_features("from_linen", features)
+    paths = {feature.path for feature in wanted}
+
+    def run(module: nn.Module, inputs: Any, train: bool) -> Array:
+        return as_logits("from_linen", module, (call_fn or call_module)(module, inputs, train))
+
+    @jax.jit
+    def init(key: Array, inputs: Any) -> Variables:
+        called: set[str] = set()
+        make = nn.init(run, module, capture_intermediates=_keep(frozenset(), called))
+        collections = dict(make(key, inputs, True))
+        check_paths("from_linen", wanted, called)
+        params = collections.pop("params", {})
+        return Variables(params, {k: v for k, v in collections.items() if not _is_sown(k, v)})
+
+    def apply(
+        params: PyTree, state: PyTree, inputs: Any, *, train: bool, key: Array | None = None
+    ) -> tuple[Outputs, PyTree]:
+        called: set[str] = set()
+        forward = nn.apply(
+            run, module, mutable=[*state], capture_intermediates=_keep(paths, called)
+        )
+        try:
+            logits, changed = forward(
+                {"params": params, **state}, inputs, train, rngs=_streams(key) if train else {}
+            )
+        except errors.InvalidRngError as error:
+            raise ValueError(_needs_key(module, train)) from error
+        check_paths("from_linen", wanted, called)
+        captured = pick_features("from_linen", wanted, _calls(changed.get(_INTERMEDIATES, {})))
+        new_state = {name: changed[name] for name in state} if train else state
+        return Outputs(logits, captured), new_state
+
+    return Model(init, apply)
+
+
+def _keep(paths: frozenset[str] | set[str], called: set[str]) -> Callable[[nn.Module, str], bool]:
+    """Make a filter that captures the modules at `paths` and notes all that are called."""
+
+    def keep(module: nn.Module, method: str) -> bool:
+        path = "/".join(module.path).replace(".", "/")
+        if method == "__call__":
+            called.add(path)
+        return method == "__call__" and path in paths
+
+    return keep
+
+
+def _calls(intermediates: PyTree) -> dict[str, tuple[Any, ...]]:
+    outputs: dict[str, tuple[Any, ...]] = defaultdict(tuple)
+    for path, values in traverse_util.flatten_dict(intermediates).items():
+        if path[-1] == "__call__":
+            outputs["/".join(path[:-1]).replace(".", "/")] += values
+    return outputs
+
+
+def _is_sown(name: str, collection: PyTree) -> bool:
+    variables = traverse_util.flatten_dict(collection).values()
+    return name == _INTERMEDIATES or any(isinstance(value, tuple) for value in variables)
+
+
+def _streams(key: Array | None) -> dict[str, Array]:
+    # Linen serves a stream that is not there from "params": one entry stands for all the others.
+    return {} if key is None else {"dropout": key, "params": jax.random.fold_in(key, 1)}
+
+
+def _needs_key(module: nn.Module, train: bool) -> str:
+    name = type(module).__name__
+    if train:
+        return f"from_linen: {name} needs random numbers in training, but key is None"
+    return (
+        f"from_linen: {name} asks for random numbers in evaluation; give its __call__ an argument "
+        "`train` or `deterministic`, or pass call_fn"
+    )

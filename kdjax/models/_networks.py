@@ -1,0 +1,276 @@
+"""The networks of the field's tables, in Linen: multilayer perceptrons and CIFAR ResNets."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.models._linen import from_linen
+from kdjax.types import Array, Model, Outputs, PyTree, Variables
+
+DType = Any
+
+_STAGE_WIDTHS = (16, 32, 64)
+_CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron with ReLU and dropout.
+
+    Modules: `hidden_0`, `hidden_1`, ... (before the ReLU), `drop_0`, ... (after it), `head`.
+    """
+
+    num_classes: int
+    widths: Sequence[int]
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(self, inputs: Array, *, train: bool) -> Array:
+        """Return logits [batch, num_classes] for inputs [batch, ...]."""
+        x = jnp.reshape(inputs, (inputs.shape[0], -1))
+        x = nn.Dropout(self.input_dropout, deterministic=not train, name="drop_inputs")(x)
+        for i, width in enumerate(self.widths):
+            x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"hidden_{i}")(x))
+            x = nn.Dropout(self.dropout, deterministic=not train, name=f"drop_{i}")(x)
+        return _head(self.num_classes, self.dtype)(x)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm and a shortcut, projected where the shape changes."""
+
+    width: int
+    stride: int = 1
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Return [batch, height / stride, width / stride, channels], after the last ReLU."""
+        norm = _norm(self.dtype, train)
+        y = _conv3x3(self.width, self.stride, self.dtype, "conv_1")(x)
+        y = nn.relu(norm(name="norm_1")(y))
+        y = _conv3x3(self.width, 1, self.dtype, "conv_2")(y)
+        y = norm(name="norm_2")(y)
+        if x.shape[-1] != self.width or self.stride != 1:
+            x = nn.Conv(
+                self.width,
+                (1, 1),
+                strides=self.stride,
+                padding="VALID",
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=_CONV_INIT,
+                name="shortcut_conv",
+            )(x)
+            x = norm(name="shortcut_norm")(x)
+        return nn.relu(x + y)
+
+
+class Stage(nn.Module):
+    """Blocks of one width: `block_0` (which changes the shape), `block_1`, ..."""
+
+    width: int
+    num_blocks: int
+    stride: int = 1
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Return the last block's output."""
+        for i in range(self.num_blocks):
+            stride = self.stride if i == 0 else 1
+            x = BasicBlock(self.width, stride, self.dtype, name=f"block_{i}")(x, train=train)
+        return x
+
+
+class Pool(nn.Module):
+    """The mean over all positions, a module so that the embedding can be captured."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Return [batch, channels]."""
+        return jnp.mean(x, axis=(1, 2))
+
+
+class ResNet(nn.Module):
+    """The residual network for small images: 6n + 2 layers, widths 16, 32 and 64.
+
+    Modules: `stem`, `stem_norm`, `stage_1/block_0` to `stage_3`, `pool` (the embedding), `head`;
+    within a block `conv_1`, `norm_1`, `conv_2`, `norm_2`, `shortcut_conv`, `shortcut_norm`.
+
+    Differs from the paper: where the shape changes, the shortcut is a 1x1 convolution with
+    BatchNorm, as in the tables of the distillation literature, not a strided copy.
+
+    References:
+        He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2015,
+        arXiv:1512.03385, section 4.2.
+    """
+
+    depth: int
+    num_classes: int
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(self, inputs: Array, *, train: bool) -> Array:
+        """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
+        num_blocks = (self.depth - 2) // 6
+        x = _conv3x3(_STAGE_WIDTHS[0], 1, self.dtype, "stem")(inputs)
+        x = nn.relu(_norm(self.dtype, train)(name="stem_norm")(x))
+        for i, width in enumerate(_STAGE_WIDTHS, start=1):
+            stride = 1 if i == 1 else 2
+            stage = Stage(width, num_blocks, stride, self.dtype, name=f"stage_{i}")
+            x = stage(x, train=train)
+        return _head(self.num_classes, self.dtype)(Pool(name="pool")(x))
+
+
+def mlp(
+    num_classes: int,
+    *,
+    widths: Sequence[int],
+    dropout: float = 0.0,
+    input_dropout: float = 0.0,
+    dtype: DType = None,
+    features: Sequence[str] = (),
+) -> Model:
+    """Make a multilayer perceptron with ReLU, for inputs of any shape [batch, ...].
+
+    Args:
+        num_classes: the number of logits.
+        widths: the hidden layers' sizes; () is a linear classifier.
+        dropout: the share of hidden units dropped in training.
+        input_dropout: the share of inputs dropped in training.
+        dtype: what the hidden layers compute in, for example `jnp.bfloat16`; parameters and
+            logits are float32 all the same. None: the inputs' type, float32 at least.
+        features: paths to capture: "hidden_0" (before its ReLU), "drop_0" (after it), ...
+
+    Returns:
+        A model.
+
+    Raises:
+        ValueError: if a size is not positive or a dropout rate is outside [0, 1).
+    """
+    for name, sizes in (("num_classes", [num_classes]), ("widths", list(widths))):
+        if any(size < 1 for size in sizes):
+            raise ValueError(f"mlp: {name} has {min(sizes)}, expected positive sizes")
+    for name, rate in (("dropout", dropout), ("input_dropout", input_dropout)):
+        if not 0 <= rate < 1:
+            raise ValueError(f"mlp: {name} is {rate}, expected a rate in [0, 1)")
+    module = MLP(num_classes, tuple(widths), dropout, input_dropout, dtype)
+    return from_linen(module, features=features)
+
+
+def resnet(
+    depth: int, num_classes: int, *, dtype: DType = None, features: Sequence[str] = ()
+) -> Model:
+    """Make the residual network for small images, [batch, height, width, channels].
+
+    Args:
+        depth: the number of layers, 6n + 2.
+        num_classes: the number of logits.
+        dtype: what the convolutions compute in, for example `jnp.bfloat16`; parameters, BatchNorm
+            statistics and logits are float32 all the same. None: the inputs' type, float32 at
+            least.
+        features: paths to capture: "stage_1", "stage_2/block_0", "pool", ...
+
+    Returns:
+        A model.
+
+    Raises:
+        ValueError: if the depth is not 6n + 2 or `num_classes` is not positive.
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"resnet: depth is {depth}, expected 6n + 2: 8, 14, 20, ...")
+    if num_classes < 1:
+        raise ValueError(f"resnet: num_classes is {num_classes}, expected at least 1")
+    return from_linen(ResNet(depth, num_classes, dtype), features=features)
+
+
+resnet8 = functools.partial(resnet, 8)
+resnet14 = functools.partial(resnet, 14)
+resnet20 = functools.partial(resnet, 20)
+resnet32 = functools.partial(resnet, 32)
+resnet44 = functools.partial(resnet, 44)
+resnet56 = functools.partial(resnet, 56)
+resnet110 = functools.partial(resnet, 110)
+
+
+def normalized(model: Model, mean: Any, std: Any) -> Model:
+    """Let a model take raw images: it sees (images / 255 - mean) / std, in float32.
+
+    Args:
+        model: a model of normalised images [batch..., channels].
+        mean: [channels], in units where white is 1.
+        std: [channels], likewise; positive.
+
+    Returns:
+        A model with the same variables, of images [batch..., channels] between 0 and 255, uint8 or
+        any float type.
+
+    Raises:
+        ValueError: if mean and std differ in shape or std is not positive; from init and apply, if
+            the images have another number of channels.
+    """
+    center, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    if center.ndim != 1 or center.shape != scale.shape:
+        raise ValueError(
+            f"normalized: mean has shape {center.shape} and std {scale.shape}, "
+            "expected [channels] for both"
+        )
+    if not np.all(np.isfinite(center)) or not np.all((scale > 0) & np.isfinite(scale)):
+        raise ValueError(f"normalized: mean is {center} and std {scale}, expected std > 0")
+
+    def view(images: Any) -> Array:
+        if images.ndim < 2 or images.shape[-1] != center.size:
+            raise ValueError(
+                f"normalized: images have shape {images.shape}, "
+                f"expected {center.size} channels like mean"
+            )
+        channels = (1,) * (images.ndim - 1) + center.shape
+        x = jnp.asarray(images, jnp.float32) / 255
+        return (x - center.reshape(channels)) / scale.reshape(channels)
+
+    def init(key: Array, inputs: Any) -> Variables:
+        return model.init(key, view(inputs))
+
+    def apply(
+        params: PyTree, state: PyTree, inputs: Any, *, train: bool, key: Array | None = None
+    ) -> tuple[Outputs, PyTree]:
+        return model.apply(params, state, view(inputs), train=train, key=key)
+
+    return Model(init, apply)
+
+
+def num_params(params: PyTree) -> int:
+    """Count the numbers in a tree of parameters (arrays, or their shapes)."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def _conv3x3(width: int, stride: int, dtype: DType, name: str) -> nn.Conv:
+    # One pixel on every side: "SAME" would pad an even image on one side only at stride 2.
+    return nn.Conv(
+        width,
+        (3, 3),
+        strides=stride,
+        padding=1,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=_CONV_INIT,
+        name=name,
+    )
+
+
+def _norm(dtype: DType, train: bool) -> functools.partial[nn.BatchNorm]:
+    return functools.partial(
+        nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype
+    )
+
+
+def _head(num_classes: int, dtype: DType) -> nn.Dense:
+    # Rounding logits to half precision moves them by more than student and teacher may differ.
+    wide = None if dtype is None else jnp.promote_types(dtype, jnp.float32)
+    return nn.Dense(num_classes, dtype=wide, name="head")

@@ -1,0 +1,203 @@
+"""Flax NNX modules as pairs of pure functions."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, traverse_util
+
+from kdjax.models._calls import (
+    CallFn,
+    as_logits,
+    call_module,
+    check_paths,
+    parse_features,
+    pick_features,
+)
+from kdjax.types import Array, Model, Outputs, PyTree, Variables
+
+
+class _Feature(nnx.Variable):
+    """Holds what a captured module returned, one entry per call."""
+
+
+def from_nnx(
+    make_module: Callable[[nnx.Rngs], nnx.Module],
+    *,
+    features: Sequence[str] = (),
+    call_fn: CallFn | None = None,
+) -> Model:
+    """Turn an NNX module into a model.
+
+    Each call works on a copy, put in training or evaluation mode by `module.train()` and
+    `module.eval()`; `__call__` gets the inputs and whichever of `train`, `training`, `is_training`,
+    `deterministic` and `use_running_average` it takes. In training every random stream is seeded
+    anew from `key`; in evaluation from a constant, and the state holds none.
+
+    Args:
+        make_module: makes the module, as in `lambda rngs: Net(32, rngs=rngs)`; it returns logits
+            [batch..., num_classes].
+        features: paths of submodules whose outputs to capture, such as "blocks/0/norm" or
+            "blocks.0.norm". A module that is called more than once is an error unless the path
+            says which call, counted from zero: "activation:2".
+        call_fn: `(module, inputs, train) -> logits`, for modules that are called otherwise.
+
+    Returns:
+        A model with `nnx.Param` as its params and the other variables as its state, both as nested
+        dictionaries by attribute; `Outputs.features` is keyed by the names in `features`.
+
+    Raises:
+        TypeError: if `make_module` makes no NNX module; from init and apply, if the module does
+            not return one array.
+        ValueError: if a path in `features` names no module; from init and apply, if it names one
+            that is not called or called several times; from apply, if the module draws random
+            numbers in training and `key` is None.
+    """
+    wanted = parse_features("from_nnx", features)
+    blueprint = _blueprint(make_module)
+    graphdef, (params_like, streams_like, state_like) = _split(blueprint)
+    check_paths("from_nnx", wanted, [_join(path) for path, _ in nnx.iter_modules(blueprint)])
+
+    def run(module: nnx.Module, inputs: Any, train: bool) -> Array:
+        return as_logits("from_nnx", module, (call_fn or call_module)(module, inputs, train))
+
+    @jax.jit
+    def init(key: Array, inputs: Any) -> Variables:
+        variables = variables_of(make_module(nnx.Rngs(key)))
+        jax.eval_shape(functools.partial(apply, train=False), *variables, inputs)
+        return variables
+
+    def apply(
+        params: PyTree, state: PyTree, inputs: Any, *, train: bool, key: Array | None = None
+    ) -> tuple[Outputs, PyTree]:
+        streams = _streams(streams_like, key if train else None)
+        parts = _filled(params_like, params), streams, _filled(state_like, state)
+        module = nnx.merge(graphdef, *parts, copy=True)
+        module.train() if train else module.eval()
+        _record(module, {feature.path for feature in wanted})
+        logits, recorded = nnx.capture(run, _Feature)(module, inputs, train)
+        _, (_, new_streams, new_state) = _split(module)
+        if train and key is None and _drew(streams, new_streams):
+            raise ValueError(
+                f"from_nnx: {type(module).__name__} needs random numbers in training, "
+                "but key is None"
+            )
+        captured = pick_features("from_nnx", wanted, _calls(recorded))
+        return Outputs(logits, captured), _like(state_like, new_state) if train else state
+
+    return Model(init, apply)
+
+
+def variables_of(module: nnx.Module) -> Variables:
+    """Read the variables of a live NNX module, for the model that `from_nnx` makes of its kind.
+
+    Args:
+        module: an instance, trained or not; it is left as it is.
+
+    Returns:
+        Its `nnx.Param` as params, its other variables but random streams as state.
+    """
+    _, (params, _, state) = _split(module)
+    return Variables(_nested(params), _nested(state))
+
+
+def _blueprint(make_module: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
+    if isinstance(make_module, nnx.Module):
+        raise TypeError(
+            f"from_nnx: make_module is a {type(make_module).__name__}, expected a function of rngs "
+            "that makes one; the variables of a live module are variables_of(module)"
+        )
+    blueprint = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
+    if not isinstance(blueprint, nnx.Module):
+        raise TypeError(
+            f"from_nnx: make_module made a {type(blueprint).__name__}, expected an nnx.Module"
+        )
+    return blueprint
+
+
+def _split(module: nnx.Module) -> tuple[Any, list[nnx.State]]:
+    """Take a module apart: its structure; its parameters, random streams and other variables."""
+    graphdef, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    return graphdef, states
+
+
+def _join(path: Sequence[Any]) -> str:
+    return "/".join(map(str, path))
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _nested(state: nnx.State) -> PyTree:
+    # Indices of lists become strings: a dictionary with keys of two types is no pytree.
+    leaves = {tuple(map(str, path)): _value(leaf) for path, leaf in nnx.to_flat_state(state)}
+    return traverse_util.unflatten_dict(leaves)
+
+
+def _filled(like: nnx.State, tree: PyTree) -> nnx.State:
+    """Put the arrays of a nested dictionary back into variables of the right types."""
+    arrays = traverse_util.flatten_dict(tree)
+
+    def fill(path: tuple[Any, ...], leaf: Any) -> Any:
+        array = arrays[tuple(map(str, path))]
+        return leaf.replace(array) if isinstance(leaf, nnx.Variable) else array
+
+    return nnx.from_flat_state({path: fill(path, leaf) for path, leaf in nnx.to_flat_state(like)})
+
+
+def _like(like: nnx.State, state: nnx.State) -> PyTree:
+    """Keep the variables that a fresh module has; what else a call leaves behind is no state."""
+    leaves = dict(nnx.to_flat_state(state))
+    return _nested(nnx.from_flat_state({path: leaves[path] for path, _ in nnx.to_flat_state(like)}))
+
+
+def _streams(like: nnx.State, key: Array | None) -> nnx.State:
+    """Seed every random stream from a key, each with its own."""
+    root = jax.random.key(0) if key is None else key
+    if not jnp.issubdtype(root.dtype, jax.dtypes.prng_key):
+        root = jax.random.wrap_key_data(root)
+
+    def seed(index: int, leaf: nnx.Variable) -> nnx.Variable:
+        shape = leaf.get_raw_value().shape
+        if not isinstance(leaf, nnx.RngKey):
+            return leaf.replace(jnp.zeros(shape, jnp.uint32))
+        own = jax.random.fold_in(root, index)
+        return leaf.replace(jax.random.split(own, shape) if shape else own)
+
+    flat = nnx.to_flat_state(like)
+    return nnx.from_flat_state({path: seed(i, leaf) for i, (path, leaf) in enumerate(flat)})
+
+
+def _drew(before: nnx.State, after: nnx.State) -> bool:
+    # A traced count has no value to compare, but drawing from a stream replaces it.
+    old, new = nnx.to_flat_state(before), dict(nnx.to_flat_state(after))
+    return any(
+        isinstance(leaf, nnx.RngCount) and _value(leaf) is not _value(new[path])
+        for path, leaf in old
+    )
+
+
+def _record(module: nnx.Module, paths: set[str]) -> None:
+    """Make the modules at `paths` keep what they return. They belong to one call's copy."""
+    for path, child in list(nnx.iter_modules(module)):
+        if _join(path) in paths:
+            object.__setattr__(child, "__class__", _recording(type(child)))
+
+
+@functools.cache
+def _recording(cls: Any) -> Any:
+    @functools.wraps(cls.__call__)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = cls.__call__(self, *args, **kwargs)
+        self.sow(_Feature, "__call__", outputs)
+        return outputs
+
+    names = {"__qualname__": cls.__qualname__, "__module__": cls.__module__}
+    return type(cls)(cls.__name__, (cls,), {**names, "__call__": __call__})
+
+
+def _calls(recorded: nnx.State) -> dict[str, tuple[Any, ...]]:
+    return {_join(path[:-1]): _value(leaf) for path, leaf in nnx.to_flat_state(recorded)}
