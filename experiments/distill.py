@@ -1,78 +1,158 @@
-"""A thin run: digits, a teacher, a student from labels alone and the same student distilled."""
+"""Distil a teacher into a student and compare it with the same student trained on labels alone.
 
-import json
-import pathlib
+    python -m experiments.distill
+    python -m experiments.distill --data.name mnist --data.dir DIR --teacher.widths 1200 1200 \
+        --student.widths 800 800 --temperature 20 --workdir W
+
+A teacher is trained (or read), then for every seed a student from scratch and a student with the
+teacher's soft targets. Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
+arXiv:1503.02531. The same command on the same work directory goes on where it was interrupted.
+"""
+
+import dataclasses
+import math
+import shlex
 import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from sklearn.datasets import load_digits
+from experiments import cli
+from experiments import settings as groups
 
-from kdjax.losses import kd_loss
-
-
-class MLP(nn.Module):
-    """A multilayer perceptron."""
-
-    widths: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self, x):
-        """Return logits."""
-        for width in self.widths:
-            x = nn.relu(nn.Dense(width)(x))
-        return nn.Dense(10)(x)
+if TYPE_CHECKING:
+    from kdjax.data import Dataset
 
 
-def train(model, key, images, labels, soft_logits, soft_weight, steps=600):
-    """Train on whole batches and return the parameters."""
-    params = model.init(key, images)
-    optimizer = optax.adam(1e-3)
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that a run depends on; None means that the data decides."""
 
-    @jax.jit
-    def step(params, opt_state):
-        def loss_fn(params):
-            logits = model.apply(params, images)
-            return kd_loss(logits, soft_logits, labels, soft_weight=soft_weight).mean()
+    data: groups.DataSettings = dataclasses.field(default_factory=groups.DataSettings)
+    teacher: groups.TeacherSettings = dataclasses.field(default_factory=groups.TeacherSettings)
+    student: groups.NetworkSettings = dataclasses.field(default_factory=groups.NetworkSettings)
+    optimizer: groups.OptimizerSettings = dataclasses.field(
+        default_factory=groups.OptimizerSettings
+    )
+    mesh: groups.MeshSettings = dataclasses.field(default_factory=groups.MeshSettings)
+    temperature: float = 4.0
+    """Softens both networks' probabilities."""
+    soft_weight: float = 0.9
+    """Weight of the soft targets; the labels have the rest."""
+    epochs: int | None = None
+    """Passes of a student over its examples. Default: at least 30, and at least 2,000 steps."""
+    batch_size: int | None = None
+    """Examples in a step, over all devices. Default: 128, on small sets 64."""
+    augment: tuple[groups.Augmentation, ...] | None = None
+    """Views of the images that teacher and student share. Default: crop on large colour images,
+    flip too unless the classes are digits or letters; none switches it off."""
+    crop_padding: int = 4
+    """Pixels of padding before the crop."""
+    jitter_pixels: int = 2
+    """Largest shift of jitter, in pixels."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks' arithmetic; parameters, losses and statistics stay float32."""
+    num_micro_batches: int = 1
+    """Parts of a batch over which the gradient is accumulated."""
+    seed: int = 0
+    """Of the teacher and of the first student."""
+    num_seeds: int | None = None
+    """Students of each kind. Default: 5 where students see less than 10,000 examples, else 1."""
+    workdir: Path | None = None
+    """Where everything is written. Default: a new folder in runs/."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints. Default: 20 in a training, but 1,000 steps apart at least."""
+    eval_every: int | None = None
+    """Steps between validations. Default: 20 in a training."""
+    log_every: int = 50
+    """Steps between lines in metrics.jsonl."""
 
-        updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state)
-        return optax.apply_updates(params, updates), opt_state
 
-    opt_state = optimizer.init(params)
-    for _ in range(steps):
-        params, opt_state = step(params, opt_state)
-    return params
+def check(settings: Settings) -> None:
+    """Raise a ValueError that names the flag of the first setting out of range."""
+    groups.check_data(settings.data)
+    groups.check_network("--teacher", settings.teacher)
+    groups.check_network("--student", settings.student)
+    groups.check_optimizer(settings.optimizer)
+    temperature, soft_weight = settings.temperature, settings.soft_weight
+    groups.require(0 < temperature < math.inf, "--temperature", "positive and finite", temperature)
+    groups.require(0 <= soft_weight <= 1, "--soft-weight", "in [0, 1]", soft_weight)
+    counts = {
+        "--epochs": settings.epochs,
+        "--teacher.epochs": settings.teacher.epochs,
+        "--batch-size": settings.batch_size,
+        "--num-seeds": settings.num_seeds,
+        "--num-micro-batches": settings.num_micro_batches,
+        "--checkpoint-every": settings.checkpoint_every,
+        "--eval-every": settings.eval_every,
+        "--log-every": settings.log_every,
+    }
+    for flag, count in counts.items():
+        groups.require(count is None or count > 0, flag, "positive", count)
 
 
-def main():
-    """Train the three networks and write summary.json."""
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    x, y = jnp.asarray(digits.data[order] / 16, jnp.float32), jnp.asarray(digits.target[order])
-    train_x, train_y, test_x, test_y = x[:1347], y[:1347], x[1347:], y[1347:]
-    teacher, student = MLP((256, 256)), MLP((32,))
-    teacher_params = train(teacher, jax.random.key(0), train_x, train_y, jnp.zeros((1347, 10)), 0.0)
-    logits = teacher.apply(teacher_params, train_x)
-    few = slice(0, 100)
-    errors = {"teacher": [], "scratch": [], "distilled": []}
+def resolve(settings: Settings, dataset: "Dataset") -> Settings:
+    """Put the data's defaults where a setting is None."""
+    defaults = groups.defaults_for(
+        settings.data.name,
+        len(dataset.train.label),
+        dataset.image_shape,
+        dataset.label_names,
+        settings.data.student_examples,
+    )
+    augment = defaults.augment if settings.augment is None else settings.augment
+    inherited = defaults.teacher_augment if settings.augment is None else augment
+    batch_size = settings.batch_size or defaults.batch_size
+    optimizer, teacher = settings.optimizer, groups.with_architecture(settings.teacher, (256, 256))
+    rate = optimizer.learning_rate or groups.default_learning_rate(optimizer.name, batch_size)
+    return dataclasses.replace(
+        settings,
+        data=dataclasses.replace(settings.data, student_examples=defaults.student_examples),
+        teacher=dataclasses.replace(
+            teacher,
+            epochs=teacher.epochs or settings.epochs or defaults.teacher_epochs,
+            augment=inherited if teacher.augment is None else teacher.augment,
+        ),
+        student=groups.with_architecture(settings.student, (32,)),
+        optimizer=dataclasses.replace(optimizer, learning_rate=rate),
+        epochs=settings.epochs or defaults.epochs,
+        batch_size=batch_size,
+        augment=augment,
+        num_seeds=settings.num_seeds or defaults.num_seeds,
+    )
 
-    def count(model, params):
-        return int((model.apply(params, test_x).argmax(-1) != test_y).sum())
 
-    errors["teacher"].append(count(teacher, teacher_params))
-    for seed in range(5):
-        for name, weight in (("scratch", 0.0), ("distilled", 0.9)):
-            key = jax.random.key(seed)
-            params = train(student, key, train_x[few], train_y[few], logits[few], weight)
-            errors[name].append(count(student, params))
-    summary = {name: {"test_errors": values} for name, values in errors.items()}
-    workdir = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "runs/digits")
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "summary.json").write_text(json.dumps(summary, indent=2))
-    print(json.dumps(summary, indent=2))
+def run(settings: Settings, command: str) -> None:
+    """Train the teacher and both kinds of students, measure them and write the report."""
+    # Seconds of imports: after the flags have been read.
+    from experiments import distillation as job
+    from kdjax.loop import stop_on_signals
+
+    if job.say_if_finished(settings):
+        return
+    with stop_on_signals() as stop_fn:
+        dataset = job.load_dataset(settings)
+        experiment = job.open_experiment(settings, resolve(settings, dataset), dataset, stop_fn)
+        teacher = job.obtain_teacher(experiment)
+        students = job.train_students(experiment, teacher)
+        summary = job.summarize(experiment, teacher, students)
+        job.report(experiment, teacher, summary, command)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = sys.argv[1:] if args is None else args
+    summary = (__doc__ or "").split("\n", 1)[0]
+    settings = cli.parse(Settings, "python -m experiments.distill", summary, args)
+    if settings.workdir is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        workdir = Path("runs") / f"{settings.data.name.replace('/', '-')}-{stamp}"
+        settings = dataclasses.replace(settings, workdir=workdir)
+        args = [*args, "--workdir", str(workdir)]
+    command = shlex.join(["python", "-m", "experiments.distill", *args])
+    with cli.plain_errors(resume_with=command):
+        check(settings)
+        run(settings, command)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""From the command line to settings, and from a user's mistake to one line on the error stream."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn, TypeVar
+
+import tyro
+
+SettingsT = TypeVar("SettingsT")
+
+
+def parse(
+    settings_type: type[SettingsT], prog: str, description: str, args: Sequence[str] | None = None
+) -> SettingsT:
+    """Read settings from flags.
+
+    Args:
+        settings_type: a dataclass whose fields, with their docstrings, are the flags.
+        prog: the command, for the help page.
+        description: what the command does.
+        args: the flags; those of the process by default.
+
+    Returns:
+        The settings.
+
+    Raises:
+        SystemExit: with status 0 after `--help`, with 2 and one line after a wrong flag.
+    """
+    page = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(page):
+            return tyro.cli(settings_type, prog=prog, description=description, args=args)
+    except SystemExit as stop:
+        if stop.code:
+            fail(f"{_one_line(page.getvalue())} (see {prog} --help)")
+        raise
+
+
+def fail(message: str, *, status: int = 2) -> NoReturn:
+    """Print one line on the error stream and leave.
+
+    Args:
+        message: what went wrong and what to do.
+        status: the exit status, 2 for a mistake of the user.
+
+    Raises:
+        SystemExit: always.
+    """
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status)
+
+
+@contextlib.contextmanager
+def plain_errors(*, resume_with: str) -> Iterator[None]:
+    """Turn what a user can cause (a wrong value, a missing file, a full disk, Ctrl-C) into a line.
+
+    Args:
+        resume_with: the command that goes on after an interruption.
+
+    Raises:
+        SystemExit: with 2 for a mistake, 1 for a training that diverged, 130 after an interruption.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail(f"interrupted; go on with: {resume_with}", status=130)
+    except Exception as error:
+        # Here and not above: flags are parsed before the seconds that this import takes.
+        from kdjax import loop
+
+        if isinstance(error, loop.NonFiniteLoss):
+            fail(f"{error}; the checkpoints before it are kept", status=1)
+        if isinstance(error, loop.Stopped):
+            fail(f"{error}, saved; go on with: {resume_with}", status=130)
+        raise
+
+
+def _one_line(page: str) -> str:
+    """Condense tyro's panel: the message, and the flag that was probably meant."""
+    lines = [line.strip() for line in page.splitlines()]
+    rules = [i for i, line in enumerate(lines) if re.fullmatch(r"[-─]+", line)]
+    end = rules[1] if len(rules) > 1 else len(lines)
+    body = [line for line in lines[rules[0] + 1 if rules else 0 : end] if line]
+    message = " ".join(body).split(" Got errors:")[0]
+    meant = re.search(r"Perhaps you meant:\s+(--\S+)", page)
+    return message.rstrip(".") + (f"; perhaps you meant {meant.group(1)}" if meant else "")

@@ -1,0 +1,335 @@
+"""The stages of `experiments.distill`: open, teacher, students, summary, report."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments import networks, training, workdir
+from experiments.console import say
+from experiments.networks import Network, NetworkSpec
+from experiments.settings import Augmentation, NetworkSettings
+from experiments.training import Arrays, Run, Training
+from kdjax import data, metrics, models, sharding, step, teachers, terms
+from kdjax.checkpoint import params_sha256
+from kdjax.objective import combine
+from kdjax.types import Model, Objective, Teacher
+
+if TYPE_CHECKING:
+    from experiments.distill import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Data, resolved settings and what all trainings of the run share."""
+
+    settings: "Settings"
+    dataset: data.Dataset
+    run: Run
+
+
+class TeacherResult(NamedTuple):
+    """The teacher, and its answers to the examples that networks are compared on."""
+
+    network: Network
+    validation: Arrays
+    test: Arrays
+
+
+class Student(NamedTuple):
+    """A trained student of one kind (`scratch` or `distilled`) and seed."""
+
+    phase: str
+    seed: int
+    network: Network
+
+
+def say_if_finished(settings: "Settings") -> bool:
+    """Say so, and show the table again, if the work directory holds this run, finished."""
+    assert settings.workdir is not None
+    summary = workdir.read_json(settings.workdir / "summary.json")
+    config = workdir.read_json(settings.workdir / "config.json")
+    if summary is None or config is None:
+        return False
+    requested = workdir.plain(dataclasses.asdict(settings))
+    if workdir.changed_setting(config["requested"], requested):
+        return False
+    say(report.format_table(summary))
+    say(f"finished: nothing left to do in {settings.workdir}")
+    return True
+
+
+def load_dataset(settings: "Settings") -> data.Dataset:
+    """Read the examples that the settings name."""
+    return data.load(
+        settings.data.name,
+        data_dir=settings.data.dir,
+        validation_fraction=settings.data.validation_fraction,
+        image_size=settings.data.image_size,
+    )
+
+
+def open_experiment(
+    requested: "Settings", settings: "Settings", dataset: data.Dataset, stop_fn: Callable[[], bool]
+) -> Experiment:
+    """Claim the work directory: write `config.json`, or hold it against that of an earlier run.
+
+    Args:
+        requested: the settings as the flags gave them.
+        settings: the same with every None resolved by the data.
+        dataset: the examples.
+        stop_fn: says whether the run should stop.
+
+    Raises:
+        ValueError: if the directory holds a run with other settings, or a setting does not fit the
+            data or the devices.
+    """
+    assert settings.workdir is not None
+    mesh = sharding.make_mesh(data=settings.mesh.data)
+    _check_fit(settings, dataset, mesh)
+    settings.workdir.mkdir(parents=True, exist_ok=True)
+    config = workdir.plain(dataclasses.asdict(settings))
+    if workdir.claim(settings.workdir, config, workdir.plain(dataclasses.asdict(requested))):
+        say(f"resuming the run in {settings.workdir}")
+    run = Run(
+        workdir=settings.workdir,
+        mesh=mesh,
+        log=workdir.MetricsLog(settings.workdir / "metrics.jsonl"),
+        stop_fn=stop_fn,
+        log_every=settings.log_every,
+        eval_every=settings.eval_every,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    _describe(settings, dataset, run)
+    return Experiment(settings, dataset, run)
+
+
+def obtain_teacher(experiment: Experiment) -> TeacherResult:
+    """Read the teacher that the settings name, or train one on all training examples."""
+    settings, dataset, run = experiment.settings, experiment.dataset, experiment.run
+    spec = _spec(experiment, settings.teacher)
+    if settings.teacher.checkpoint is not None:
+        network = networks.load_teacher(settings.teacher, spec)
+        say(f"teacher        read from {settings.teacher.checkpoint}")
+    else:
+        plan = _plan(
+            experiment,
+            "teacher",
+            networks.build(spec),
+            settings.teacher,
+            _labels_only(),
+            teachers.absent(),
+            dataset.train._asdict(),
+            epochs=settings.teacher.epochs or 1,
+            augment=settings.teacher.augment or (),
+        )
+        network = Network(spec, plan.model, training.train(run, plan, settings.seed))
+    networks.save_network(run.workdir / "teacher", network.spec, network.variables)
+
+    def answered(examples: data.Examples) -> Arrays:
+        return _with_logits(run, network, examples._asdict())
+
+    return TeacherResult(network, answered(dataset.validation), answered(dataset.test))
+
+
+def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Student]:
+    """Train, for every seed, a student on labels alone and one on the teacher's soft targets.
+
+    Both start from the same values and see the same examples in the same order. Where the views
+    do not change from step to step, the teacher answers once and its logits are kept.
+    """
+    settings, run = experiment.settings, experiment.run
+    spec = _spec(experiment, settings.student)
+    model = networks.build(spec)
+    train = experiment.dataset.train
+    chosen = balanced_subset(train.label, settings.data.student_examples or len(train.label))
+    examples: Arrays = {name: array[chosen] for name, array in train._asdict().items()}
+    source = teachers.frozen(teacher.network.model, teacher.network.variables)
+    answered = examples
+    if training.make_views(settings.augment or (), crop_padding=1, jitter_pixels=1) is None:
+        answered, source = _with_logits(run, teacher.network, examples), teachers.stored()
+    distilling = combine(
+        {"soft": terms.soft_targets(temperature=settings.temperature), "hard": terms.cross_entropy()},
+        {"soft": settings.soft_weight, "hard": 1 - settings.soft_weight},
+    )
+    common: dict[str, Any] = {"epochs": settings.epochs, "augment": settings.augment or ()}
+    plans = [
+        _plan(
+            experiment, "scratch", model, settings.student, _labels_only(), teachers.absent(),
+            examples, **common,
+        ),
+        _plan(
+            experiment, "distilled", model, settings.student, distilling, source, answered,
+            **common,
+        ),
+    ]  # fmt: skip
+    return [
+        Student(plan.phase, seed, Network(spec, model, training.train(run, plan, seed)))
+        for seed in range(settings.seed, settings.seed + (settings.num_seeds or 1))
+        for plan in plans
+    ]
+
+
+def summarize(
+    experiment: Experiment, teacher: TeacherResult, students: list[Student]
+) -> dict[str, Any]:
+    """Measure all networks on the test set and write `summary.json` and `student/`.
+
+    The exported student is the distilled one with the best validation accuracy, the first of them
+    on a tie or without validation examples.
+
+    Returns:
+        For `teacher`, `scratch` and `distilled`: the number of parameters and lists with one entry
+        per network.
+    """
+    run = experiment.run
+    summary: dict[str, Any] = {}
+    eval_steps = {
+        "teacher": step.make_eval_step(teacher.network.model),
+        "student": step.make_eval_step(students[0].network.model),
+    }
+    measured = [("teacher", teacher.network)] + [(s.phase, s.network) for s in students]
+    for phase, network in measured:
+        eval_step = eval_steps["teacher" if phase == "teacher" else "student"]
+        entry = summary.setdefault(
+            phase, {"num_params": int(models.num_params(network.variables.params))}
+        )
+        for name, value in _measure(run, eval_step, network, teacher).items():
+            entry.setdefault(name, []).append(value)
+    distilled = [s for s in students if s.phase == "distilled"]
+    scores = [-1 if v is None else v for v in summary["distilled"]["validation_accuracy"]]
+    best = distilled[int(np.argmax(scores))]
+    networks.save_network(run.workdir / "student", best.network.spec, best.network.variables)
+    return summary
+
+
+def balanced_subset(labels: np.ndarray, num_examples: int) -> np.ndarray:
+    """Pick examples evenly over the classes: the first of every class, the second of every, ...
+
+    Args:
+        labels: integer classes, [examples].
+        num_examples: how many to pick.
+
+    Returns:
+        Sorted indices, [num_examples].
+    """
+    by_class = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[by_class], labels[by_class], side="left")
+    rank = np.empty(len(labels), np.int64)
+    rank[by_class] = np.arange(len(labels)) - starts
+    return np.sort(np.argsort(rank, kind="stable")[:num_examples])
+
+
+def _measure(
+    run: Run, eval_step: Any, network: Network, teacher: TeacherResult
+) -> dict[str, float | int | str | None]:
+    variables = sharding.replicate(network.variables, run.mesh)
+    test = training.measure(run, eval_step, variables, teacher.test)
+    correct, count = test["accuracy"]
+    validation = None
+    if len(teacher.validation["label"]):
+        scores = training.measure(run, eval_step, variables, teacher.validation)
+        validation = metrics.value(scores["accuracy"])
+    return {
+        "test_errors": int(count - correct),
+        **{name: metrics.value(test[name]) for name in ("accuracy", "nll", "ece", "agreement")},
+        "validation_accuracy": validation,
+        "params_sha256": params_sha256(network.variables.params),
+    }
+
+
+def _plan(
+    experiment: Experiment,
+    phase: str,
+    model: Model,
+    network: NetworkSettings,
+    objective: Objective,
+    teacher: Teacher,
+    examples: Arrays,
+    *,
+    epochs: int,
+    augment: tuple[Augmentation, ...],
+) -> Training:
+    """Settle how one network is trained; the step is compiled at its first use."""
+    settings = experiment.settings
+    batch_size = settings.batch_size or 1
+    num_steps = math.ceil(epochs * len(examples["label"]) / batch_size)
+    optimizer = training.make_optimizer(
+        settings.optimizer,
+        batch_size=batch_size,
+        num_steps=num_steps,
+        norm_limit=network.max_norm,
+    )
+    view_fn = training.make_views(
+        augment, crop_padding=settings.crop_padding, jitter_pixels=settings.jitter_pixels
+    )
+    placed = teacher._replace(variables=sharding.replicate(teacher.variables, experiment.run.mesh))
+    train_step = step.make_train_step(
+        model, objective, optimizer, num_micro_batches=settings.num_micro_batches
+    )
+    return Training(
+        phase=phase,
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        teacher=placed,
+        train_step=step.with_teacher(train_step, placed, view_fn=view_fn),
+        eval_step=step.make_eval_step(model),
+        examples=examples,
+        validation=experiment.dataset.validation._asdict(),
+        batch_size=batch_size,
+        num_steps=num_steps,
+    )
+
+
+def _labels_only() -> Objective:
+    return combine({"hard": terms.cross_entropy()}, {"hard": 1.0})
+
+
+def _with_logits(run: Run, network: Network, examples: Arrays) -> Arrays:
+    if not len(examples["label"]):
+        return examples
+    logits = training.predict_logits(run, network.model, network.variables, examples)
+    return {**examples, "teacher_logits": logits}
+
+
+def _spec(experiment: Experiment, network: NetworkSettings) -> NetworkSpec:
+    dataset = experiment.dataset
+    return networks.make_spec(
+        network,
+        num_classes=dataset.num_classes,
+        image_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        precision=experiment.settings.precision,
+    )
+
+
+def _check_fit(settings: "Settings", dataset: data.Dataset, mesh: Mesh) -> None:
+    """Raise a ValueError where settings and data, or settings and devices, do not fit together."""
+    asked, present = settings.data.student_examples or 0, len(dataset.train.label)
+    if asked > present:
+        raise ValueError(
+            f"--data.student-examples is {asked}, but there are {present} training examples"
+        )
+    batch_size = settings.batch_size or 0
+    try:
+        sharding.check_batch_size(
+            batch_size, mesh, num_micro_batches=settings.num_micro_batches
+        )
+    except ValueError as error:
+        raise ValueError(f"--batch-size: {error}") from error
+
+
+def _describe(settings: "Settings", dataset: data.Dataset, run: Run) -> None:
+    device = jax.devices()[0]
+    say(
+        f"{dataset.name}: {len(dataset.train.label)} training, {len(dataset.validation.label)} "
+        f"validation, {len(dataset.test.label)} test images {dataset.image_shape}, "
+        f"{dataset.num_classes} classes; students see {settings.data.student_examples}"
+    )
+    say(f"{run.mesh.size} x {device.device_kind} ({device.platform}), writing to {run.workdir}")

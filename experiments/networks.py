@@ -1,0 +1,137 @@
+"""Networks by the names that the command line knows, and trained ones on disk."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.settings import NetworkSettings, TeacherSettings
+from kdjax import checkpoint, models
+from kdjax.types import Model, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSpec:
+    """All that it takes to build a network; it is stored beside the variables."""
+
+    name: str
+    widths: tuple[int, ...]
+    num_classes: int
+    image_shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+    precision: str = "float32"
+
+
+class Network(NamedTuple):
+    """A trained network: raw images [batch, height, width, channels] of 0 to 255 in, logits out.
+
+    `logits = network.model.apply(*network.variables, images, train=False)[0].logits`
+    """
+
+    spec: NetworkSpec
+    model: Model
+    variables: Variables
+
+
+def build(spec: NetworkSpec) -> Model:
+    """Make the network that a specification describes; it normalises raw images itself."""
+    dtype = {"float32": None, "bfloat16": jnp.bfloat16}[spec.precision]
+    if spec.name == "mlp":
+        model = models.mlp(
+            spec.num_classes,
+            widths=spec.widths,
+            dropout=spec.dropout,
+            input_dropout=spec.input_dropout,
+            dtype=dtype,
+        )
+    else:
+        depth = int(spec.name.removeprefix("resnet"))
+        model = models.resnet(depth, spec.num_classes, dtype=dtype)
+    return models.normalized(model, np.float32(spec.mean), np.float32(spec.std))
+
+
+def make_spec(
+    settings: NetworkSettings,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+    mean: Any,
+    std: Any,
+    precision: str,
+) -> NetworkSpec:
+    """Describe the network of some settings on some data."""
+    return NetworkSpec(
+        name=settings.name,
+        widths=tuple(settings.widths) if settings.name == "mlp" else (),
+        num_classes=num_classes,
+        image_shape=tuple(image_shape),
+        mean=tuple(float(x) for x in mean),
+        std=tuple(float(x) for x in std),
+        dropout=settings.dropout,
+        input_dropout=settings.input_dropout,
+        precision=precision,
+    )
+
+
+def save_network(directory: Path, spec: NetworkSpec, variables: Variables) -> None:
+    """Write a trained network, to be read by `load_network`."""
+    checkpoint.save_variables(directory, variables, dataclasses.asdict(spec))
+
+
+def load_network(directory: str | Path) -> Network:
+    """Read a trained network, such as the `student` folder of a work directory.
+
+    Args:
+        directory: where `save_network` wrote it.
+
+    Returns:
+        The specification, the model and its variables.
+
+    Raises:
+        FileNotFoundError: if there is no network.
+        ValueError: if the files are damaged.
+    """
+    variables, metadata = checkpoint.load_variables(Path(directory))
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata.items()}
+    spec = NetworkSpec(**fields)
+    return Network(spec, build(spec), variables)
+
+
+def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
+    """Read a teacher: a network of ours, or a PyTorch state dict for the network of a spec.
+
+    Args:
+        settings: its `checkpoint` names a directory or a file; `mean` and `std` override those
+            that a state dict carries.
+        spec: the teacher that the flags and the data describe.
+
+    Returns:
+        The teacher with its own normalisation.
+
+    Raises:
+        FileNotFoundError: if there is nothing at that path.
+        ValueError: if it holds another architecture or another number of classes.
+    """
+    path = settings.checkpoint
+    assert path is not None
+    if path.is_dir():
+        return _checked(path, load_network(path), spec)
+    state_dict = models.read_state_dict(path)
+    mean, std = models.normalisation_of(state_dict) or (spec.mean, spec.std)
+    mean, std = settings.mean or mean, settings.std or std
+    spec = dataclasses.replace(
+        spec, mean=tuple(float(x) for x in mean), std=tuple(float(x) for x in std)
+    )
+    model = build(spec)
+    key_and_images = _abstract_inputs(spec)
+    like = _shapes(model, *key_and_images)
+    try:
+        variables = models.from_pytorch(state_dict, like, image_shape=spec.image_shape)
+    except ValueError as error:
+        raise ValueError(f"--teacher.checkpoint {path} is not a {spec.name}: {error}") from error
+    return Network(spec, model, variables)

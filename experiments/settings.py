@@ -1,0 +1,195 @@
+"""Groups of flags that scripts share, and the defaults that depend on the data."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Literal, TypeVar
+
+Augmentation = Literal["crop", "flip", "jitter", "none"]
+NetworkName = Literal[
+    "mlp", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """Which data, from where, and how it is split."""
+
+    name: str = "digits"
+    """A TFDS image-classification set: digits (embedded), mnist, cifar100, name/config, ..."""
+    dir: Path | None = None
+    """Directory with prepared TFDS sets; TFDS's own by default."""
+    validation_fraction: float = 0.1
+    """Share of the training examples that is set aside to make choices on."""
+    student_examples: int | None = None
+    """Training examples that both students see, balanced over classes. Default: 100 on digits,
+    all elsewhere."""
+    image_size: int | None = None
+    """Resize all images to this many pixels a side; needed where their sizes differ."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSettings:
+    """A network and its regularisation."""
+
+    name: NetworkName | None = None
+    """The architecture. Default: mlp, or what the teacher's checkpoint holds."""
+    widths: tuple[int, ...] | None = None
+    """Units of each hidden layer of an mlp. Default: 256 256 for a teacher, 32 for a student."""
+    dropout: float = 0.0
+    """Share of hidden units that an mlp drops in training."""
+    input_dropout: float = 0.0
+    """Share of inputs that an mlp drops in training."""
+    max_norm: float | None = None
+    """Largest Euclidean norm of a unit's incoming weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSettings(NetworkSettings):
+    """The teacher: trained first, or read from a checkpoint."""
+
+    checkpoint: Path | None = None
+    """A trained teacher: W/teacher of an earlier run, or a PyTorch state dict (.npz,
+    .safetensors)."""
+    epochs: int | None = None
+    """Passes over the training examples. Default: as --epochs, over the teacher's examples."""
+    augment: tuple[Augmentation, ...] | None = None
+    """Augmentation while the teacher trains. Default: jitter on large grey images, else as
+    --augment."""
+    mean: tuple[float, ...] | None = None
+    """Channel means, in [0, 1], that a PyTorch teacher's inputs were normalised with."""
+    std: tuple[float, ...] | None = None
+    """Channel standard deviations likewise."""
+
+
+SettingsT = TypeVar("SettingsT", bound=NetworkSettings)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer; the learning rate warms up over 2 % of the steps, then decays by a cosine."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd with Nesterov momentum 0.9."""
+    learning_rate: float | None = None
+    """Peak learning rate. Default: 0.001 for adamw, 0.05 for sgd, scaled with batches above
+    128."""
+    weight_decay: float = 0.0
+    """Decoupled for adamw, added to the gradient for sgd."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """How devices are arranged."""
+
+    data: int = -1
+    """Devices that split the batch; -1 for all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """What a setting of None becomes on a given set of data."""
+
+    student_examples: int
+    epochs: int
+    teacher_epochs: int
+    batch_size: int
+    teacher_augment: tuple[Augmentation, ...]
+    augment: tuple[Augmentation, ...]
+    num_seeds: int
+
+
+def defaults_for(
+    name: str,
+    num_examples: int,
+    image_shape: tuple[int, ...],
+    label_names: tuple[str, ...],
+    student_examples: int | None,
+) -> Defaults:
+    """Choose the settings that depend on the data.
+
+    Small sets get small batches and many epochs: at least 2,000 steps, at least 30 epochs. Colour
+    images are cropped, and flipped when their classes have names that are words: digits and
+    letters have a reading direction. Large grey images are jittered while the teacher trains, as
+    in section 3 of Hinton, Vinyals & Dean (2015), and left alone while the students do.
+
+    Args:
+        name: the set's name.
+        num_examples: its training examples, without validation.
+        image_shape: height, width, channels.
+        label_names: the names of its classes.
+        student_examples: how many of them students see, None for the default.
+
+    Returns:
+        A value for every such setting.
+    """
+    seen = student_examples or (100 if name == "digits" else num_examples)
+    seen = min(seen, num_examples)
+    batch_size = 128 if seen >= 10_000 else 64
+    large, colour = min(image_shape[:2]) >= 24, image_shape[2] >= 3
+    words = all(len(label) > 1 and not label.isdigit() for label in label_names)
+    augment: tuple[Augmentation, ...] = ()
+    if large and colour:
+        augment = ("crop", "flip") if words else ("crop",)
+    return Defaults(
+        student_examples=seen,
+        epochs=_epochs(seen, batch_size),
+        teacher_epochs=_epochs(num_examples, batch_size),
+        batch_size=batch_size,
+        teacher_augment=augment if colour or not large else ("jitter",),
+        augment=augment,
+        num_seeds=5 if seen < 10_000 else 1,
+    )
+
+
+def with_architecture(network: SettingsT, widths: tuple[int, ...]) -> SettingsT:
+    """Settle name and widths: those of a checkpoint of ours are read later, with the checkpoint."""
+    if isinstance(network, TeacherSettings) and network.checkpoint is not None:
+        return network
+    name = network.name or "mlp"
+    chosen = (network.widths if network.widths is not None else widths) if name == "mlp" else ()
+    return dataclasses.replace(network, name=name, widths=chosen)
+
+
+def default_learning_rate(optimizer: str, batch_size: int) -> float:
+    """Return the peak learning rate: that of a batch of 128, scaled up linearly beyond."""
+    return {"adamw": 1e-3, "sgd": 0.05}[optimizer] * max(1.0, batch_size / 128)
+
+
+def require(condition: bool, flag: str, expected: str, got: object) -> None:
+    """Raise a ValueError that names the flag unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{flag} must be {expected}, got {got}")
+
+
+def check_network(flag: str, network: NetworkSettings) -> None:
+    """Raise a ValueError that names the flag of the first network setting out of range."""
+    widths = network.widths or ()
+    require(all(width > 0 for width in widths), f"{flag}.widths", "positive", widths)
+    require(0 <= network.dropout < 1, f"{flag}.dropout", "in [0, 1)", network.dropout)
+    require(
+        0 <= network.input_dropout < 1, f"{flag}.input-dropout", "in [0, 1)", network.input_dropout
+    )
+    limit = network.max_norm
+    require(limit is None or limit > 0, f"{flag}.max-norm", "positive", limit)
+
+
+def check_data(data: DataSettings) -> None:
+    """Raise a ValueError that names the flag of the first data setting out of range."""
+    fraction, seen, size = data.validation_fraction, data.student_examples, data.image_size
+    require(0 <= fraction < 1, "--data.validation-fraction", "in [0, 1)", fraction)
+    require(seen is None or seen > 0, "--data.student-examples", "positive", seen)
+    require(size is None or size > 0, "--data.image-size", "positive", size)
+
+
+def check_optimizer(optimizer: OptimizerSettings) -> None:
+    """Raise a ValueError that names the flag of the first optimizer setting out of range."""
+    rate, decay = optimizer.learning_rate, optimizer.weight_decay
+    require(
+        rate is None or 0 < rate < math.inf, "--optimizer.learning-rate", "positive and finite", rate
+    )
+    require(0 <= decay < math.inf, "--optimizer.weight-decay", "zero or positive", decay)
+
+
+def _epochs(num_examples: int, batch_size: int) -> int:
+    return max(30, math.ceil(2000 * batch_size / num_examples))

@@ -1,0 +1,192 @@
+"""Training one network of an experiment: resumable, logged, measured. Shared by the scripts."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from experiments.console import progress, say
+from experiments.settings import Augmentation, OptimizerSettings, default_learning_rate
+from experiments.workdir import MetricsLog
+from kdjax import checkpoint, data, loop, metrics, step
+from kdjax.sharding import replicate, replicated, shard_batch
+from kdjax.transforms import max_norm
+from kdjax.types import Batch, Model, Objective, Teacher, TrainState, Variables
+
+Arrays = Mapping[str, np.ndarray]
+EVAL_BATCH_SIZE = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all trainings of a run share."""
+
+    workdir: Path
+    mesh: Mesh
+    log: MetricsLog
+    stop_fn: Callable[[], bool]
+    log_every: int
+    eval_every: int | None
+    checkpoint_every: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How one network is trained, whatever the seed: the compiled step is shared by all seeds."""
+
+    phase: str
+    model: Model
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    teacher: Teacher
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Any]]
+    eval_step: Callable[[Variables, Batch], Any]
+    examples: Arrays
+    validation: Arrays
+    batch_size: int
+    num_steps: int
+
+
+def make_optimizer(
+    settings: OptimizerSettings, *, batch_size: int, num_steps: int, norm_limit: float | None
+) -> optax.GradientTransformation:
+    """Make the optimizer of some settings for a training of that length."""
+    peak = settings.learning_rate or default_learning_rate(settings.name, batch_size)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, peak, warmup_steps=max(1, num_steps // 50), decay_steps=max(2, num_steps)
+    )
+    if settings.name == "sgd":
+        decay = optax.add_decayed_weights(settings.weight_decay)
+        chain = [decay, optax.sgd(schedule, momentum=0.9, nesterov=True)]
+    else:
+        chain = [optax.adamw(schedule, weight_decay=settings.weight_decay)]
+    return optax.chain(*chain, *([max_norm(norm_limit)] if norm_limit else []))
+
+
+def make_views(
+    augment: tuple[Augmentation, ...], *, crop_padding: int, jitter_pixels: int
+) -> step.ViewFn | None:
+    """Compose the augmentations of the command line, None if there are none."""
+    functions = {
+        "crop": lambda key, images: data.pad_and_crop(key, images, padding=crop_padding),
+        "flip": data.flip,
+        "jitter": lambda key, images: data.jitter(key, images, max_shift=jitter_pixels),
+    }
+    chosen = [functions[name] for name in augment if name != "none"]
+    return data.augment(*chosen) if chosen else None
+
+
+def train(run: Run, training: Training, seed: int) -> Variables:
+    """Train a network from a seed, or from where an earlier run in this directory left it.
+
+    Args:
+        run: where to log and save.
+        training: what to train and how.
+        seed: where its initial values, batches, dropout and views come from.
+
+    Returns:
+        The trained variables of the network alone.
+
+    Raises:
+        loop.NonFiniteLoss: if a loss was nan or infinite.
+        loop.Stopped: if the run was asked to stop; the state is saved.
+    """
+    directory = run.workdir / "checkpoints" / f"{training.phase}-{seed}"
+    state = _restored(run, training, directory, _initial_state(run, training, seed))
+    start = int(state.step)
+    label = f"{training.phase}, seed {seed}"
+    run.log.rewind(training.phase, seed, start)
+    if start:
+        done = "is trained" if start == training.num_steps else f"goes on from step {start}"
+        say(f"{label:<14} {done} (read from its checkpoint)")
+    if start < training.num_steps:
+        with progress(label, start, training.num_steps) as update:
+            log_fn, eval_fn = _observers(run, training, seed, update)
+            cadence = max(1, training.num_steps // 20)
+            state = loop.fit(
+                training.train_step,
+                state,
+                _batches(run, training, seed, start),
+                num_steps=training.num_steps,
+                log_every=run.log_every,
+                log_fn=log_fn,
+                eval_every=run.eval_every or cadence,
+                eval_fn=eval_fn if len(training.validation["label"]) else None,
+                checkpoint_every=run.checkpoint_every or max(1000, cadence),
+                save_fn=lambda at, s: checkpoint.save(directory, at, s),
+                stop_fn=run.stop_fn,
+            )
+    return Variables(state.params["student"], state.model_state)
+
+
+def measure(run: Run, eval_step: Any, variables: Variables, arrays: Arrays) -> dict[str, Any]:
+    """Evaluate a network on every example once, as `{name: (total, count)}`."""
+    return loop.evaluate(eval_step, variables, eval_batches(run, arrays))
+
+
+def eval_batches(run: Run, arrays: Arrays) -> Iterator[Batch]:
+    """Cut examples into padded, masked batches on the mesh."""
+    devices = run.mesh.size
+    size = -(-min(EVAL_BATCH_SIZE, len(arrays["label"])) // devices) * devices
+    for batch in data.eval_batches(arrays, batch_size=size):
+        yield shard_batch(batch, run.mesh)
+
+
+def predict_logits(run: Run, model: Model, variables: Variables, arrays: Arrays) -> np.ndarray:
+    """Compute a network's logits for every example, [examples, num_classes]."""
+
+    @jax.jit
+    def apply(variables: Variables, batch: Batch) -> Any:
+        outputs, _ = model.apply(*variables, batch["image"], train=False)
+        return outputs.logits.astype(np.float32)
+
+    placed = replicate(variables, run.mesh)
+    return loop.predict(lambda batch: apply(placed, batch), eval_batches(run, arrays))
+
+
+def _initial_state(run: Run, training: Training, seed: int) -> TrainState:
+    batch = next(_batches(run, training, seed, 0))
+    outputs = training.teacher.apply(training.teacher.variables, batch)
+    state = step.init_train_state(
+        jax.random.key(seed), training.model, training.objective, training.optimizer, batch, outputs
+    )
+    return replicate(state, run.mesh)
+
+
+def _restored(run: Run, training: Training, directory: Path, fresh: TrainState) -> TrainState:
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(run.mesh)), fresh
+    )
+    found = checkpoint.restore(directory, like)
+    return fresh if found is None else found[1]
+
+
+def _batches(run: Run, training: Training, seed: int, start: int) -> Iterator[Batch]:
+    for batch in data.train_batches(
+        training.examples, seed=seed, batch_size=training.batch_size, start_step=start
+    ):
+        yield shard_batch(batch, run.mesh)
+
+
+def _observers(run: Run, training: Training, seed: int, update: Any) -> tuple[Any, Any]:
+    """Make the functions that log training and validation metrics and move the progress bar."""
+    notes = {"train": "", "validation": ""}
+
+    def write(at: int, split: str, measured: Mapping[str, Any]) -> None:
+        numbers = {name: metrics.value(metric) for name, metric in measured.items()}
+        run.log.append(phase=training.phase, seed=seed, step=at, split=split, **numbers)
+        loss = numbers["loss"] if split == "train" else numbers["nll"]
+        notes[split] = f"{split}: loss {loss:.4f} accuracy {numbers['accuracy']:.4f}"
+        update(at, "  ".join(filter(None, notes.values())))
+
+    def eval_fn(at: int, state: TrainState) -> None:
+        variables = Variables(state.params["student"], state.model_state)
+        measured = measure(run, training.eval_step, variables, training.validation)
+        write(at, "validation", {"loss": measured["nll"], **measured})
+
+    return lambda at, measured: write(at, "train", measured), eval_fn

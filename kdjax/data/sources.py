@@ -1,0 +1,359 @@
+"""Image-classification sets as arrays, read through TFDS without TensorFlow.
+
+Everything about a set comes from its own files: the keys of image and label, the shape, the number
+of classes, the splits. A prepared set needs no code of TFDS for it, and no network.
+"""
+
+import difflib
+import importlib.util
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Folders with this file hold a prepared set.
+_INFO = "dataset_info.json"
+_TEST_SPLITS = ("test", "testing", "validation", "valid", "val", "dev")
+_TEST_FRACTION = 0.2
+_MEMORY_LIMIT = 4 * 2**30
+
+
+class Examples(NamedTuple):
+    """Images [examples, height, width, channels] of uint8 and labels [examples] of int32.
+
+    The images are a NumPy array, or `LazyImages` where they would not fit in memory.
+    """
+
+    image: Any
+    label: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """A set, split in three. `mean` and `std` are per channel, of the training images in [0, 1]."""
+
+    name: str
+    train: Examples
+    validation: Examples
+    test: Examples
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    label_names: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    splits: str
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    validation_fraction: float = 0.1,
+    image_size: int | None = None,
+    memory_limit: int = _MEMORY_LIMIT,
+) -> Dataset:
+    """Read a set of labelled images.
+
+    The test examples are those of the split `test`, where it has labels, otherwise of the
+    validation split, otherwise a fifth of the training split. The validation examples are always
+    cut from the training split, by a permutation that depends on its size alone.
+
+    Args:
+        name: `name`, `name/config`, either with `:version` behind; `digits` is embedded.
+        data_dir: the directory of prepared sets; by default that of TFDS (`TFDS_DATA_DIR`,
+            `~/tensorflow_datasets`).
+        validation_fraction: share of the training examples to set aside, in [0, 1).
+        image_size: pixels a side that all images are resized to; needed where their sizes differ.
+        memory_limit: bytes above which images are decoded when they are used, not at once.
+
+    Returns:
+        The set; its validation part may be empty.
+
+    Raises:
+        FileNotFoundError: if the set is not there and cannot be prepared here.
+        ValueError: if it is unknown, or no set of labelled 8-bit images.
+    """
+    builder = _find(name, data_dir)
+    image_key, label_key = _keys(name, builder.info)
+    reader = _Reader(name, builder, image_key, label_key, image_size)
+    train_split, test_split = _choose_splits(
+        name, builder.info, lambda split: bool(np.all(reader.labels(split) >= 0))
+    )
+    whole = reader.read(train_split, memory_limit)
+    num_test = 0 if test_split else max(1, round(_TEST_FRACTION * len(whole.label)))
+    num_validation = round(validation_fraction * (len(whole.label) - num_test))
+    num_kept = len(whole.label) - num_test - num_validation
+    if num_kept < 1:
+        raise ValueError(f"{name}: {len(whole.label)} training examples leave none to train on")
+    order = np.random.default_rng(len(whole.label)).permutation(len(whole.label))
+    kept, validation, rest = np.split(order, [num_kept, num_kept + num_validation])
+    train = take(whole, np.sort(kept))
+    test = reader.read(test_split, memory_limit) if test_split else take(whole, np.sort(rest))
+    shape = train.image.shape[1:]
+    reader.fit(np.empty(test.image.shape[1:], np.uint8), shape)
+    mean, std = _statistics(train.image)
+    label = builder.info.features[label_key]
+    return Dataset(
+        name=name,
+        train=train,
+        validation=take(whole, np.sort(validation)),
+        test=test,
+        image_shape=shape,
+        num_classes=label.num_classes,
+        label_names=tuple(label.int2str(i) for i in range(label.num_classes)),
+        mean=mean,
+        std=std,
+        splits=f"training and validation from split {train_split}, test from "
+        + (f"split {test_split}" if test_split else f"{_TEST_FRACTION:.0%} of split {train_split}"),
+    )
+
+
+def _find(name: str, data_dir: str | Path | None) -> Any:
+    """Return a builder of a prepared set, preparing it where that can be done."""
+    import tensorflow_datasets as tfds
+
+    root = _root(data_dir)
+    if name == "digits" and _prepared(name, root) is None:
+        from kdjax.data.digits import prepare
+
+        return tfds.builder_from_directory(prepare(root))
+    folder = _prepared(name, root) or _prepare(name, root)
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:
+        # TFDS fails in many ways on files that are not what they should be.
+        raise ValueError(f"{folder} holds no readable TFDS set: {_first_line(error)}") from error
+    file_format = builder.info.file_format.value
+    if file_format != "array_record":
+        raise ValueError(
+            f"{folder} holds {file_format} files, which need TensorFlow; "
+            f"prepare it as ArrayRecord in another directory: {_command(name, 'NEW_DIR')}"
+        )
+    return builder
+
+
+def _root(data_dir: str | Path | None) -> Path:
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(chosen).expanduser()
+
+
+def _prepared(name: str, root: Path) -> Path | None:
+    """Find the folder of a prepared set: root[/name][/config][/version], newest version first."""
+    path, _, version = name.partition(":")
+    for base in (root / path, root):
+        if (base / _INFO).exists() and _is_of(base, path, version):
+            return base
+        if base == root and root.name != path:
+            continue
+        versions = [p for p in _folders(base) if (p / _INFO).exists()]
+        versions = [p for p in versions if not version or p.name == version]
+        if versions:
+            return max(versions, key=lambda p: _version_key(p.name))
+        configs = [p for p in _folders(base) if any((q / _INFO).exists() for q in _folders(p))]
+        if len(configs) == 1:
+            return _prepared(f"{configs[0].name}:{version}", base)
+        if configs:
+            choices = ", ".join(f"{path}/{config.name}" for config in configs)
+            raise ValueError(f"{name} has several configurations in {root}: name one of {choices}")
+    return None
+
+
+def _is_of(folder: Path, path: str, version: str) -> bool:
+    """Whether a version folder that was named itself holds the set that is asked for."""
+    own = {folder.name, folder.parent.name, folder.parent.parent.name}
+    return set(path.split("/")) <= own and version in ("", folder.name)
+
+
+def _prepare(name: str, root: Path) -> Path:
+    """Download and prepare a set that TFDS knows, where TensorFlow is installed."""
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    short = name.partition(":")[0].split("/")[0]
+    there = ", ".join(sorted(p.name for p in _folders(root) if not p.name.startswith("."))[:8])
+    looked = f"{name} is not in {root} (there: {there or 'nothing'})"
+    if short not in known:
+        near = difflib.get_close_matches(short, known, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise FileNotFoundError(f"{looked}, and TFDS knows no such set{hint}")
+    if importlib.util.find_spec("tensorflow") is None:
+        raise FileNotFoundError(
+            f"{looked}; to download and prepare it: "
+            f"pip install 'kdjax[tensorflow]' && {_command(name, str(root))}"
+        )
+    try:
+        builder = tfds.builder(name, data_dir=root, file_format="array_record")
+        builder.download_and_prepare()
+    except Exception as error:
+        # Whatever went wrong, network, disk or the set's own code, the user needs this line.
+        raise FileNotFoundError(
+            f"{looked}, and preparing it failed ({_first_line(error)}); "
+            f"on a machine with network: {_command(name, str(root))}"
+        ) from error
+    return Path(builder.data_dir)
+
+
+def _command(name: str, root: str) -> str:
+    call = f"tfds.builder({name!r}, data_dir={root!r}, file_format='array_record')"
+    return f'python -c "import tensorflow_datasets as tfds; {call}.download_and_prepare()"'
+
+
+def _keys(name: str, info: Any) -> tuple[str, str]:
+    """Return the features that hold image and label."""
+    from tensorflow_datasets import features
+
+    def named(kind: type) -> list[str]:
+        return [key for key, feature in info.features.items() if type(feature) is kind]
+
+    images, labels = named(features.Image), named(features.ClassLabel)
+    keys = info.supervised_keys
+    if keys and len(keys) == 2 and keys[0] in images and keys[1] in labels:
+        return keys[0], keys[1]
+    if len(images) != 1 or len(labels) != 1:
+        raise ValueError(
+            f"{name} is no set of labelled images: its image features are {images}, its class "
+            f"labels {labels}, and its supervised keys {keys} do not choose one of each"
+        )
+    return images[0], labels[0]
+
+
+def _choose_splits(name: str, info: Any, has_labels: Any) -> tuple[str, str | None]:
+    """Return the training split, and the test split or None if one must be cut off."""
+    names = list(info.splits)
+    train = "train" if "train" in names else next((s for s in names if "train" in s), None)
+    if train is None and len(names) == 1:
+        train = names[0]
+    if train is None:
+        raise ValueError(f"{name} has the splits {names}, none of which is for training")
+    candidates = [s for s in _TEST_SPLITS if s in names and s != train]
+    return train, next((s for s in candidates if has_labels(s)), None)
+
+
+class _Reader(NamedTuple):
+    """How the records of a set become arrays."""
+
+    name: str
+    builder: Any
+    image_key: str
+    label_key: str
+    size: int | None
+
+    def source(self, split: str) -> Any:
+        """Open a split; images, and whatever else there is, stay undecoded."""
+        import tensorflow_datasets as tfds
+
+        others = [key for key in self.builder.info.features if key != self.label_key]
+        decoders = {key: tfds.decode.SkipDecoding() for key in others}
+        return self.builder.as_data_source(split, decoders=decoders)
+
+    def labels(self, split: str) -> np.ndarray:
+        """Read all labels of a split, [examples] of int32, checked against the class count."""
+        source = self.source(split)
+        labels = np.array([row[self.label_key] for row in _rows(source, len(source))], np.int64)
+        num_classes = self.builder.info.features[self.label_key].num_classes
+        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        if wrong.size and not np.all(labels == -1):
+            i = wrong[0]
+            raise ValueError(
+                f"{self.name}: example {i} of split {split} has label {labels[i]}, "
+                f"but there are {num_classes} classes"
+            )
+        return labels.astype(np.int32)
+
+    def decode(self, row: Any) -> np.ndarray:
+        """Decode one image, [height, width, channels] of uint8."""
+        from PIL import Image
+
+        channels = self.builder.info.features[self.image_key].shape[-1] or 3
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+        if mode is None or self.builder.info.features[self.image_key].np_dtype != np.uint8:
+            raise ValueError(f"{self.name}: only 8-bit images of 1, 3 or 4 channels are supported")
+        image = Image.open(io.BytesIO(row[self.image_key]))
+        image = image if image.mode == mode else image.convert(mode)
+        if self.size is not None and image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        return np.asarray(image).reshape(image.height, image.width, channels)
+
+    def read(self, split: str, memory_limit: int) -> Examples:
+        """Read a split, its images decoded at once where they fit into the limit."""
+        labels, source = self.labels(split), self.source(split)
+        shape = self.decode(source[0]).shape
+        if len(labels) * int(np.prod(shape)) > memory_limit:
+            return Examples(LazyImages(self, split, shape, np.arange(len(labels))), labels)
+        images = np.empty((len(labels), *shape), np.uint8)
+        for i, row in enumerate(_rows(source, len(labels))):
+            images[i] = self.fit(self.decode(row), shape)
+        return Examples(images, labels)
+
+    def fit(self, image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the image if it has this shape."""
+        if image.shape != shape:
+            raise ValueError(
+                f"{self.name}: images differ in size ({shape} and {image.shape}); "
+                "resize them with --data.image-size"
+            )
+        return image
+
+
+class LazyImages:
+    """Images that are read and decoded when they are asked for, by an array of indices.
+
+    They stand in for a NumPy array of shape [examples, height, width, channels] where that would
+    not fit in memory.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, reader: _Reader, split: str, shape: tuple[int, ...], indices: np.ndarray):
+        self._reader, self._split, self._indices = reader, split, indices
+        self._source = reader.source(split)
+        self.shape = (len(indices), *shape)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        rows = self._source.__getitems__(self._indices[indices].tolist())
+        shape = self.shape[1:]
+        return np.stack([self._reader.fit(self._reader.decode(row), shape) for row in rows])
+
+    def take(self, indices: np.ndarray) -> "LazyImages":
+        """Return the images at these indices, still undecoded."""
+        return LazyImages(self._reader, self._split, self.shape[1:], self._indices[indices])
+
+
+def take(examples: Examples, indices: np.ndarray) -> Examples:
+    """Pick examples by index, without decoding images that are not decoded yet."""
+    image = examples.image
+    lazy = isinstance(image, LazyImages)
+    return Examples(image.take(indices) if lazy else image[indices], examples.label[indices])
+
+
+def _rows(source: Any, num_rows: int) -> Iterator[Any]:
+    for start in range(0, num_rows, 1024):
+        yield from source.__getitems__(list(range(start, min(start + 1024, num_rows))))
+
+
+def _statistics(images: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation per channel, over at most 10,000 images, in [0, 1]."""
+    num_images = min(len(images), 10_000)
+    chosen = images[np.linspace(0, len(images) - 1, num_images).astype(np.int64)]
+    axes = (0, 1, 2)
+    mean = chosen.mean(axes, dtype=np.float64) / 255
+    std = chosen.std(axes, dtype=np.float64) / 255
+    # A channel that never changes is left as it is.
+    return mean.astype(np.float32), np.where(std > 1e-3, std, 1).astype(np.float32)
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else -1 for part in version.split("."))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:160]

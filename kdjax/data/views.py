@@ -1,0 +1,89 @@
+"""Augmentation on the device: pure functions of a key and a batch of images.
+
+Images are [batch, height, width, channels] of any type; every example is drawn its own change.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.types import Array, Batch
+
+ImageFn = Callable[[Array, Array], Array]
+
+
+def flip(key: Array, images: Array) -> Array:
+    """Mirror half of the images left to right.
+
+    Args:
+        key: a PRNG key.
+        images: [batch, height, width, channels].
+
+    Returns:
+        Images of the same shape and type.
+    """
+    mirrored = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+    return jnp.where(jnp.broadcast_to(mirrored, images.shape), images[:, :, ::-1], images)
+
+
+def jitter(key: Array, images: Array, *, max_shift: int = 2) -> Array:
+    """Shift every image by whole pixels, each way; black enters at the edges.
+
+    Args:
+        key: a PRNG key.
+        images: [batch, height, width, channels].
+        max_shift: the largest shift in pixels, vertically and horizontally.
+
+    Returns:
+        Images of the same shape and type.
+
+    Raises:
+        ValueError: if the shift is negative or as large as the image.
+    """
+    if not 0 <= max_shift < min(images.shape[1:3]):
+        raise ValueError(f"jitter: max_shift is {max_shift}, images are {images.shape[1:3]}")
+    shifts = jax.random.randint(key, (images.shape[0], 2), 0, 2 * max_shift + 1)
+    edges = (max_shift, max_shift)
+    padded = jnp.pad(images, ((0, 0), edges, edges, (0, 0)))
+
+    def crop(image: Array, shift: Array) -> Array:
+        return jax.lax.dynamic_slice(image, (shift[0], shift[1], 0), images.shape[1:])
+
+    return jax.vmap(crop)(padded, shifts)
+
+
+def pad_and_crop(key: Array, images: Array, *, padding: int = 4) -> Array:
+    """Pad with black and cut out a window of the old size: the field's crop for small images.
+
+    Args:
+        key: a PRNG key.
+        images: [batch, height, width, channels].
+        padding: pixels of padding on every side.
+
+    Returns:
+        Images of the same shape and type.
+
+    Raises:
+        ValueError: if the padding is negative or as large as the image.
+    """
+    return jitter(key, images, max_shift=padding)
+
+
+def augment(*functions: ImageFn) -> Callable[[Array, Batch], Batch]:
+    """Compose augmentations into a view of a batch.
+
+    Args:
+        functions: applied in order to `batch["image"]`, each with a key of its own.
+
+    Returns:
+        A function of a key and a batch, for `kdjax.step.with_teacher(view_fn=...)`.
+    """
+
+    def view_fn(key: Array, batch: Batch) -> Batch:
+        images = batch["image"]
+        for i, function in enumerate(functions):
+            images = function(jax.random.fold_in(key, i), images)
+        return {**batch, "image": images}
+
+    return view_fn

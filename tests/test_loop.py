@@ -1,0 +1,147 @@
+"""The loop: what is called when, what stops it, and that nothing bad is ever saved."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import optax
+import pytest
+import toys
+
+from kdjax import loop, metrics, step, teachers
+
+
+def make_run(learning_rate=0.1):
+    batch = toys.batch_of(8)
+    model, optimizer = toys.linear_model(), optax.sgd(learning_rate)
+    teacher = toys.teacher_for(batch)
+    objective = toys.kd_objective()
+    outputs = teacher.apply(teacher.variables, batch)
+    state = step.init_train_state(jax.random.key(0), model, objective, optimizer, batch, outputs)
+    return step.with_teacher(step.make_train_step(model, objective, optimizer), teacher), state
+
+
+def batches(start=0):
+    while True:
+        yield toys.batch_of(8, start)
+        start += 1
+
+
+def test_fit_calls_every_hook_on_its_steps():
+    run, state = make_run()
+    calls = {"log": [], "eval": [], "save": []}
+    state = loop.fit(
+        run,
+        state,
+        batches(),
+        num_steps=7,
+        log_every=3,
+        log_fn=lambda at, m: calls["log"].append((at, float(m["loss"][1]))),
+        eval_every=2,
+        eval_fn=lambda at, s: calls["eval"].append((at, int(s.step))),
+        checkpoint_every=5,
+        save_fn=lambda at, s: calls["save"].append(at),
+    )
+    assert int(state.step) == 7
+    # Each window counts the examples of its own steps, none twice.
+    assert calls["log"] == [(3, 24.0), (6, 24.0), (7, 8.0)]
+    assert calls["eval"] == [(2, 2), (4, 4), (6, 6), (7, 7)]
+    assert calls["save"] == [5, 7]
+
+
+def test_a_fit_in_two_halves_equals_one_bitwise():
+    run, state = make_run()
+    whole = loop.fit(run, state, batches(), num_steps=6)
+    run, state = make_run()
+    half = loop.fit(run, state, batches(), num_steps=3)
+    both = loop.fit(run, half, batches(3), num_steps=6)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, both.params)
+
+
+def test_a_finished_state_is_returned_untouched():
+    run, state = make_run()
+    state = loop.fit(run, state, batches(), num_steps=2)
+    again = loop.fit(run, state, batches(2), num_steps=2, save_fn=lambda *_: pytest.fail("saved"))
+    assert again is state
+
+
+def test_non_finite_loss_names_step_and_term_and_is_not_saved():
+    run, state = make_run()
+    saved = []
+
+    def poisoned():
+        for i, batch in enumerate(batches()):
+            yield {**batch, "image": np.full_like(batch["image"], np.nan)} if i == 4 else batch
+
+    with pytest.raises(loop.NonFiniteLoss, match="nan at step 5; non-finite terms: hard, soft"):
+        loop.fit(
+            run,
+            state,
+            poisoned(),
+            num_steps=20,
+            checkpoint_every=1,
+            save_fn=lambda at, s: saved.append(at),
+        )
+    assert saved == [1, 2, 3, 4]
+
+
+def test_a_signal_saves_and_stops_and_hands_the_handlers_back():
+    run, state = make_run()
+    saved = []
+    before = signal.getsignal(signal.SIGTERM)
+
+    def interrupted():
+        for i, batch in enumerate(batches()):
+            if i == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with pytest.raises(loop.Stopped) as stopped, loop.stop_on_signals() as stop_fn:
+        loop.fit(
+            run,
+            state,
+            interrupted(),
+            num_steps=20,
+            save_fn=lambda at, s: saved.append(at),
+            stop_fn=stop_fn,
+        )
+    assert stopped.value.step == 4
+    assert saved == [4]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_interrupt_is_not_polite():
+    with pytest.raises(KeyboardInterrupt), loop.stop_on_signals() as stop_fn:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop_fn()
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_evaluate_and_predict_cover_every_example_once():
+    model, batch = toys.linear_model(), toys.batch_of(10)
+    variables = model.init(jax.random.key(0), batch["image"])
+    padded = [
+        {name: x[:6] for name, x in batch.items()} | {"mask": np.ones(6, bool)},
+        {name: np.concatenate([x[6:], x[:2]]) for name, x in batch.items()}
+        | {"mask": np.arange(6) < 4},
+    ]
+    measured = loop.evaluate(step.make_eval_step(model), variables, padded)
+    whole = step.make_eval_step(model)(variables, batch)
+    for name, metric in whole.items():
+        np.testing.assert_allclose(metrics.value(measured[name]), metrics.value(metric), rtol=1e-5)
+
+    def logits_of(part):
+        return model.apply(variables.params, {}, part["image"], train=False)[0].logits
+
+    np.testing.assert_allclose(loop.predict(logits_of, padded), logits_of(batch), rtol=1e-5)
+
+
+def test_absent_teacher_fails_with_words_when_a_term_needs_one():
+    batch, model, optimizer = toys.batch_of(8), toys.linear_model(), optax.sgd(0.1)
+    with pytest.raises(ValueError, match="needs a teacher's outputs"):
+        state = step.init_train_state(
+            jax.random.key(0), model, toys.kd_objective(), optimizer, batch, None
+        )
+        run = step.make_train_step(model, toys.kd_objective(), optimizer)
+        step.with_teacher(run, teachers.absent())(state, batch)
