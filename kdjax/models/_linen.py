@@ -55,7 +55,6 @@ def from_linen(
     def run(module: nn.Module, inputs: Any, train: bool) -> Array:
         return as_logits("from_linen", module, (call_fn or call_module)(module, inputs, train))
 
-    @jax.jit
     def init(key: Array, inputs: Any) -> Variables:
         called: set[str] = set()
         make = nn.init(run, module, capture_intermediates=_keep(frozenset(), called))

@@ -63,7 +63,6 @@ def from_nnx(
     def run(module: nnx.Module, inputs: Any, train: bool) -> Array:
         return as_logits("from_nnx", module, (call_fn or call_module)(module, inputs, train))
 
-    @jax.jit
     def init(key: Array, inputs: Any) -> Variables:
         variables = variables_of(make_module(nnx.Rngs(key)))
         jax.eval_shape(functools.partial(apply, train=False), *variables, inputs)
@@ -112,7 +111,7 @@ def _blueprint(make_module: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
     blueprint = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
     if not isinstance(blueprint, nnx.Module):
         raise TypeError(
-            f"from_nnx: make_module made a {type(blueprint).__name__}, expected an nnx.Module"
+            "from_nnx: make_module made no nnx.Module; expected lambda rngs: Net(..., rngs=rngs)"
         )
     return blueprint
 

@@ -145,7 +145,7 @@ def normalisation_of(state_dict: StateDict) -> tuple[np.ndarray, np.ndarray] | N
 def _read_npz(file: str) -> dict[str, np.ndarray]:
     damage = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError)
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return dict(archive.items())
     except (*damage, AttributeError, TypeError, NotImplementedError) as error:
         raise ValueError(f"read_state_dict: {file} is no intact .npz file ({error})") from error
@@ -245,7 +245,8 @@ def _ours(array: np.ndarray, dtype: Any) -> Array:
 
 def _check(arrays: StateDict, expected: Mapping[str, tuple[int, ...]]) -> None:
     problems = []
-    for name, shape in expected.items():
+    for name in sorted(expected, key=lambda name: (name.startswith("fc."), _by_number(name))):
+        shape = expected[name]
         if name not in arrays:
             problems.append(f"{name} {shape} is missing")
         elif arrays[name].shape != shape:

@@ -1,0 +1,293 @@
+"""PyTorch state dicts: names, layouts, files, and what is refused."""
+
+import pathlib
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from kdjax import models
+from kdjax.models import from_pytorch, normalisation_of, read_state_dict
+
+KEY = jax.random.key(0)
+IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+TEACHERS = pathlib.Path(__file__).parents[2] / "../shared/teachers"
+
+
+def conv(rng, arrays, name, out, inputs, size):
+    arrays[f"{name}.weight"] = rng.normal(size=(out, inputs, size, size)) / (3 * inputs**0.5)
+
+
+def norm(rng, arrays, name, width):
+    arrays[f"{name}.weight"] = rng.uniform(0.5, 1.5, width)
+    arrays[f"{name}.bias"] = rng.normal(size=width) / 5
+    arrays[f"{name}.running_mean"] = rng.normal(size=width) / 5
+    arrays[f"{name}.running_var"] = rng.uniform(0.5, 1.5, width)
+    arrays[f"{name}.num_batches_tracked"] = np.array(3)
+
+
+def resnet_state_dict(num_blocks=1, classes=4):
+    rng, arrays, width = np.random.default_rng(1), {}, 16
+    conv(rng, arrays, "conv1", 16, 3, 3)
+    norm(rng, arrays, "bn1", 16)
+    for stage, out in enumerate((16, 32, 64), start=1):
+        for block in range(num_blocks):
+            name = f"layer{stage}.{block}"
+            conv(rng, arrays, f"{name}.conv1", out, width, 3)
+            norm(rng, arrays, f"{name}.bn1", out)
+            conv(rng, arrays, f"{name}.conv2", out, out, 3)
+            norm(rng, arrays, f"{name}.bn2", out)
+            if width != out:
+                conv(rng, arrays, f"{name}.downsample.0", out, width, 1)
+                norm(rng, arrays, f"{name}.downsample.1", out)
+            width = out
+    arrays["fc.weight"], arrays["fc.bias"] = (
+        rng.normal(size=(classes, 64)),
+        rng.normal(size=classes),
+    )
+    return {k: v if v.dtype == int else v.astype(np.float32) for k, v in arrays.items()}
+
+
+def reference_conv(x, weight, stride):
+    """Cross-correlate NCHW images with an OIHW kernel, k // 2 pixels of zeros on every side."""
+    size = weight.shape[-1]
+    pad = size // 2
+    x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(2, 3))
+    return np.einsum("nihwab,oiab->nohw", windows[:, :, ::stride, ::stride], weight)
+
+
+def reference_norm(x, arrays, name):
+    def channel(leaf):
+        return arrays[f"{name}.{leaf}"].reshape(1, -1, 1, 1)
+
+    x = (x - channel("running_mean")) / np.sqrt(channel("running_var") + 1e-5)
+    return x * channel("weight") + channel("bias")
+
+
+def reference_resnet(arrays, images, num_blocks=1):
+    x = reference_conv(np.moveaxis(images, -1, 1), arrays["conv1.weight"], 1)
+    x = np.maximum(reference_norm(x, arrays, "bn1"), 0)
+    for name in [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(num_blocks)]:
+        shortcut, stride = x, 1
+        if f"{name}.downsample.0.weight" in arrays:
+            stride = 2
+            shortcut = reference_conv(x, arrays[f"{name}.downsample.0.weight"], stride)
+            shortcut = reference_norm(shortcut, arrays, f"{name}.downsample.1")
+        y = reference_conv(x, arrays[f"{name}.conv1.weight"], stride)
+        y = np.maximum(reference_norm(y, arrays, f"{name}.bn1"), 0)
+        y = reference_norm(
+            reference_conv(y, arrays[f"{name}.conv2.weight"], 1), arrays, f"{name}.bn2"
+        )
+        x = np.maximum(y + shortcut, 0)
+    return x.mean((2, 3)) @ arrays["fc.weight"].T + arrays["fc.bias"]
+
+
+def resnet_like(depth=8, classes=4):
+    return jax.eval_shape(models.resnet(depth, classes).init, KEY, IMAGES)
+
+
+def test_resnet_equals_a_numpy_reference_of_pytorch():
+    arrays = resnet_state_dict(num_blocks=2)
+    like = resnet_like(14)
+    variables = from_pytorch(arrays, like)
+    chex.assert_trees_all_equal_shapes_and_dtypes(variables, like)
+    outputs, _ = models.resnet14(4).apply(*variables, IMAGES, train=False)
+    expected = reference_resnet(arrays, IMAGES, num_blocks=2)
+    error = np.abs(np.asarray(outputs.logits) - expected).max()
+    assert error < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "state_dict.", "state_dict.model.module."])
+def test_wrappers_and_other_usual_names(prefix):
+    arrays = resnet_state_dict()
+    expected = from_pytorch(arrays, resnet_like())
+    renamed = {
+        prefix + re.sub("^fc", "linear", name).replace("downsample", "shortcut"): array
+        for name, array in arrays.items()
+    }
+    chex.assert_trees_all_equal(from_pytorch(renamed, resnet_like()), expected)
+    assert normalisation_of(renamed) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 14}, r"layer1.1.bn1.bias \(16,\) is missing; .*; and 27 more"),
+        ({"classes": 7}, r"fc.weight has shape \(4, 64\), expected \(7, 64\)"),
+    ],
+)
+def test_another_architecture_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        from_pytorch(resnet_state_dict(), resnet_like(**change))
+
+
+def test_arrays_left_over_missing_or_not_finite_are_refused():
+    arrays = resnet_state_dict()
+    deep = resnet_state_dict(num_blocks=2)
+    with pytest.raises(ValueError, match=r"layer1.1.conv1.weight \(16, 16, 3, 3\) is unexpected"):
+        from_pytorch(deep, resnet_like())
+    with pytest.raises(ValueError, match=r"bn1.running_var is not finite"):
+        from_pytorch(arrays | {"bn1.running_var": np.full(16, np.nan)}, resnet_like())
+    with pytest.raises(ValueError, match=r"conv1.weight has shape \(16, 3, 5, 5\)"):
+        from_pytorch(arrays | {"conv1.weight": np.zeros((16, 3, 5, 5))}, resnet_like())
+    with pytest.raises(ValueError, match=r"bn1.bias \(16,\) is missing;.* and 44 more"):
+        from_pytorch({}, resnet_like())
+    with pytest.raises(ValueError, match=r"'conv1.weight' twice"):
+        from_pytorch(arrays | {"module.conv1.weight": arrays["conv1.weight"]}, resnet_like())
+
+
+def mlp_state_dict(names, sizes):
+    rng, arrays = np.random.default_rng(2), {}
+    for name, inputs, out in zip(names, sizes[:-1], sizes[1:], strict=True):
+        arrays[f"{name}.weight"] = rng.normal(size=(out, inputs)).astype(np.float32)
+        arrays[f"{name}.bias"] = rng.normal(size=out).astype(np.float32)
+    return arrays
+
+
+def reference_mlp(arrays, x):
+    layers = list(arrays.values())
+    for weight, bias in zip(layers[:-2:2], layers[1:-2:2], strict=True):
+        x = np.maximum(x @ weight.T + bias, 0)
+    return x @ layers[-2].T + layers[-1]
+
+
+@pytest.mark.parametrize("names", [("1", "3", "10"), ("fc1", "fc2", "fc3"), ("in", "mid", "out")])
+def test_perceptron_by_order_of_appearance(names):
+    arrays = mlp_state_dict(names, (192, 6, 6, 4))
+    model = models.mlp(4, widths=(6, 6))
+    variables = from_pytorch(
+        arrays, jax.eval_shape(model.init, KEY, IMAGES), image_shape=IMAGES.shape[1:]
+    )
+    outputs, _ = model.apply(*variables, IMAGES, train=False)
+    expected = reference_mlp(arrays, np.moveaxis(IMAGES, -1, 1).reshape(2, -1))
+    np.testing.assert_allclose(outputs.logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_perceptron_whose_inputs_are_in_our_order():
+    arrays = mlp_state_dict(("0", "2"), (192, 6, 4))
+    model = models.mlp(4, widths=(6,))
+    variables = from_pytorch(arrays, model.init(KEY, IMAGES))
+    outputs, _ = model.apply(*variables, IMAGES, train=False)
+    np.testing.assert_allclose(
+        outputs.logits, reference_mlp(arrays, IMAGES.reshape(2, -1)), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_perceptron_of_another_shape_is_refused():
+    like = jax.eval_shape(models.mlp(4, widths=(6,)).init, KEY, IMAGES)
+    with pytest.raises(ValueError, match=r"3 layers \(0, 2, 4\), like has 2 \(hidden_0, head\)"):
+        from_pytorch(mlp_state_dict(("0", "2", "4"), (192, 6, 6, 4)), like)
+    with pytest.raises(ValueError, match=r"0.weight has shape \(5, 192\), expected \(6, 192\)"):
+        from_pytorch(mlp_state_dict(("0", "2"), (192, 5, 4)), like)
+    with pytest.raises(ValueError, match=r"\(6, 192\), expected 75 inputs for image_shape"):
+        from_pytorch(mlp_state_dict(("0", "2"), (192, 6, 4)), like, image_shape=(5, 5, 3))
+
+
+def test_networks_of_others_are_refused():
+    like = resnet_like()
+    like = like._replace(params={"Dense_0": {"kernel": jnp.zeros((3, 2))}}, state={})
+    with pytest.raises(ValueError, match=r"neither resnet nor mlp.*Dense_0"):
+        from_pytorch({"0.weight": np.zeros((2, 3))}, like)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_normalisation_travels_along(prefix):
+    arrays = resnet_state_dict()
+    both = {
+        prefix + "normalisation.mean": np.array([0.1, 0.2, 0.3]),
+        prefix + "normalisation.std": np.array([0.4, 0.5, 0.6]),
+    }
+    mean, std = normalisation_of(arrays | both)
+    np.testing.assert_allclose(mean, [0.1, 0.2, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(std, [0.4, 0.5, 0.6], rtol=1e-6)
+    assert mean.dtype == std.dtype == np.float32
+    chex.assert_trees_all_equal(
+        from_pytorch(arrays | both, resnet_like()), from_pytorch(arrays, resnet_like())
+    )
+    with pytest.raises(ValueError, match=r"normalisation.std without its counterpart"):
+        normalisation_of({"normalisation.std": np.ones(3)})
+    with pytest.raises(ValueError, match=r"mean has shape \(2,\) and std \(3,\)"):
+        normalisation_of({"normalisation.mean": np.ones(2), "normalisation.std": np.ones(3)})
+
+
+def write(file, arrays):
+    if file.suffix == ".npz":
+        np.savez_compressed(file, **arrays)
+    else:
+        safetensors.numpy.save_file(arrays, file)
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_files_come_back_as_they_were(tmp_path, kind):
+    file = tmp_path / f"teacher.{kind}"
+    arrays = mlp_state_dict([str(i) for i in (0, 2, 10)], (5, 4, 3, 2))
+    write(file, arrays)
+    got = read_state_dict(file)
+    chex.assert_trees_all_equal(got, arrays)
+    assert [name.split(".")[0] for name in got][::2] == ["0", "2", "10"]
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_truncated_files_are_refused(tmp_path, kind, share):
+    file = tmp_path / f"teacher.{kind}"
+    write(file, resnet_state_dict())
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ValueError, match=rf"teacher\.{kind} is no intact \.{kind} file"):
+        read_state_dict(file)
+
+
+def test_flipped_bits_in_an_npz_are_refused_or_harmless(tmp_path):
+    file = tmp_path / "teacher.npz"
+    arrays = mlp_state_dict(("0", "2"), (9, 4, 3))
+    write(file, arrays)
+    data = file.read_bytes()
+    refused = 0
+    for i in range(0, len(data), 7):
+        file.write_bytes(data[:i] + bytes([data[i] ^ 16]) + data[i + 1 :])
+        try:
+            got = read_state_dict(file)
+        except ValueError:
+            refused += 1
+            continue
+        for name in set(got) & set(arrays):
+            np.testing.assert_array_equal(got[name], arrays[name])
+    assert refused > len(data) // 7 // 2
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.npz"):
+        read_state_dict(tmp_path / "none.npz")
+    for name in ("teacher.pth", "folder.npz"):
+        (tmp_path / name).mkdir() if name.startswith("folder") else (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=rf"{name} is not a \.npz or \.safetensors file"):
+            read_state_dict(tmp_path / name)
+    np.save(tmp_path / "single.npy", np.ones(3))
+    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
+    np.savez(tmp_path / "words.npz", a=np.array(["x"]))
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
+    (tmp_path / "noise.npz").write_bytes(b"not a zip")
+    for name in ("single", "words", "objects", "noise"):
+        with pytest.raises(ValueError, match=rf"read_state_dict: .*{name}\.npz") as caught:
+            read_state_dict(tmp_path / f"{name}.npz")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not TEACHERS.is_dir(), reason="no ../shared/teachers beside the checkout")
+def test_the_cifar100_teacher_gives_pytorchs_logits():
+    arrays = read_state_dict(TEACHERS / "cifar100_resnet20.npz")
+    with np.load(TEACHERS / "cifar100_resnet20_check.npz") as check:
+        images, expected = check["images_first_256"], check["logits_first_256"]
+        np.testing.assert_array_equal(normalisation_of(arrays), [check["mean"], check["std"]])
+    model = models.normalized(models.resnet20(100), *normalisation_of(arrays))
+    variables = from_pytorch(arrays, jax.eval_shape(model.init, KEY, images[:1]))
+    apply = jax.jit(lambda v, x: model.apply(*v, x, train=False)[0].logits)
+    error = np.abs(np.asarray(apply(variables, images)) - expected).max()
+    assert error < 1e-5 * np.abs(expected).max()
+    assert models.num_params(variables.params) == 278324
