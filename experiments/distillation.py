@@ -15,6 +15,7 @@ from experiments.networks import Network, NetworkSpec
 from experiments.settings import Augmentation, NetworkSettings
 from experiments.training import Arrays, Run, Training
 from kdjax import data, metrics, models, sharding, step, teachers, terms
+from kdjax import report as pages
 from kdjax.checkpoint import params_sha256
 from kdjax.objective import combine
 from kdjax.types import Model, Objective, Teacher
@@ -58,7 +59,7 @@ def say_if_finished(settings: "Settings") -> bool:
     requested = workdir.plain(dataclasses.asdict(settings))
     if workdir.changed_setting(config["requested"], requested):
         return False
-    say(report.format_table(summary))
+    say(pages.format_table(summary))
     say(f"finished: nothing left to do in {settings.workdir}")
     return True
 
@@ -153,7 +154,10 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
     if training.make_views(settings.augment or (), crop_padding=1, jitter_pixels=1) is None:
         answered, source = _with_logits(run, teacher.network, examples), teachers.stored()
     distilling = combine(
-        {"soft": terms.soft_targets(temperature=settings.temperature), "hard": terms.cross_entropy()},
+        {
+            "soft": terms.soft_targets(temperature=settings.temperature),
+            "hard": terms.cross_entropy(),
+        },
         {"soft": settings.soft_weight, "hard": 1 - settings.soft_weight},
     )
     common: dict[str, Any] = {"epochs": settings.epochs, "augment": settings.augment or ()}
@@ -318,9 +322,7 @@ def _check_fit(settings: "Settings", dataset: data.Dataset, mesh: Mesh) -> None:
         )
     batch_size = settings.batch_size or 0
     try:
-        sharding.check_batch_size(
-            batch_size, mesh, num_micro_batches=settings.num_micro_batches
-        )
+        sharding.check_batch_size(batch_size, mesh, num_micro_batches=settings.num_micro_batches)
     except ValueError as error:
         raise ValueError(f"--batch-size: {error}") from error
 
@@ -333,3 +335,11 @@ def _describe(settings: "Settings", dataset: data.Dataset, run: Run) -> None:
         f"{dataset.num_classes} classes; students see {settings.data.student_examples}"
     )
     say(f"{run.mesh.size} x {device.device_kind} ({device.platform}), writing to {run.workdir}")
+
+
+def report(
+    experiment: Experiment, teacher: TeacherResult, summary: dict[str, Any], command: str
+) -> None:
+    """Print the table, and write `summary.json`, the plots and `report.html`."""
+    run = experiment.run
+    workdir.write_json(run.workdir / "summary.json", summary)

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -66,8 +67,8 @@ def make_spec(
 ) -> NetworkSpec:
     """Describe the network of some settings on some data."""
     return NetworkSpec(
-        name=settings.name,
-        widths=tuple(settings.widths) if settings.name == "mlp" else (),
+        name=settings.name or "mlp",
+        widths=tuple(settings.widths or ()),
         num_classes=num_classes,
         image_shape=tuple(image_shape),
         mean=tuple(float(x) for x in mean),
@@ -103,12 +104,12 @@ def load_network(directory: str | Path) -> Network:
 
 
 def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
-    """Read a teacher: a network of ours, or a PyTorch state dict for the network of a spec.
+    """Read a teacher: a network of ours, or a PyTorch state dict.
 
     Args:
-        settings: its `checkpoint` names a directory or a file; `mean` and `std` override those
-            that a state dict carries.
-        spec: the teacher that the flags and the data describe.
+        settings: `checkpoint` names a directory or a file, and for a file `name` the architecture;
+            `mean` and `std` override the normalisation that a state dict may carry.
+        spec: what flags and data say about the teacher.
 
     Returns:
         The teacher with its own normalisation.
@@ -120,7 +121,9 @@ def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
     path = settings.checkpoint
     assert path is not None
     if path.is_dir():
-        return _checked(path, load_network(path), spec)
+        return _checked(path, load_network(path), settings, spec.num_classes)
+    if not path.exists():
+        raise FileNotFoundError(f"--teacher.checkpoint: there is nothing at {path}")
     state_dict = models.read_state_dict(path)
     mean, std = models.normalisation_of(state_dict) or (spec.mean, spec.std)
     mean, std = settings.mean or mean, settings.std or std
@@ -128,10 +131,24 @@ def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
         spec, mean=tuple(float(x) for x in mean), std=tuple(float(x) for x in std)
     )
     model = build(spec)
-    key_and_images = _abstract_inputs(spec)
-    like = _shapes(model, *key_and_images)
+    images = jax.ShapeDtypeStruct((1, *spec.image_shape), np.uint8)
+    like = jax.eval_shape(model.init, jax.random.key(0), images)
     try:
         variables = models.from_pytorch(state_dict, like, image_shape=spec.image_shape)
     except ValueError as error:
         raise ValueError(f"--teacher.checkpoint {path} is not a {spec.name}: {error}") from error
     return Network(spec, model, variables)
+
+
+def _checked(path: Path, teacher: Network, settings: TeacherSettings, num_classes: int) -> Network:
+    """Return a teacher of ours if it is what the flags say and the data needs."""
+    asked, found = (settings.name, settings.widths), (teacher.spec.name, teacher.spec.widths)
+    for flag, want, have in zip(("name", "widths"), asked, found, strict=True):
+        if want is not None and want != have and not (flag == "widths" and have == ()):
+            raise ValueError(f"--teacher.{flag} is {want}, but {path} holds {have}")
+    if teacher.spec.num_classes != num_classes:
+        raise ValueError(
+            f"--teacher.checkpoint {path} has {teacher.spec.num_classes} classes, "
+            f"the data has {num_classes}"
+        )
+    return teacher

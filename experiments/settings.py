@@ -186,7 +186,10 @@ def check_optimizer(optimizer: OptimizerSettings) -> None:
     """Raise a ValueError that names the flag of the first optimizer setting out of range."""
     rate, decay = optimizer.learning_rate, optimizer.weight_decay
     require(
-        rate is None or 0 < rate < math.inf, "--optimizer.learning-rate", "positive and finite", rate
+        rate is None or 0 < rate < math.inf,
+        "--optimizer.learning-rate",
+        "positive and finite",
+        rate,
     )
     require(0 <= decay < math.inf, "--optimizer.weight-decay", "zero or positive", decay)
 

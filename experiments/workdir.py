@@ -106,7 +106,9 @@ class MetricsLog:
         """Drop the lines of a phase behind a step: it is about to be trained again from there."""
         if not self.path.exists():
             return
-        kept = [r for r in self.rows() if (r["phase"], r["seed"]) != (phase, seed) or r["step"] <= step]
+        kept = [
+            r for r in self.rows() if (r["phase"], r["seed"]) != (phase, seed) or r["step"] <= step
+        ]
         partial = self.path.with_name(self.path.name + ".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(partial, self.path)

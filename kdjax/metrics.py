@@ -32,7 +32,9 @@ def masked_sum(values: Array, mask: Array) -> tuple[Array, Array]:
             f"masked_sum: mask has shape {mask.shape}, expected leading axes of {values.shape}"
         )
     selected = jnp.broadcast_to(_expand(mask, values.ndim), values.shape)
-    total = jnp.sum(jnp.where(selected, values, 0), dtype=jnp.promote_types(values, jnp.float32))
+    total = jnp.sum(
+        jnp.where(selected, values, 0), dtype=jnp.promote_types(values.dtype, jnp.float32)
+    )
     return total, jnp.sum(selected, dtype=jnp.float32)
 
 
@@ -147,7 +149,7 @@ def value(metric: tuple[Any, Any]) -> float:
 
 
 def _widen(logits: Array) -> Array:
-    return logits.astype(jnp.promote_types(logits, jnp.float32))
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _expand(mask: Array, ndim: int) -> Array:

@@ -76,7 +76,7 @@ def ensemble(
         answers = [fn(v, batch).logits for fn, v in zip(applies, variables, strict=True)]
         logits = jnp.stack(answers)
         log_probs = jax.nn.log_softmax(
-            logits.astype(jnp.promote_types(logits, jnp.float32)) / temperature, axis=-1
+            logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature, axis=-1
         )
         shares = log_shares.astype(log_probs.dtype).reshape((-1,) + (1,) * (logits.ndim - 1))
         return Outputs(temperature * jax.nn.logsumexp(log_probs + shares, axis=0))

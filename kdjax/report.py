@@ -1,0 +1,5 @@
+"""Interim."""
+
+
+def format_table(summary):
+    return str(summary)
