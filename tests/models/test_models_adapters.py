@@ -311,3 +311,17 @@ def test_nnx_wants_a_function_that_makes_a_module():
         from_nnx(Derived(nnx.Rngs(0)))
     with pytest.raises(TypeError, match="make_module made no nnx"):
         from_nnx(lambda rngs: 3)
+
+
+def test_nnx_random_numbers_in_evaluation_are_constant():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.rngs = rngs
+
+        def __call__(self, x):
+            return x + self.rngs.noise.normal((1, 1))
+
+    model = from_nnx(lambda rngs: Net(rngs))
+    chex.assert_trees_all_equal(run(model)[0], run(model, key=jax.random.key(9))[0])
+    trained, _ = run(model, train=True, key=jax.random.key(9))
+    assert jnp.any(trained.logits != run(model)[0].logits)
