@@ -172,10 +172,14 @@ def _write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
 def _read_record(path: Path) -> dict[str, Any]:
     """Read the record of a checkpoint after holding every file against it."""
     try:
-        record = json.loads((path / _RECORD).read_text())
-        digest, found = record.pop("sha256"), _files(path)
-    except Exception as error:
+        content, found = (path / _RECORD).read_bytes(), _files(path)
+    except OSError as error:
         raise _Damaged(f"it cannot be read ({_first_line(error)})") from error
+    try:
+        record = json.loads(content)
+        digest = record.pop("sha256")
+    except (ValueError, KeyError) as error:
+        raise _Damaged(f"{_RECORD} is not the JSON that was written") from error
     if digest != _digest(record):
         raise _Damaged(f"{_RECORD} does not match its own digest")
     for name, expected in record["files"].items():
