@@ -126,6 +126,7 @@ def run(settings: Settings, command: str) -> None:
     """Train the teacher and both kinds of students, measure them and write the report."""
     # Seconds of imports: after the flags have been read.
     from experiments import distillation as job
+    from experiments import reporting
     from kdjax.loop import stop_on_signals
 
     if job.say_if_finished(settings):
@@ -136,7 +137,7 @@ def run(settings: Settings, command: str) -> None:
         teacher = job.obtain_teacher(experiment)
         students = job.train_students(experiment, teacher)
         summary = job.summarize(experiment, teacher, students)
-        job.report(experiment, teacher, summary, command)
+        reporting.report(experiment, teacher, summary, command)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -335,11 +335,3 @@ def _describe(settings: "Settings", dataset: data.Dataset, run: Run) -> None:
         f"{dataset.num_classes} classes; students see {settings.data.student_examples}"
     )
     say(f"{run.mesh.size} x {device.device_kind} ({device.platform}), writing to {run.workdir}")
-
-
-def report(
-    experiment: Experiment, teacher: TeacherResult, summary: dict[str, Any], command: str
-) -> None:
-    """Print the table, and write `summary.json`, the plots and `report.html`."""
-    run = experiment.run
-    workdir.write_json(run.workdir / "summary.json", summary)

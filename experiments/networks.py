@@ -53,7 +53,7 @@ def build(spec: NetworkSpec) -> Model:
     else:
         depth = int(spec.name.removeprefix("resnet"))
         model = models.resnet(depth, spec.num_classes, dtype=dtype)
-    return models.normalized(model, np.float32(spec.mean), np.float32(spec.std))
+    return models.normalized(model, np.array(spec.mean), np.array(spec.std))
 
 
 def make_spec(
@@ -98,7 +98,9 @@ def load_network(directory: str | Path) -> Network:
         ValueError: if the files are damaged.
     """
     variables, metadata = checkpoint.load_variables(Path(directory))
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata.items()}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in metadata.items()
+    }
     spec = NetworkSpec(**fields)
     return Network(spec, build(spec), variables)
 

@@ -91,7 +91,7 @@ def claim(directory: Path, config: dict[str, Any], requested: dict[str, Any]) ->
 
 
 class MetricsLog:
-    """Appends lines to `metrics.jsonl`: one JSON object per log, with phase, seed, step and time."""
+    """Appends to `metrics.jsonl`: one JSON object a line, with phase, seed, step and time."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -1,5 +1,7 @@
 """Measures against NumPy, and that parts merge to the whole."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ def ece_in_numpy(logits, labels, num_bins):
     probs /= probs.sum(1, keepdims=True)
     confidence, correct = probs.max(1), probs.argmax(1) == labels
     edges, total = np.linspace(0, 1, num_bins + 1), 0.0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             total += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())

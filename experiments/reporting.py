@@ -1,0 +1,109 @@
+"""The page that a run leaves behind: what was done, what came out, and how it was chosen."""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+import kdjax
+from experiments import workdir
+from experiments.console import say
+from kdjax import data
+from kdjax import report as pages
+
+if TYPE_CHECKING:
+    from experiments.distill import Settings
+    from experiments.distillation import Experiment, TeacherResult
+
+# What was looked at on the validation split before the defaults for digits were settled.
+DIGITS_CHOICE = (
+    "With all training digits a small student gains nothing from a teacher, so the students see "
+    "100. Temperature and student width were compared on the validation split alone."
+)
+
+
+def report(
+    experiment: "Experiment", teacher: "TeacherResult", summary: dict[str, Any], command: str
+) -> None:
+    """Write the plots, `report.html` and, last of all, `summary.json`; print the table."""
+    settings, dataset, run = experiment.settings, experiment.dataset, experiment.run
+    rows = run.log.rows()
+    logits = teacher.test["teacher_logits"]
+    shown = pages.select_instructive(logits, dataset.test.label, settings.temperature)
+    pictures = pages.plot_dark_knowledge(
+        dataset.test.image[shown],
+        dataset.test.label[shown],
+        logits[shown],
+        dataset.label_names,
+        settings.temperature,
+    )
+    page = pages.write_report(
+        run.workdir,
+        title=f"Distillation on {dataset.name}",
+        summary=summary,
+        rows=rows,
+        figures={
+            "errors": (
+                pages.plot_errors(summary),
+                "Test errors, seed by seed: the same student from labels alone and distilled.",
+            ),
+            "curves": (
+                pages.plot_curves(rows),
+                "The three trainings: cross-entropy on the training batches, and accuracy on "
+                "the validation examples. Thin lines are seeds, bold lines their mean.",
+            ),
+            "dark_knowledge": (
+                pictures,
+                "Test images beside the teacher's probabilities, at T = 1 and softened at "
+                f"T = {settings.temperature:g}: what it deems almost as likely is what labels "
+                "do not say.",
+            ),
+        },
+        notes=_choices(settings, dataset),
+        facts=_facts(experiment, command, rows),
+    )
+    workdir.write_json(run.workdir / "summary.json", summary)
+    say("\n" + pages.format_table(summary))
+    say(f"\nreport: {page}\nstudent: {run.workdir / 'student'}")
+
+
+def _choices(settings: "Settings", dataset: data.Dataset) -> list[tuple[str, str]]:
+    """Say what was chosen, and on what grounds."""
+    num_train, seen = len(dataset.train.label), settings.data.student_examples
+    teacher, student = settings.teacher, settings.student
+    views = " and ".join(settings.augment or ("none",))
+    notes = [
+        (
+            "Networks",
+            f"Teacher: {teacher.name} {list(teacher.widths or ())}. "
+            f"Student: {student.name} {list(student.widths or ())}.",
+        ),
+        (
+            "Examples",
+            f"{dataset.splits}. The teacher learns from all {num_train} training examples, both "
+            f"students from {seen} of them, balanced over the classes: what the distilled one "
+            "gains beyond labels comes through the teacher's probabilities.",
+        ),
+        (
+            "Training",
+            f"T = {settings.temperature:g}, soft weight {settings.soft_weight:g}, "
+            f"{settings.epochs} epochs in batches of {settings.batch_size}, "
+            f"{settings.optimizer.name} at {settings.optimizer.learning_rate:g} with warm-up and "
+            f"cosine decay, augmentation {views}. Both students of a seed start from the same "
+            "values and see the same batches.",
+        ),
+    ]
+    if dataset.name == "digits":
+        notes.append(("How this was chosen", DIGITS_CHOICE))
+    return notes
+
+
+def _facts(experiment: "Experiment", command: str, rows: list[dict[str, Any]]) -> dict[str, str]:
+    times = [row["wall_time"] for row in rows]
+    device = jax.devices()[0]
+    return {
+        "Command": command,
+        "Device": f"{experiment.run.mesh.size} x {device.device_kind} ({device.platform})",
+        "Training time": f"{max(times) - min(times):.0f} s from first to last log",
+        "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",
+        "Seeds": f"{experiment.settings.seed} and up, {experiment.settings.num_seeds} of each kind",
+    }
