@@ -1,0 +1,173 @@
+"""Softmax and divergences that keep their digits: the mathematics behind the losses on logits.
+
+Classes are on the last axis; -inf marks one that does not exist. Every function with a derivative
+of its own has one of its own at second order too.
+
+The textbook sum p * (log p - log q) loses its digits where student and teacher nearly agree: terms
+of the size of the gap cancel to a result of the size of its square. Here the sum is
+p * phi(log(q / p)) with phi(r) = exp(r) - 1 - r, which has no negative terms, and the logarithm of
+the ratio comes from the gap between the logits, not from two rounded logarithms.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# phi(r) / r^2 = 1/2! + r/3! + r^2/4! + ...: enough terms for float64 where |r| <= 1/2.
+_PHI = [1 / math.factorial(k) for k in range(17, 1, -1)]
+
+
+def divergence(log_p: Array, log_q: Array) -> Array:
+    """KL(p || q) over the last axis, the definition, with 0 log 0 = 0."""
+    present = log_p > -jnp.inf
+    present |= jnp.isnan(log_p)
+    impossible = present & jnp.isneginf(log_q)
+    counted = present & ~impossible
+    gap = jnp.where(counted, log_p, 0) - jnp.where(counted, log_q, 0)
+    terms = jnp.where(counted, jnp.exp(jnp.where(counted, log_p, 0)) * gap, 0)
+    # Added, not selected: the other classes keep their gradient.
+    return jnp.sum(terms, axis=-1) + jnp.where(jnp.any(impossible, axis=-1), jnp.inf, 0)
+
+
+def _finite(x: Array) -> Array:
+    """Put 0 in place of -inf, which marks a class that does not exist."""
+    return jnp.where(jnp.isneginf(x), 0, x)
+
+
+def _center(x: Array) -> Array:
+    """Subtract the largest logit; -inf stays."""
+    top = jnp.max(x, axis=-1, keepdims=True)
+    return x - _finite(top)
+
+
+def _is_top(x: Array) -> Array:
+    """Mark the first of the largest logits."""
+    classes = jnp.arange(x.shape[-1]).reshape((1,) * (x.ndim - 1) + (-1,))
+    return classes == jnp.argmax(x, axis=-1, keepdims=True)
+
+
+@jax.custom_jvp
+def log_softmax(x: Array, t: Array) -> Array:
+    """log softmax(x / t) over the last axis, the top class by log1p over the others."""
+    z = _center(x) / t
+    others = jnp.sum(jnp.where(_is_top(x), 0, jnp.exp(z)), axis=-1, keepdims=True)
+    return z - jnp.log1p(others)
+
+
+@log_softmax.defjvp
+def _log_softmax_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x, t), (dx, dt) = primals, tangents
+    log_probs = log_softmax(x, t)
+    dz = _scaled_tangent(x, t, dx, dt)
+    mean = jnp.sum(jnp.exp(log_probs) * dz, axis=-1, keepdims=True)
+    return log_probs, jnp.where(jnp.isneginf(x), 0, dz - mean)
+
+
+def _scaled_tangent(x: Array, t: Array, dx: Array, dt: Array) -> Array:
+    """Tangent of x / t up to a constant per row, 0 at classes that do not exist."""
+    dz = dx / t - _finite(_center(x)) * (dt / (t * t))
+    return jnp.where(jnp.isneginf(x), 0, dz)
+
+
+@jax.custom_jvp
+def nll(x: Array, chosen: Array) -> Array:
+    """-log softmax(x) at the chosen class, [...]."""
+    log_probs = log_softmax(x, jnp.ones((*x.shape[:-1], 1), x.dtype))
+    return -jnp.sum(jnp.where(chosen, log_probs, 0), axis=-1)
+
+
+@nll.defjvp
+def _nll_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """Sum over the other classes of q (dx - dx[label]): no 1 - q, which has no digits left."""
+    (x, chosen), (dx, _) = primals, tangents
+    probs = jnp.exp(log_softmax(x, jnp.ones((*x.shape[:-1], 1), x.dtype)))
+    at_label = jnp.sum(jnp.where(chosen, dx, 0), axis=-1, keepdims=True)
+    others = jnp.where(chosen | jnp.isneginf(x), 0, probs * (dx - at_label))
+    return nll(x, chosen), jnp.sum(others, axis=-1)
+
+
+def _log_ratio(x: Array, v: Array, t: Array) -> tuple[Array, Array, Array, Array]:
+    """Compare q = softmax(x / t), the student, with p = softmax(v / t).
+
+    Returns:
+        log p and log q, [..., num_classes]; log(q / p), 0 where one of them has no such class; and
+        [..., 1] whether the two are near, in which case log(q / p) is exact to its last digits.
+    """
+    log_p, log_q = log_softmax(v, t), log_softmax(x, t)
+    both = ~(jnp.isneginf(x) | jnp.isneginf(v))
+    student, teacher = jnp.where(both, x, 0), jnp.where(both, v, 0)
+    # The gap as an unevaluated sum, gap + rest, of two numbers: nothing is rounded away.
+    gap = student - teacher
+    moved = gap - student
+    rest = (student - (gap - moved)) - (teacher + moved)
+    p = jnp.where(both, jnp.exp(log_p), 0)
+    # log(q / p) is the gap up to a constant. Any centre will do: the constant is computed for it.
+    # A class with most of the mass keeps its digits as the centre; otherwise the mean is closest.
+    top = _is_top(v)
+    dominant = jnp.max(p, axis=-1, keepdims=True) > 0.5
+    center = jnp.sum(jnp.where(dominant, jnp.where(top, gap, 0), p * gap), axis=-1, keepdims=True)
+    shift = jnp.sum(jnp.where(dominant & top, rest, 0), axis=-1, keepdims=True)
+    g = jnp.where(both, ((gap - center) + (rest - shift)) / t, 0)
+    # q / p = exp(g + constant), and q sums to 1 over the shared classes and the student's own.
+    grown = jnp.where(g > 1, jnp.exp(log_p + g) - p, p * jnp.expm1(jnp.minimum(g, 1)))
+    grown = jnp.where(both, grown, 0)
+    own = jnp.sum(jnp.where(jnp.isneginf(v), jnp.exp(log_q), 0), axis=-1, keepdims=True)
+    near = jnp.sum(jnp.abs(grown), axis=-1, keepdims=True) + own < 0.5
+    excess = jnp.where(near, jnp.sum(grown, axis=-1, keepdims=True), 0)
+    constant = jnp.log1p(-jnp.where(near, own, 0)) - jnp.log1p(excess)
+    far = jnp.where(both, _finite(log_q) - _finite(log_p), 0)
+    return log_p, log_q, jnp.where(both, jnp.where(near, g + constant, far), 0), near
+
+
+@jax.custom_jvp
+def tempered_kl(x: Array, v: Array, t: Array) -> Array:
+    """KL(softmax(v / t) || softmax(x / t)) over the last axis, without the factor t^2."""
+    log_p, log_q, ratio, near = _log_ratio(x, v, t)
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    small = jnp.abs(ratio) <= 0.5
+    r = jnp.where(small, ratio, 0)
+    series = jnp.polyval(jnp.asarray(_PHI, r.dtype), r) * r * r
+    large = jnp.where(ratio > 1, jnp.exp(log_p + ratio) - p, p * jnp.expm1(jnp.minimum(ratio, 1)))
+    terms = jnp.where(small, p * series, large - p * ratio)
+    # Where the teacher has no class, p * phi(log(q / p)) is q.
+    terms = jnp.where(near, jnp.where(jnp.isneginf(v), q, terms), -p * ratio)
+    impossible = jnp.any(jnp.isneginf(x) & ~jnp.isneginf(v), axis=-1)
+    return jnp.where(impossible, jnp.inf, jnp.sum(terms, axis=-1))
+
+
+@tempered_kl.defjvp
+def _tempered_kl_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """Sum (q - p) dz + sum p (log(p / q) - KL) dv, both over t; derivatives of it exist too."""
+    (x, v, t), (dx, dv, dt) = primals, tangents
+    value = tempered_kl(x, v, t)
+    taught = ~jnp.all(jnp.isneginf(v), axis=-1, keepdims=True)
+    by_student = jnp.where(taught, _probability_gap(x, v, t), 0) * _scaled_tangent(x, t, dx, dt)
+    log_p, log_q = log_softmax(v, t), log_softmax(x, t)
+    gap = jnp.where(jnp.isneginf(x) | jnp.isneginf(v), 0, _finite(log_p) - _finite(log_q))
+    finite_value = jnp.where(jnp.isposinf(value), 0, value)[..., None]
+    by_teacher = jnp.exp(log_p) * (gap - finite_value) * _scaled_tangent(v, t, dv, dt)
+    return value, jnp.sum(by_student + by_teacher, axis=-1)
+
+
+@jax.custom_jvp
+def _probability_gap(x: Array, v: Array, t: Array) -> Array:
+    """softmax(x / t) - softmax(v / t), exact to its last digits where they are close."""
+    log_p, log_q, ratio, near = _log_ratio(x, v, t)
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    close = near & (jnp.abs(ratio) <= 1) & ~jnp.isneginf(v) & ~jnp.isneginf(x)
+    return jnp.where(close, p * jnp.expm1(jnp.where(close, ratio, 0)), q - p)
+
+
+@_probability_gap.defjvp
+def _probability_gap_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x, v, t), (dx, dv, dt) = primals, tangents
+
+    def moved(logits: Array, tangent: Array) -> Array:
+        probs, dz = jnp.exp(log_softmax(logits, t)), _scaled_tangent(logits, t, tangent, dt)
+        return probs * (dz - jnp.sum(probs * dz, axis=-1, keepdims=True))
+
+    return _probability_gap(x, v, t), moved(x, dx) - moved(v, dv)

@@ -1,0 +1,370 @@
+"""The experiment from the command line: what it writes, how it resumes, what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import cli, distill, settings, workdir
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+SMALL = [
+    "--epochs", "40", "--teacher.epochs", "3", "--num-seeds", "2", "--teacher.widths", "32",
+    "--student.widths", "8", "--log-every", "10", "--eval-every", "20", "--checkpoint-every", "15",
+]  # fmt: skip
+
+
+def command(data_dir, directory, *flags):
+    head = [sys.executable, "-m", "experiments.distill", "--data.dir", data_dir]
+    return [*map(str, [*head, "--workdir", directory, *SMALL, *flags])]
+
+
+def environment(**extra):
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "TFDS_DATA_DIR")}
+    return {**env, "JAX_PLATFORMS": "cpu", **extra}
+
+
+def run(data_dir, directory, *flags, **env):
+    return subprocess.run(
+        command(data_dir, directory, *flags),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(**env),
+    )
+
+
+def hashes(directory):
+    summary = json.loads((directory / "summary.json").read_text())
+    return {name: entry["params_sha256"] for name, entry in summary.items()}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """Return the work directory of a whole small run, and what it printed."""
+    directory = tmp_path_factory.mktemp("run") / "whole"
+    done = run(data_dir, directory)
+    assert done.returncode == 0, done.stderr
+    return directory, done.stdout
+
+
+def test_work_directory_holds_everything(finished):
+    directory, printed = finished
+    for name in ("config.json", "metrics.jsonl", "summary.json", "report.html"):
+        assert (directory / name).stat().st_size > 0, name
+    for name in ("student", "teacher", "checkpoints"):
+        assert (directory / name).is_dir()
+    assert list(directory.glob("*.png"))
+    assert "scratch" in printed
+    assert "distilled" in printed
+    config = json.loads((directory / "config.json").read_text())
+    assert config["data"]["student_examples"] == 100
+    assert config["augment"] == []
+    assert config["batch_size"] == 64
+
+
+def test_summary_has_one_entry_per_network(finished):
+    summary = json.loads((finished[0] / "summary.json").read_text())
+    assert set(summary) == {"teacher", "scratch", "distilled"}
+    for name, entry in summary.items():
+        assert isinstance(entry["num_params"], int)
+        for key in ("test_errors", "accuracy", "nll", "ece", "agreement", "params_sha256"):
+            assert len(entry[key]) == (1 if name == "teacher" else 2), (name, key)
+        for errors, accuracy in zip(entry["test_errors"], entry["accuracy"], strict=True):
+            assert errors == round((1 - accuracy) * 450)
+    assert summary["teacher"]["agreement"] == [1.0]
+    assert len(set(summary["distilled"]["params_sha256"])) == 2
+
+
+def test_metrics_have_phase_step_and_time(finished):
+    rows = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    assert {row["phase"] for row in rows} == {"teacher", "scratch", "distilled"}
+    assert all({"phase", "seed", "step", "split", "loss", "wall_time"} <= set(row) for row in rows)
+    assert all(
+        "loss/soft" in r for r in rows if r["phase"] == "distilled" and r["split"] == "train"
+    )
+
+
+def test_the_student_loads_with_one_call(finished):
+    from experiments.networks import load_network
+    from kdjax.checkpoint import params_sha256
+
+    network = load_network(finished[0] / "student")
+    images = np.zeros((3, 8, 8, 1), np.uint8)
+    outputs, _ = network.model.apply(*network.variables, images, train=False)
+    assert outputs.logits.shape == (3, 10)
+    assert params_sha256(network.variables.params) in hashes(finished[0])["distilled"]
+
+
+def test_a_finished_directory_says_so(finished, data_dir):
+    again = run(data_dir, finished[0])
+    assert again.returncode == 0
+    assert "finished" in again.stdout
+
+
+def test_any_other_setting_is_refused_by_name(finished, data_dir):
+    changed = run(data_dir, finished[0], "--temperature", "2")
+    assert changed.returncode == 2
+    assert changed.stderr.startswith("error: ")
+    assert "--temperature was 4.0, is now 2.0" in changed.stderr
+    assert changed.stderr.count("\n") == 1
+
+
+def test_killed_anywhere_and_run_again_ends_in_the_same_bytes(finished, data_dir, tmp_path):
+    directory = tmp_path / "killed"
+    kills = 0
+    for after in (9, 40, 90):
+        process = subprocess.Popen(
+            command(data_dir, directory), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
+        )
+        metrics = directory / "metrics.jsonl"
+        while process.poll() is None:
+            if metrics.exists() and metrics.read_bytes().count(b"\n") >= after:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.002)
+        process.wait()
+    assert kills
+    done = run(data_dir, directory, "--log-every", "7")
+    assert done.returncode == 0, done.stderr
+    assert "resuming" in done.stdout
+    assert hashes(directory) == hashes(finished[0])
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    validations = [(r["phase"], r["seed"], r["step"]) for r in rows if r["split"] == "validation"]
+    assert len(validations) == len(set(validations))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_prints_the_command_that_goes_on(number, data_dir, tmp_path):
+    directory = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(data_dir, directory, "--epochs", "4000"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = directory / "metrics.jsonl"
+    while not (metrics.exists() and '"scratch"' in metrics.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"--workdir {directory}" in errors
+    assert "saved; go on with: python -m experiments.distill" in errors
+    assert errors.count("\n") == 1
+    assert any((directory / "checkpoints" / "scratch-0").iterdir())
+
+
+def test_another_mesh_resumes_and_agrees(finished, data_dir, tmp_path):
+    directory = tmp_path / "mesh"
+    flags = "--xla_force_host_platform_device_count=8"
+    done = run(data_dir, directory, XLA_FLAGS=flags)
+    assert done.returncode == 0, done.stderr
+    assert "8 x cpu" in done.stdout
+    one, eight = (json.loads((d / "summary.json").read_text()) for d in (finished[0], directory))
+    np.testing.assert_allclose(one["teacher"]["nll"], eight["teacher"]["nll"], rtol=0.05)
+    (directory / "summary.json").unlink()
+    again = run(data_dir, directory)
+    assert again.returncode == 0, again.stderr
+    assert "resuming" in again.stdout
+    assert hashes(directory) == {k: e["params_sha256"] for k, e in eight.items()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--bogus", "3"], "Unrecognized options: --bogus"),
+        (["--data.nam", "x"], "perhaps you meant --data.name"),
+        (["--student.name", "resnet9"], "invalid choice 'resnet9'"),
+        (["--epochs", "many"], "--epochs"),
+        (["--temperature", "0"], "--temperature must be positive"),
+        (["--temperature", "nan"], "--temperature must be positive"),
+        (["--soft-weight", "1.5"], "--soft-weight must be in [0, 1], got 1.5"),
+        (["--data.validation-fraction", "1"], "--data.validation-fraction must be in [0, 1)"),
+        (["--epochs", "0"], "--epochs must be positive"),
+        (["--student.widths", "0"], "--student.widths must be positive"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_status_2(flags, words, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        distill.main([*flags, "--workdir", str(tmp_path / "w")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert words in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "w").exists()
+
+
+def fails(capsys, *flags):
+    with pytest.raises(SystemExit) as stop:
+        distill.main([*map(str, flags)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2, error
+    assert error.count("\n") == 1
+    return error
+
+
+def test_data_that_is_not_there(capsys, data_dir, tmp_path):
+    base = ["--data.dir", data_dir, "--workdir", tmp_path / "w"]
+    assert "did you mean" in fails(capsys, *base, "--data.name", "digit_s")
+    missing = fails(capsys, *base, "--data.name", "fashion_mnist")
+    assert str(data_dir) in missing
+    assert "download_and_prepare" in missing
+
+
+def test_sizes_that_do_not_fit(capsys, data_dir, tmp_path):
+    base = ["--data.dir", data_dir, "--workdir", tmp_path / "w"]
+    assert "sizes that fit: 64 and 72" in fails(capsys, *base, "--batch-size", 70)
+    assert "there are 1212 training examples" in fails(
+        capsys, *base, "--data.student-examples", 5000
+    )
+    assert "does not fit on 8 devices" in fails(capsys, *base, "--mesh.data", 9)
+
+
+def test_a_work_directory_that_cannot_be_written(capsys, data_dir, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    error = fails(capsys, "--data.dir", data_dir, "--workdir", tmp_path / "file" / "w")
+    assert "file" in error
+
+
+def test_teacher_checkpoints_that_do_not_fit(finished, capsys, data_dir, tmp_path):
+    base = ["--data.dir", data_dir, "--workdir", tmp_path / "w", *SMALL[:6]]
+    teacher = finished[0] / "teacher"
+    assert "holds mlp" in fails(
+        capsys, *base, "--teacher.checkpoint", teacher, "--teacher.name", "resnet8"
+    )
+    assert "holds (32,)" in fails(
+        capsys, *base, "--teacher.checkpoint", teacher, "--teacher.widths", 64
+    )
+    assert "nothing at" in fails(capsys, *base, "--teacher.checkpoint", tmp_path / "no.npz")
+    np.savez(tmp_path / "other.npz", **{"conv1.weight": np.zeros((16, 3, 3, 3), np.float32)})
+    error = fails(
+        capsys, *base, "--teacher.checkpoint", tmp_path / "other.npz", "--teacher.name", "resnet8"
+    )
+    assert "is not a resnet8" in error
+
+
+def test_a_trained_teacher_is_used_again(finished, data_dir, tmp_path):
+    directory = tmp_path / "reused"
+    base = [sys.executable, "-m", "experiments.distill", "--epochs", "2", "--num-seeds", "1"]
+    flags = ["--data.dir", data_dir, "--workdir", directory]
+    done = subprocess.run(
+        [*map(str, [*base, *flags, "--teacher.checkpoint", finished[0] / "teacher"])],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert hashes(directory)["teacher"] == hashes(finished[0])["teacher"]
+
+
+def test_help_is_quick_and_lists_the_flags():
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.distill", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(COLUMNS="120"),
+    )
+    assert done.returncode == 0
+    assert time.perf_counter() - start < 10
+    for flag in ("--data.name", "--teacher.checkpoint", "--soft-weight", "--mesh.data"):
+        assert flag in done.stdout
+
+
+class FakeData:
+    """What `resolve` looks at."""
+
+    def __init__(self, shape, names, size):
+        self.image_shape, self.label_names = shape, names
+        self.train = type("Examples", (), {"label": np.zeros(size)})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "labels", "augment", "teacher_augment"),
+    [
+        ("digits", (8, 8, 1), ("0", "1"), (), ()),
+        ("mnist", (28, 28, 1), ("0", "1"), (), ("jitter",)),
+        ("svhn_cropped", (32, 32, 3), ("0", "1"), ("crop",), ("crop",)),
+        ("cifar10", (32, 32, 3), ("cat", "dog"), ("crop", "flip"), ("crop", "flip")),
+    ],
+)
+def test_defaults_follow_the_data_and_digits_are_never_flipped(
+    name, shape, labels, augment, teacher_augment
+):
+    asked = distill.Settings(data=settings.DataSettings(name=name))
+    resolved = distill.resolve(asked, FakeData(shape, labels, 50_000))
+    assert resolved.augment == augment
+    assert resolved.teacher.augment == teacher_augment
+    assert resolved.data.student_examples == (100 if name == "digits" else 50_000)
+    kept = distill.resolve(
+        distill.Settings(augment=("none",), epochs=3, batch_size=32), FakeData(shape, labels, 500)
+    )
+    assert (kept.augment, kept.teacher.augment, kept.epochs, kept.batch_size) == (
+        ("none",),
+        ("none",),
+        3,
+        32,
+    )
+
+
+def test_balanced_subset_takes_from_every_class():
+    from experiments.distillation import balanced_subset
+
+    labels = np.array([0] * 50 + [1] * 5 + [2] * 30)
+    chosen = balanced_subset(labels, 20)
+    assert len(set(chosen.tolist())) == 20
+    assert np.bincount(labels[chosen]).tolist() == [8, 5, 7]
+    assert len(balanced_subset(labels, 85)) == 85
+
+
+def test_metrics_log_survives_a_torn_line(tmp_path):
+    log = workdir.MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        log.append(phase="teacher", seed=0, step=step)
+    with log.path.open("a") as file:
+        file.write('{"phase": "tea')
+    assert [row["step"] for row in log.rows()] == [1, 2, 3]
+    log.rewind("teacher", 0, 2)
+    log.append(phase="teacher", seed=0, step=3)
+    assert [row["step"] for row in log.rows()] == [1, 2, 3]
+
+
+def test_a_diverging_run_exits_with_status_1(capsys):
+    from kdjax import loop
+
+    with pytest.raises(SystemExit) as stop, cli.plain_errors(resume_with="again"):
+        raise loop.NonFiniteLoss("the loss is nan at step 3; non-finite terms: soft")
+    assert stop.value.code == 1
+    assert "step 3; non-finite terms: soft" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the PyTorch teacher is not beside the checkout")
+def test_the_pytorch_teacher_needs_its_architecture_and_classes(capsys, data_dir, tmp_path):
+    teacher = SHARED / "teachers" / "cifar100_resnet20.npz"
+    error = fails(
+        capsys, "--data.dir", data_dir, "--workdir", tmp_path / "w",
+        "--teacher.checkpoint", teacher,
+        "--teacher.name", "resnet20",
+    )  # fmt: skip
+    assert "is not a resnet20" in error
+    assert "100" in error
