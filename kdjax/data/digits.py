@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,14 +79,21 @@ def prepare(data_dir: Path) -> Path:
         builder = Digits(data_dir=scratch, file_format="array_record")
         with contextlib.redirect_stdout(io.StringIO()), _without_progress_bars():
             builder.download_and_prepare()
-        try:
-            os.rename(builder.data_dir, target)
-        except OSError:
-            # Another process was faster, or a folder without a set is in the way.
-            if not (target / "dataset_info.json").exists():
-                shutil.rmtree(target)
-                os.rename(builder.data_dir, target)
+        _put(Path(builder.data_dir), target, Path(scratch))
     return target
+
+
+def _put(made: Path, target: Path, scratch: Path) -> None:
+    """Move the set into place, unless another process was faster."""
+    while not (target / "dataset_info.json").exists():
+        try:
+            os.rename(made, target)
+        except OSError:
+            if not target.exists():
+                raise
+            # A folder without a set is in the way; another process may be moving it as well.
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(target, tempfile.mkdtemp(dir=scratch))
 
 
 def _png(image: np.ndarray) -> io.BytesIO:

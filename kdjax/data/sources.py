@@ -75,12 +75,14 @@ def load(
         FileNotFoundError: if the set is not there and cannot be prepared here.
         ValueError: if it is unknown, or no set of labelled 8-bit images.
     """
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"load: validation_fraction is {validation_fraction}, expected [0, 1)")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"load: image_size is {image_size}, expected 1 or more")
     builder = _find(name, data_dir)
     image_key, label_key = _keys(name, builder.info)
     reader = _Reader(name, builder, image_key, label_key, image_size)
-    train_split, test_split = _choose_splits(
-        name, builder.info, lambda split: bool(np.all(reader.labels(split) >= 0))
-    )
+    train_split, test_split = _choose_splits(name, builder.info, reader.has_labels)
     whole = reader.read(train_split, memory_limit)
     num_test = 0 if test_split else max(1, round(_TEST_FRACTION * len(whole.label)))
     num_validation = round(validation_fraction * (len(whole.label) - num_test))
@@ -136,17 +138,15 @@ def _find(name: str, data_dir: str | Path | None) -> Any:
 
 def _root(data_dir: str | Path | None) -> Path:
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(chosen).expanduser()
+    return Path(chosen).expanduser().absolute()
 
 
 def _prepared(name: str, root: Path) -> Path | None:
     """Find the folder of a prepared set: root[/name][/config][/version], newest version first."""
     path, _, version = name.partition(":")
-    for base in (root / path, root):
-        if (base / _INFO).exists() and _is_of(base, path, version):
-            return base
-        if base == root and root.name != path:
-            continue
+    if (root / _INFO).exists() and _is_of(root, path, version):
+        return root
+    for base in _bases(path, root):
         versions = [p for p in _folders(base) if (p / _INFO).exists()]
         versions = [p for p in versions if not version or p.name == version]
         if versions:
@@ -158,6 +158,13 @@ def _prepared(name: str, root: Path) -> Path | None:
             choices = ", ".join(f"{path}/{config.name}" for config in configs)
             raise ValueError(f"{name} has several configurations in {root}: name one of {choices}")
     return None
+
+
+def _bases(path: str, root: Path) -> list[Path]:
+    """Where versions may be: root/name/config, or less where root ends with a part of it."""
+    parts = tuple(path.split("/"))
+    shared = [k for k in range(len(parts) + 1) if root.parts[len(root.parts) - k :] == parts[:k]]
+    return [root.joinpath(*parts[k:]) for k in shared]
 
 
 def _is_of(folder: Path, path: str, version: str) -> bool:
@@ -246,15 +253,25 @@ class _Reader(NamedTuple):
 
         others = [key for key in self.builder.info.features if key != self.label_key]
         decoders = {key: tfds.decode.SkipDecoding() for key in others}
-        return self.builder.as_data_source(split, decoders=decoders)
+        try:
+            return self.builder.as_data_source(split, decoders=decoders)
+        except Exception as error:
+            # Missing and damaged files surface as whatever ArrayRecord makes of them.
+            raise ValueError(
+                f"{self.name}: split {split} in {self.builder.data_dir} cannot be read: "
+                + _first_line(error)
+            ) from error
 
-    def labels(self, split: str) -> np.ndarray:
-        """Read all labels of a split, [examples] of int32, checked against the class count."""
+    def has_labels(self, split: str) -> bool:
+        """Whether a split has any label; TFDS writes -1 where there is none."""
         source = self.source(split)
-        labels = np.array([row[self.label_key] for row in _rows(source, len(source))], np.int64)
+        return any(row[self.label_key] != -1 for row in _rows(source, len(source)))
+
+    def checked(self, split: str, labels: np.ndarray) -> np.ndarray:
+        """Return the labels of a split as int32 if they are those of classes."""
         num_classes = self.builder.info.features[self.label_key].num_classes
         wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-        if wrong.size and not np.all(labels == -1):
+        if wrong.size:
             i = wrong[0]
             raise ValueError(
                 f"{self.name}: example {i} of split {split} has label {labels[i]}, "
@@ -277,15 +294,20 @@ class _Reader(NamedTuple):
         return np.asarray(image).reshape(image.height, image.width, channels)
 
     def read(self, split: str, memory_limit: int) -> Examples:
-        """Read a split, its images decoded at once where they fit into the limit."""
-        labels, source = self.labels(split), self.source(split)
-        shape = self.decode(source[0]).shape
-        if len(labels) * int(np.prod(shape)) > memory_limit:
-            return Examples(LazyImages(self, split, shape, np.arange(len(labels))), labels)
-        images = np.empty((len(labels), *shape), np.uint8)
-        for i, row in enumerate(_rows(source, len(labels))):
-            images[i] = self.fit(self.decode(row), shape)
-        return Examples(images, labels)
+        """Read a split in one pass, its images decoded at once where they fit into the limit."""
+        source = self.source(split)
+        if not len(source):
+            raise ValueError(f"{self.name}: split {split} has no examples")
+        num_examples, shape = len(source), self.decode(source[0]).shape
+        in_memory = num_examples * int(np.prod(shape)) <= memory_limit
+        labels = np.empty(num_examples, np.int64)
+        images = np.empty((num_examples if in_memory else 0, *shape), np.uint8)
+        for i, row in enumerate(_rows(source, num_examples)):
+            labels[i] = row[self.label_key]
+            if in_memory:
+                images[i] = self.fit(self.decode(row), shape)
+        lazy = LazyImages(self, split, shape, np.arange(num_examples))
+        return Examples(images if in_memory else lazy, self.checked(split, labels))
 
     def fit(self, image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Return the image if it has this shape."""
@@ -339,12 +361,18 @@ def _rows(source: Any, num_rows: int) -> Iterator[Any]:
 def _statistics(images: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel, over at most 10,000 images, in [0, 1]."""
     num_images = min(len(images), 10_000)
-    chosen = images[np.linspace(0, len(images) - 1, num_images).astype(np.int64)]
-    axes = (0, 1, 2)
-    mean = chosen.mean(axes, dtype=np.float64) / 255
-    std = chosen.std(axes, dtype=np.float64) / 255
+    chosen = np.linspace(0, len(images) - 1, num_images).astype(np.int64)
+    count, total, squares = 0, np.uint64(0), np.uint64(0)
+    # Whole numbers, a few images at a time: exact, and large images need little memory.
+    for start in range(0, num_images, 256):
+        pixels = images[chosen[start : start + 256]].astype(np.uint32)
+        count += pixels[..., 0].size
+        total = total + pixels.sum((0, 1, 2), dtype=np.uint64)
+        squares = squares + (pixels**2).sum((0, 1, 2), dtype=np.uint64)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0)) / 255
     # A channel that never changes is left as it is.
-    return mean.astype(np.float32), np.where(std > 1e-3, std, 1).astype(np.float32)
+    return (mean / 255).astype(np.float32), np.where(std > 1e-3, std, 1).astype(np.float32)
 
 
 def _folders(path: Path) -> list[Path]:

@@ -1,0 +1,1 @@
+"""Timings, each printing a ratio of two things measured in turn in one run."""

@@ -1,0 +1,48 @@
+"""Timing two things in turn, so that a machine that changes speed changes both."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+
+def ratio(
+    first: Callable[[], object], second: Callable[[], object], *, repeats: int = 15
+) -> tuple[float, float, float]:
+    """Time two functions alternately.
+
+    Args:
+        first: runs to completion; called once more, before the timing, to warm up.
+        second: likewise.
+        repeats: timings of each.
+
+    Returns:
+        The median seconds of each, and the median of first / second over the pairs.
+    """
+    first()
+    second()
+    pairs = [(seconds(first), seconds(second)) for _ in range(repeats)]
+    return (
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        statistics.median(a / b for a, b in pairs),
+    )
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Return how long one call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def line(
+    name: str, result: tuple[float, float, float], bar: float, *, at_least: bool = False
+) -> str:
+    """Format a result beside what it should be."""
+    first, second, quotient = result
+    good = quotient >= bar if at_least else quotient <= bar
+    sign = ">=" if at_least else "<="
+    return (
+        f"{name}: {first * 1e3:.2f} ms against {second * 1e3:.2f} ms, "
+        f"ratio {quotient:.3f} (wanted {sign} {bar}: {'yes' if good else 'no'})"
+    )
