@@ -57,7 +57,7 @@ def format_table(summary: Summary) -> str:
         cells = _aligned([_cell(summary[phase][column.key], column) for phase in phases])
         columns.append([column.short, *cells])
     padded = [_padded(cells) for cells in columns]
-    header, *lines = ["  ".join(cells) for cells in zip(*padded, strict=True)]
+    header, *lines = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
     return "\n".join([header, "-" * len(header), *lines, spread_note(summary)])
 
 
