@@ -315,7 +315,8 @@ def _table_html(summary: Summary) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1a; --paper: #fbfaf7; --soft: #6a6862; --line: #dcd9d0 }
+:root { color-scheme: light dark;
+  --ink: #1c1c1a; --paper: #fbfaf7; --soft: #6a6862; --line: #dcd9d0 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e9e6df; --paper: #191a1c; --soft: #a5a29a; --line: #3b3c3f }
 }

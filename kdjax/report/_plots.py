@@ -74,7 +74,7 @@ def plot_errors(summary: Summary) -> Figure:
         axes.plot(errors, range(len(errors)), marker, color=color, markersize=8, label=title)
     teacher = float(np.mean(summary["teacher"]["test_errors"]))
     axes.axvline(teacher, color=PHASE_COLORS["teacher"], linestyle="--", label="Teacher")
-    axes.set_yticks(range(num_seeds), [f"seed {seed + 1}" for seed in range(num_seeds)])
+    axes.set_yticks(range(num_seeds), [f"run {seed + 1}" for seed in range(num_seeds)])
     axes.set_ylim(num_seeds - 0.4, -0.6)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -119,8 +119,8 @@ def plot_dark_knowledge(
         classes = np.arange(num_classes) if num_classes <= 10 else np.argsort(-q)[:num_bars]
         names = [str(label_names[c]) for c in classes]
         _show_image(picture, image, images, str(label_names[label]))
-        _bars(left, p[classes], names, classes == label)
-        _bars(right, q[classes], None, classes == label)
+        _bars(left, 100 * p[classes], names, classes == label, limit=100)
+        _bars(right, 100 * q[classes], None, classes == label, limit=100 * soft.max())
     for axes, title in zip(grid[0, 1:], ("T = 1", f"T = {temperature:g}"), strict=True):
         axes.set_title(title, fontsize=_TEXT, color=INK, weight="bold")
     for axes in grid[-1, 1:]:
@@ -236,18 +236,22 @@ def _show_image(axes: Axes, image: np.ndarray, images: np.ndarray, name: str) ->
     options: dict[str, Any] = {"cmap": "gray", "vmin": images.min(), "vmax": images.max()}
     axes.imshow(image[..., 0] if gray else image, interpolation="none", **options if gray else {})
     axes.set_axis_off()
-    axes.set_title(name, fontsize=_TEXT, color=INK, parse_math=False)
+    axes.set_title(f"label: {name}", fontsize=_SMALL, color=INK, parse_math=False)
 
 
-def _bars(axes: Axes, probabilities: np.ndarray, names: list[str] | None, true: np.ndarray) -> None:
+def _bars(
+    axes: Axes, percents: np.ndarray, names: list[str] | None, true: np.ndarray, *, limit: float
+) -> None:
     _plain(axes, grid="x")
     colors = [PHASE_COLORS["distilled"] if t else SOFT for t in true]
-    positions = range(len(probabilities))
-    axes.barh(positions, 100 * probabilities, color=colors, height=0.72)
-    axes.set_yticks(positions, names or [""] * len(probabilities), parse_math=False)
-    axes.set_ylim(len(probabilities) - 0.4, -0.6)
-    axes.set_xlim(0, 100)
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+    positions = range(len(percents))
+    bars = axes.barh(positions, percents, color=colors, height=0.72)
+    numbers = [f"{percent:.0f}" if percent >= 0.5 else "" for percent in percents]
+    axes.bar_label(bars, numbers, padding=3, fontsize=8, color=MUTED)
+    axes.set_yticks(positions, names or [""] * len(percents), parse_math=False)
+    axes.set_ylim(len(percents) - 0.4, -0.6)
+    axes.set_xlim(0, 1.12 * limit)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     for text, is_true in zip(axes.get_yticklabels(), true, strict=True):
         text.set_fontweight("bold" if is_true else "normal")
 

@@ -24,7 +24,7 @@ CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 1.0625rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 50rem; margin: 0 auto; padding: 3.5rem 1.25rem 5rem; }
+main { max-width: 52rem; margin: 0 auto; padding: 3.5rem 1.25rem 5rem; }
 h1 { font-size: 2.1rem; line-height: 1.2; margin: 0 0 .8rem; letter-spacing: -.02em; }
 h2 { font-size: 1.25rem; line-height: 1.3; margin: 3rem 0 .8rem; letter-spacing: -.01em; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
@@ -41,13 +41,13 @@ p { margin: 0 0 1rem; max-width: 42rem; }
 .teacher { --accent: var(--teacher); } .scratch { --accent: var(--scratch); }
 .distilled { --accent: var(--distilled); }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .925rem; line-height: 1.4;
+table { border-collapse: collapse; width: 100%; font-size: .875rem; line-height: 1.4;
   font-variant-numeric: tabular-nums; }
-th, td { padding: .5rem .7rem; text-align: right; vertical-align: bottom; }
+th, td { padding: .5rem .45rem; text-align: right; vertical-align: bottom; }
 td { white-space: nowrap; }
-th:first-child { text-align: left; padding-left: 0; min-width: 7rem; }
+th:first-child { text-align: left; padding-left: 0; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
-thead th { color: var(--muted); font-weight: 500; font-size: .85rem;
+thead th { color: var(--muted); font-weight: 500; font-size: .8125rem;
   border-bottom: 1px solid var(--ink); }
 tbody tr + tr > * { border-top: 1px solid var(--rule); }
 tbody th { font-weight: 600; }

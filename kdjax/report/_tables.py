@@ -15,6 +15,7 @@ PHASES = {
     "scratch": "Student, labels alone",
     "distilled": "Student, distilled",
 }
+_SHORT = {"teacher": "Teacher", "scratch": "Labels alone", "distilled": "Distilled"}
 
 
 class Column(NamedTuple):
@@ -76,7 +77,7 @@ def table_html(summary: Summary) -> str:
         entry = summary[phase]
         cells = [_cell(entry[column.key], column) for column in COLUMNS]
         numbers = [f"{entry['num_params']:,}", *(mean + spread for mean, spread in cells)]
-        body.append([PHASES.get(phase, phase), *numbers])
+        body.append([_SHORT[phase], *numbers])
     return _table(header, body)
 
 
@@ -94,7 +95,7 @@ def trainings_html(rows: Sequence[Row]) -> str:
     if loss == "loss":
         header[3] = "Training loss (nats)"
     body = []
-    for phase, title in PHASES.items():
+    for phase, title in _SHORT.items():
         train = curves(rows, phase, "train", loss)
         if train:
             validation = curves(rows, phase, "validation", "accuracy")
@@ -124,14 +125,13 @@ def headline(summary: Summary) -> str:
         float(np.mean(summary[phase]["test_errors"])) for phase in ("scratch", "distilled")
     )
     if scratch == distilled:
-        return f"Both students make {_count(scratch)} test errors."
-    change = abs(scratch - distilled)
-    direction = "fewer" if distilled < scratch else "more"
-    relative = f", {change / scratch:.0%} {direction}" if scratch else ""
+        return f"Taught by the teacher or by labels alone: both make {_count(scratch)} test errors."
+    change, direction = abs(scratch - distilled), "fewer" if distilled < scratch else "more"
+    amount = f"{change / scratch:.0%}" if scratch else _count(change)
     average = " on average" if len(summary["distilled"]["test_errors"]) > 1 else ""
     return (
-        f"Taught by the teacher, the student makes {_count(distilled)} test errors{average}; "
-        f"the same network taught by labels alone makes {_count(scratch)}{relative}."
+        f"Taught by the teacher, the student makes {_count(distilled)} test errors{average}, "
+        f"{amount} {direction} than the same network taught by labels alone ({_count(scratch)})."
     )
 
 
