@@ -125,7 +125,7 @@ def test_any_other_setting_is_refused_by_name(finished, data_dir):
 def test_killed_anywhere_and_run_again_ends_in_the_same_bytes(finished, data_dir, tmp_path):
     directory = tmp_path / "killed"
     kills = 0
-    for after in (9, 40, 90):
+    for after in (5, 20, 35):
         process = subprocess.Popen(
             command(data_dir, directory), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
         )

@@ -1,6 +1,7 @@
 """The embedded data set: UCI digits as scikit-learn ships them, as a TFDS builder of ours."""
 
 import contextlib
+import errno
 import io
 import os
 import tempfile
@@ -88,8 +89,8 @@ def _put(made: Path, target: Path, scratch: Path) -> None:
     while not (target / "dataset_info.json").exists():
         try:
             os.rename(made, target)
-        except OSError:
-            if not target.exists():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             # A folder without a set is in the way; another process may be moving it as well.
             with contextlib.suppress(FileNotFoundError):

@@ -80,9 +80,11 @@ def load(
     if image_size is not None and image_size < 1:
         raise ValueError(f"load: image_size is {image_size}, expected 1 or more")
     builder = _find(name, data_dir)
-    image_key, label_key = _keys(name, builder.info)
-    reader = _Reader(name, builder, image_key, label_key, image_size)
-    train_split, test_split = _choose_splits(name, builder.info, reader.has_labels)
+    info = builder.info
+    image_key, label_key = _keys(name, info)
+    label = info.features[label_key]
+    reader = _Reader(name, builder, image_key, label_key, info.features[image_key], label, image_size)
+    train_split, test_split = _choose_splits(name, info, reader.has_labels)
     whole = reader.read(train_split, memory_limit)
     num_test = 0 if test_split else max(1, round(_TEST_FRACTION * len(whole.label)))
     num_validation = round(validation_fraction * (len(whole.label) - num_test))
@@ -96,7 +98,6 @@ def load(
     shape = train.image.shape[1:]
     reader.fit(np.empty(test.image.shape[1:], np.uint8), shape)
     mean, std = _statistics(train.image)
-    label = builder.info.features[label_key]
     return Dataset(
         name=name,
         train=train,
@@ -245,6 +246,8 @@ class _Reader(NamedTuple):
     builder: Any
     image_key: str
     label_key: str
+    image: Any
+    label: Any
     size: int | None
 
     def source(self, split: str) -> Any:
@@ -269,7 +272,7 @@ class _Reader(NamedTuple):
 
     def checked(self, split: str, labels: np.ndarray) -> np.ndarray:
         """Return the labels of a split as int32 if they are those of classes."""
-        num_classes = self.builder.info.features[self.label_key].num_classes
+        num_classes = self.label.num_classes
         wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
         if wrong.size:
             i = wrong[0]
@@ -283,9 +286,9 @@ class _Reader(NamedTuple):
         """Decode one image, [height, width, channels] of uint8."""
         from PIL import Image
 
-        channels = self.builder.info.features[self.image_key].shape[-1] or 3
+        channels = self.image.shape[-1] or 3
         mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
-        if mode is None or self.builder.info.features[self.image_key].np_dtype != np.uint8:
+        if mode is None or self.image.np_dtype != np.uint8:
             raise ValueError(f"{self.name}: only 8-bit images of 1, 3 or 4 channels are supported")
         image = Image.open(io.BytesIO(row[self.image_key]))
         image = image if image.mode == mode else image.convert(mode)

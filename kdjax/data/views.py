@@ -41,8 +41,7 @@ def jitter(key: Array, images: Array, *, max_shift: int = 2) -> Array:
     Raises:
         ValueError: if the shift is negative or as large as the image.
     """
-    if not 0 <= max_shift < min(images.shape[1:3]):
-        raise ValueError(f"jitter: max_shift is {max_shift}, images are {images.shape[1:3]}")
+    _check_margin("jitter: max_shift", max_shift, images)
     shifts = jax.random.randint(key, (images.shape[0], 2), 0, 2 * max_shift + 1)
     edges = (max_shift, max_shift)
     padded = jnp.pad(images, ((0, 0), edges, edges, (0, 0)))
@@ -67,6 +66,7 @@ def pad_and_crop(key: Array, images: Array, *, padding: int = 4) -> Array:
     Raises:
         ValueError: if the padding is negative or as large as the image.
     """
+    _check_margin("pad_and_crop: padding", padding, images)
     return jitter(key, images, max_shift=padding)
 
 
@@ -87,3 +87,8 @@ def augment(*functions: ImageFn) -> Callable[[Array, Batch], Batch]:
         return {**batch, "image": images}
 
     return view_fn
+
+
+def _check_margin(name: str, margin: int, images: Array) -> None:
+    if not 0 <= margin < min(images.shape[1:3]):
+        raise ValueError(f"{name} is {margin}, images are {images.shape[1:3]}")

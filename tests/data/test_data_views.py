@@ -1,0 +1,144 @@
+"""Views: each image gets a change of its own, and nothing but that change."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from kdjax.data import augment, flip, jitter, pad_and_crop
+
+KEY = jax.random.key(0)
+VIEWS = {
+    "flip": flip,
+    "jitter": partial(jitter, max_shift=2),
+    "pad_and_crop": partial(pad_and_crop, padding=3),
+    "both": lambda key, images: flip(key, pad_and_crop(key, images)),
+}
+every_view = pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
+
+
+def make_images(num_images=64, height=6, width=8, channels=3, dtype=np.uint8):
+    rng = np.random.default_rng(0)
+    shape = (num_images, height, width, channels)
+    return jnp.asarray(rng.integers(1, 255, shape), dtype)
+
+
+def shifted(image, down, right):
+    """Shift by index arithmetic, black outside."""
+    height, width, _ = image.shape
+    moved = np.zeros_like(image)
+    for y in range(height):
+        for x in range(width):
+            if 0 <= y - down < height and 0 <= x - right < width:
+                moved[y, x] = image[y - down, x - right]
+    return moved
+
+
+def assert_shifts(function, margin, num_images):
+    images = np.asarray(make_images(num_images))
+    changed = np.asarray(function(KEY, jnp.asarray(images)))
+    steps = range(-margin, margin + 1)
+    found = set()
+    for image, moved in zip(images, changed, strict=True):
+        matches = [
+            (y, x) for y in steps for x in steps if np.array_equal(shifted(image, y, x), moved)
+        ]
+        assert len(matches) == 1
+        found.update(matches)
+    return found
+
+
+@every_view
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, jnp.bfloat16])
+def test_shape_and_type_stay(view, dtype):
+    images = make_images(4, dtype=dtype)
+    changed = view(KEY, images)
+    assert (changed.shape, changed.dtype) == (images.shape, images.dtype)
+
+
+@every_view
+def test_the_key_decides(view):
+    images = make_images()
+    once, again, other = view(KEY, images), view(KEY, images), view(jax.random.key(1), images)
+    np.testing.assert_array_equal(once, again)
+    assert not np.array_equal(once, other)
+    np.testing.assert_array_equal(jax.jit(view)(KEY, images), once)
+
+
+@every_view
+def test_every_example_is_drawn_its_own_change(view):
+    same = jnp.broadcast_to(make_images(1), (64, 6, 8, 3))
+    assert len({np.asarray(image).tobytes() for image in view(KEY, same)}) > 1
+
+
+@every_view
+def test_eight_devices_do_what_one_does(view):
+    images = make_images()
+    mesh = jax.make_mesh((8,), ("data",))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    sharded = jax.jit(view, out_shardings=split)(KEY, jax.device_put(images, split))
+    assert len(sharded.sharding.device_set) == 8
+    np.testing.assert_array_equal(sharded, view(KEY, images))
+
+
+def test_flip_mirrors_half():
+    images = np.asarray(make_images(400))
+    changed = np.asarray(flip(KEY, images))
+    mirrored = [np.array_equal(a[:, ::-1], b) for a, b in zip(images, changed, strict=True)]
+    kept = [np.array_equal(a, b) for a, b in zip(images, changed, strict=True)]
+    assert np.all(np.logical_xor(mirrored, kept))
+    assert 150 < sum(mirrored) < 250
+
+
+def test_jitter_shifts_by_every_amount_up_to_the_largest():
+    assert len(assert_shifts(partial(jitter, max_shift=1), 1, 100)) == 9
+    assert len(assert_shifts(jitter, 2, 250)) == 25
+
+
+def test_crop_windows_lie_anywhere_in_the_padded_image():
+    assert len(assert_shifts(partial(pad_and_crop, padding=1), 1, 100)) == 9
+    assert {abs(y) for y, _ in assert_shifts(pad_and_crop, 4, 150)} == set(range(5))
+
+
+@pytest.mark.parametrize("function", [partial(jitter, max_shift=0), partial(pad_and_crop, padding=0)])
+def test_no_shift_is_the_image(function):
+    images = make_images()
+    np.testing.assert_array_equal(function(KEY, images), images)
+
+
+@pytest.mark.parametrize("margin", [-1, 6, 100])
+def test_a_shift_beyond_the_image_is_refused(margin):
+    message = rf"jitter: max_shift is {margin}, images are \(6, 8\)"
+    with pytest.raises(ValueError, match=message):
+        jitter(KEY, make_images(2), max_shift=margin)
+    with pytest.raises(ValueError, match=rf"pad_and_crop: padding is {margin}, images are"):
+        pad_and_crop(KEY, make_images(2), padding=margin)
+
+
+def test_augment_changes_the_image_alone():
+    batch = {"image": make_images(), "label": jnp.arange(64), "teacher_logits": jnp.ones((64, 3))}
+    changed = augment(pad_and_crop, flip)(KEY, batch)
+    assert changed.keys() == batch.keys()
+    assert changed["label"] is batch["label"]
+    assert changed["teacher_logits"] is batch["teacher_logits"]
+    assert not np.array_equal(changed["image"], batch["image"])
+
+
+def test_augment_applies_its_functions_in_order_each_with_its_own_key():
+    keys = []
+
+    def record(key, images):
+        keys.append(jax.random.key_data(key).tolist())
+        return 2 * images + len(keys)
+
+    found = augment(record, record)(KEY, {"image": jnp.ones((1, 1, 1, 1))})
+    assert found["image"].item() == 2 * (2 * 1 + 1) + 2
+    assert keys[0] != keys[1]
+
+
+def test_augment_with_nothing_is_the_batch():
+    batch = {"image": make_images(2)}
+    assert augment()(KEY, batch)["image"] is batch["image"]
