@@ -158,9 +158,9 @@ def _spread(values: Sequence[float], scale: float, digits: int) -> tuple[str, st
 
 
 def _aligned(cells: Sequence[tuple[str, str]]) -> list[str]:
-    """Pad spreads to one width, so that the means stand below each other."""
+    """Pad spreads to one width, so that means and signs stand below each other."""
     width = max(len(spread) for _, spread in cells)
-    return [mean + spread.rjust(width) for mean, spread in cells]
+    return [mean + spread[:3] + spread[3:].rjust(width - len(spread[:3])) for mean, spread in cells]
 
 
 def _padded(cells: Sequence[str]) -> list[str]:

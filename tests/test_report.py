@@ -1,0 +1,368 @@
+"""The table, the plots and the page, on small invented runs."""
+
+import base64
+import json
+import os
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from kdjax import report
+
+LABELS = ["zero", "one", "two"]
+
+
+def entry(errors, num_params=2410, num_test=450):
+    accuracy = [1 - e / num_test for e in errors]
+    return {
+        "num_params": num_params,
+        "test_errors": list(errors),
+        "accuracy": accuracy,
+        "nll": [4.5 * e / num_test for e in errors],
+        "ece": [0.45 * e / num_test for e in errors],
+        "agreement": accuracy,
+        "params_sha256": ["0" * 64 for _ in errors],
+    }
+
+
+def make_summary(scratch=(40, 44, 42), distilled=(20, 22, 24)):
+    return {
+        "teacher": entry([3], 1_185_002),
+        "scratch": entry(scratch),
+        "distilled": entry(distilled),
+    }
+
+
+def make_rows(num_seeds=2, *, loss_scale=1.0):
+    rows = []
+    for phase, seeds in {"teacher": 1, "scratch": num_seeds, "distilled": num_seeds}.items():
+        for seed in range(seeds):
+            for step in (10, 20, 30):
+                loss = loss_scale * (2.0 + seed) / step
+                row = {"phase": phase, "seed": seed, "step": step, "accuracy": 1 - 1 / step}
+                rows.append({**row, "split": "train", "loss": 9 * loss, "loss/hard": loss})
+                rows.append({**row, "split": "validation", "loss": loss})
+    return rows
+
+
+def make_pictures(channels=1, num_classes=3, num_images=4):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (num_images, 8, 8, channels), dtype=np.uint8)
+    labels = np.arange(num_images) % num_classes
+    return images, labels, rng.normal(size=(num_images, num_classes))
+
+
+def draw_all():
+    images, labels, logits = make_pictures()
+    pictures = report.plot_dark_knowledge(images, labels, logits, LABELS, 4.0)
+    return {
+        "errors": (report.plot_errors(make_summary()), "Errors & seeds."),
+        "curves": (report.plot_curves(make_rows()), "Three trainings."),
+        "dark_knowledge": (pictures, "Images beside probabilities."),
+    }
+
+
+def write(directory, **changes):
+    arguments = {
+        "title": "Distillation on <digits>",
+        "summary": make_summary(),
+        "rows": make_rows(),
+        "notes": [("Networks", "a < b")],
+        "facts": {"Command": "python -m experiments.distill --data.name 'x' && <y>"},
+    }
+    return report.write_report(directory, **{**arguments, **changes})
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text, and checks that tags are closed."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data + "\n"
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_table_has_mean_and_sample_deviation():
+    lines = report.format_table(make_summary()).splitlines()
+    assert re.split(r"\s{2,}", lines[0].strip()) == [
+        "parameters", "test errors", "accuracy %", "NLL (nats)", "calib. error %", "agreement %",
+    ]  # fmt: skip
+    teacher, scratch, distilled = lines[2:5]
+    assert teacher.split() == ["teacher", "1,185,002", "3", "99.33", "0.0300", "0.30", "99.33"]
+    assert scratch.split() == [
+        "scratch", "2,410", "42.0", "±", "2.0", "90.67", "±", "0.44", "0.4200", "±", "0.0200",
+        "4.20", "±", "0.20", "90.67", "±", "0.44",
+    ]  # fmt: skip
+    assert distilled.split()[2:5] == ["22.0", "±", "2.0"]
+    assert "3 seeds" in lines[-1]
+
+
+def test_table_is_aligned_narrow_plain_text():
+    summary = {
+        "teacher": entry([3518], 11_173_962, 10_000),
+        "scratch": entry([4500, 4611], 78_042, 10_000),
+        "distilled": entry([4301, 4555], 78_042, 10_000),
+    }
+    lines = report.format_table(summary).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert all(line == line.rstrip() for line in lines)
+    assert lines[3].index("±") == lines[4].index("±")
+    assert "\x1b" not in "".join(lines)
+
+
+def test_table_of_one_seed_has_no_deviation():
+    table = report.format_table(make_summary([40], [20]))
+    assert "±" not in table
+    assert "one seed" in table.splitlines()[-1]
+
+
+def test_html_table_has_the_numbers_of_the_text():
+    page = Page(report.table_html(make_summary()))
+    cells = [line for line in page.text.splitlines() if line]
+    assert len(page.all("tr")) == 4
+    for cell in ("1,185,002", "42.0 ± 2.0", "90.67 ± 0.44", "0.4200 ± 0.0200", "4.20 ± 0.20"):
+        assert cell in cells
+
+
+def test_trainings_are_given_in_numbers():
+    text = Page(report.trainings_html(make_rows())).text
+    # The last losses of the labels are 2/30 and 3/30, not the nine times larger totals.
+    assert "0.0833 ± 0.0236" in text
+    assert "96.67 ± 0.00" in text
+    rows = [{k: v for k, v in row.items() if k != "loss/hard"} for row in make_rows()]
+    assert "0.7500 ± 0.2121" in Page(report.trainings_html(rows)).text
+
+
+@pytest.mark.parametrize(
+    ("scratch", "distilled", "sentence"),
+    [
+        ((40, 44), (20, 22), "makes 21 test errors on average, 50% fewer than"),
+        ((40,), (50,), "makes 50 test errors, 25% more than"),
+        ((40,), (40,), "both make 40 test errors"),
+        ((0,), (2,), "makes 2 test errors, 2 more than"),
+    ],
+)
+def test_page_says_what_came_out(tmp_path, scratch, distilled, sentence):
+    page = write(tmp_path, summary=make_summary(scratch, distilled))
+    assert sentence in page.read_text()
+
+
+def test_metrics_come_back_without_a_torn_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = make_rows()
+    whole = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(whole.encode() + b'{"phase": "teacher", "loss": 0.\xff')
+    assert report.read_metrics(path) == rows
+    path.write_text(whole + "17")
+    assert report.read_metrics(path) == rows
+    path.write_text("")
+    assert report.read_metrics(path) == []
+    with pytest.raises(FileNotFoundError):
+        report.read_metrics(tmp_path / "absent.jsonl")
+
+
+def lines_of(axes, style):
+    return [
+        line for line in axes.get_lines() if line.get_linestyle() == style and len(line.get_xdata())
+    ]
+
+
+def test_curves_show_every_seed_and_their_mean():
+    loss, accuracy = np.array(report.plot_curves(make_rows()).axes).reshape(2, 3)
+    assert [axes.get_title() for axes in loss] == [
+        "Teacher", "Student, labels alone", "Student, distilled",
+    ]  # fmt: skip
+    assert [len(lines_of(axes, "-")) for axes in loss] == [1, 3, 3]
+    assert [len(lines_of(axes, "--")) for axes in accuracy] == [1, 3, 3]
+    mean = lines_of(loss[1], "--")[-1]
+    np.testing.assert_allclose(mean.get_xdata(), [10, 20, 30])
+    np.testing.assert_allclose(mean.get_ydata(), 2.5 / np.array([10, 20, 30]))
+    np.testing.assert_allclose(lines_of(accuracy[2], "-")[-1].get_ydata()[-1], 100 - 100 / 30)
+
+
+def test_seeds_are_averaged_where_all_have_arrived():
+    rows = [r for r in make_rows() if (r["phase"], r["seed"], r["step"]) != ("scratch", 1, 30)]
+    mean = lines_of(report.plot_curves(rows).axes[1], "-")[-1]
+    assert list(mean.get_xdata()) == [10, 20]
+
+
+@pytest.mark.parametrize(("spread", "scale"), [(1.0, "linear"), (1000.0, "log")])
+def test_losses_over_decades_are_drawn_logarithmically(spread, scale):
+    rows = make_rows()
+    rows[-1] = {**rows[-1], "loss": rows[-1]["loss"] * spread}
+    assert report.plot_curves(rows).axes[0].get_yscale() == scale
+
+
+def test_a_loss_of_zero_stays_on_the_axis():
+    rows = [*make_rows(), {**make_rows()[0], "step": 40, "loss/hard": 0.0, "loss": 0.0}]
+    assert report.plot_curves(rows).axes[0].get_yscale() == "linear"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [row for row in make_rows() if row["split"] == "train"],
+        [row for row in make_rows(1) if row["phase"] == "teacher" and row["step"] == 10],
+        [{**row, "loss": float("nan")} for row in make_rows()],
+    ],
+    ids=["nothing", "no validation", "one point", "nan"],
+)
+def test_pages_of_unusual_rows(tmp_path, rows):
+    figures = {"curves": (report.plot_curves(rows), "Curves.")}
+    write(tmp_path, rows=rows, figures=figures)
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_errors_are_drawn_seed_by_seed():
+    figure = report.plot_errors(make_summary())
+    (axes,) = figure.axes
+    points = {line.get_label(): line for line in axes.get_lines()}
+    assert list(points["Student, labels alone"].get_xdata()) == [40, 44, 42]
+    assert list(points["Student, distilled"].get_xdata()) == [20, 22, 24]
+    assert set(points["Teacher"].get_xdata()) == {3}
+    assert "40 and 20; 44 and 22; 42 and 24. Teacher: 3" in figure.get_label()
+
+
+def widths(axes):
+    return [patch.get_width() for patch in axes.patches]
+
+
+def test_dark_knowledge_shows_all_of_few_classes():
+    images, labels, _ = make_pictures()
+    logits = np.log(np.tile([[0.90, 0.09, 0.01]], (4, 1)))
+    figure = report.plot_dark_knowledge(images, labels, logits, LABELS, 2.0)
+    picture, sharp, soft = figure.axes[:3]
+    assert picture.get_title() == "label: zero"
+    assert [text.get_text() for text in sharp.get_yticklabels()] == LABELS
+    np.testing.assert_allclose(widths(sharp), [90, 9, 1])
+    roots = np.sqrt([0.90, 0.09, 0.01])
+    np.testing.assert_allclose(widths(soft), 100 * roots / roots.sum())
+    assert soft.get_title() == "T = 2"
+    assert "zero: 90 % at T = 1; at T = 2 zero 70 %, one 22 %, two 7 %" in figure.get_label()
+
+
+def test_dark_knowledge_shows_the_five_likeliest_of_many_classes():
+    images, labels, logits = make_pictures(channels=3, num_classes=20)
+    names = [f"$class_{c}$" for c in range(20)]
+    figure = report.plot_dark_knowledge(images, labels, logits, names, 4.0)
+    _, sharp, soft = figure.axes[:3]
+    order = np.argsort(-logits[0])[:5]
+    assert [text.get_text() for text in sharp.get_yticklabels()] == [names[c] for c in order]
+    assert widths(soft) == sorted(widths(soft), reverse=True)
+    figure.savefig(os.devnull, format="png")
+
+
+def test_instructive_images_are_sure_and_of_different_classes():
+    log = np.log
+    probabilities = np.array(
+        [
+            [0.95, 0.049, 0.001],  # 0: sure, close to another class
+            [0.95, 0.026, 0.024],  # 1: as sure, less so
+            [0.01, 0.98, 0.01],  # 2: the only sure one of class 1
+            [0.60, 0.39, 0.01],  # 3: doubts
+            [0.95, 0.049, 0.001],  # 4: wrong
+            [0.001, 0.004, 0.995],  # 5: the only one of class 2, dull
+        ]
+    )
+    labels = [0, 0, 1, 0, 2, 2]
+
+    def choose(n):
+        return list(report.select_instructive(log(probabilities), labels, 4.0, num_images=n))
+
+    assert set(choose(3)) == {0, 2, 5}
+    assert choose(3)[0] == 0
+    assert choose(4)[3] == 1
+    assert set(choose(6)[4:]) == {3, 4}
+    assert len(choose(99)) == 6
+
+
+def test_page_is_self_contained(tmp_path):
+    path = write(tmp_path, figures=draw_all())
+    assert path == tmp_path / "report.html"
+    pngs = {"curves.png", "dark_knowledge.png", "errors.png"}
+    assert {other.name for other in tmp_path.iterdir()} == {path.name, *pngs}
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG\r\n") for name in pngs)
+    text = path.read_text()
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"https?:|//[a-z]|url\(|@import", re.sub(r'src="data:[^"]*"', "", text))
+    images = page.all("img")
+    assert len(images) == 3
+    for image in images:
+        kind, data = image["src"].split(";base64,")
+        assert kind == "data:image/svg+xml"
+        svg = base64.b64decode(data, validate=True).decode()
+        assert "prefers-color-scheme: dark" in svg
+        assert "#24292f" not in svg.split("</style>", 1)[1]
+        assert not re.search(r'href="(?!#|data:)', svg)
+        assert len(image["alt"]) > 40
+    assert "prefers-color-scheme: dark" in text
+    assert any(meta.get("name") == "viewport" for meta in page.all("meta"))
+    assert page.all("html") == [{"lang": "en"}]
+
+
+def test_page_escapes_and_shows_what_it_is_given(tmp_path):
+    figures = {"errors": (report.plot_errors(make_summary()), "Errors & seeds.")}
+    page = Page(write(tmp_path, figures=figures).read_text())
+    for text in (
+        "Distillation on <digits>",
+        "Errors & seeds.",
+        "a < b",
+        "python -m experiments.distill --data.name 'x' && <y>",
+        "42.0 ± 2.0",
+    ):
+        assert text in page.text
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+
+    def page(name):
+        figures = {"errors": (report.plot_errors(make_summary()), "Errors.")}
+        return write(tmp_path / name, figures=figures).read_bytes()
+
+    assert page("first") == page("second")
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    before = write(tmp_path).read_bytes()
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="disk full"):
+            write(tmp_path, title="New")
+    assert (tmp_path / "report.html").read_bytes() == before
+
+
+def test_notes_may_be_a_mapping_and_all_but_the_summary_be_left_out(tmp_path):
+    page = report.write_report(
+        tmp_path, title="Bare", summary=make_summary(), notes={"Chosen": "by hand"}
+    )
+    text = Page(page.read_text()).text
+    assert "Chosen" in text
+    assert "by hand" in text
+    assert "How to have it again" not in text
