@@ -14,6 +14,7 @@ import math
 import shlex
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -150,6 +151,7 @@ def main(args: list[str] | None = None) -> None:
         workdir = Path("runs") / f"{settings.data.name.replace('/', '-')}-{stamp}"
         settings = dataclasses.replace(settings, workdir=workdir)
         args = [*args, "--workdir", str(workdir)]
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     command = shlex.join(["python", "-m", "experiments.distill", *args])
     with cli.plain_errors(resume_with=command):
         check(settings)

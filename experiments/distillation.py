@@ -31,6 +31,7 @@ class Experiment:
     settings: "Settings"
     dataset: data.Dataset
     run: Run
+    given_teacher: Network | None
 
 
 class TeacherResult(NamedTuple):
@@ -92,6 +93,11 @@ def open_experiment(
     assert settings.workdir is not None
     mesh = sharding.make_mesh(data=settings.mesh.data)
     _check_fit(settings, dataset, mesh)
+    # Before the directory is claimed: a teacher that does not fit must not leave a trace.
+    given_teacher = None
+    if settings.teacher.checkpoint is not None:
+        spec = _spec(settings, dataset, settings.teacher)
+        given_teacher = networks.load_teacher(settings.teacher, spec)
     settings.workdir.mkdir(parents=True, exist_ok=True)
     config = workdir.plain(dataclasses.asdict(settings))
     if workdir.claim(settings.workdir, config, workdir.plain(dataclasses.asdict(requested))):
@@ -106,15 +112,15 @@ def open_experiment(
         checkpoint_every=settings.checkpoint_every,
     )
     _describe(settings, dataset, run)
-    return Experiment(settings, dataset, run)
+    return Experiment(settings, dataset, run, given_teacher)
 
 
 def obtain_teacher(experiment: Experiment) -> TeacherResult:
     """Read the teacher that the settings name, or train one on all training examples."""
     settings, dataset, run = experiment.settings, experiment.dataset, experiment.run
-    spec = _spec(experiment, settings.teacher)
-    if settings.teacher.checkpoint is not None:
-        network = networks.load_teacher(settings.teacher, spec)
+    spec = _spec(settings, dataset, settings.teacher)
+    if experiment.given_teacher is not None:
+        network = experiment.given_teacher
         say(f"teacher        read from {settings.teacher.checkpoint}")
     else:
         plan = _plan(
@@ -144,7 +150,7 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
     do not change from step to step, the teacher answers once and its logits are kept.
     """
     settings, run = experiment.settings, experiment.run
-    spec = _spec(experiment, settings.student)
+    spec = _spec(settings, experiment.dataset, settings.student)
     model = networks.build(spec)
     train = experiment.dataset.train
     chosen = balanced_subset(train.label, settings.data.student_examples or len(train.label))
@@ -301,15 +307,14 @@ def _with_logits(run: Run, network: Network, examples: Arrays) -> Arrays:
     return {**examples, "teacher_logits": logits}
 
 
-def _spec(experiment: Experiment, network: NetworkSettings) -> NetworkSpec:
-    dataset = experiment.dataset
+def _spec(settings: "Settings", dataset: data.Dataset, network: NetworkSettings) -> NetworkSpec:
     return networks.make_spec(
         network,
         num_classes=dataset.num_classes,
         image_shape=dataset.image_shape,
         mean=dataset.mean,
         std=dataset.std,
-        precision=experiment.settings.precision,
+        precision=settings.precision,
     )
 
 

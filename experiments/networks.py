@@ -134,8 +134,8 @@ def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
     )
     model = build(spec)
     images = jax.ShapeDtypeStruct((1, *spec.image_shape), np.uint8)
-    like = jax.eval_shape(model.init, jax.random.key(0), images)
     try:
+        like = jax.eval_shape(model.init, jax.random.key(0), images)
         variables = models.from_pytorch(state_dict, like, image_shape=spec.image_shape)
     except ValueError as error:
         raise ValueError(f"--teacher.checkpoint {path} is not a {spec.name}: {error}") from error

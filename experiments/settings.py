@@ -123,8 +123,7 @@ def defaults_for(
     Returns:
         A value for every such setting.
     """
-    seen = student_examples or (100 if name == "digits" else num_examples)
-    seen = min(seen, num_examples)
+    seen = student_examples or (min(100, num_examples) if name == "digits" else num_examples)
     batch_size = 128 if seen >= 10_000 else 64
     large, colour = min(image_shape[:2]) >= 24, image_shape[2] >= 3
     words = all(len(label) > 1 and not label.isdigit() for label in label_names)
