@@ -45,10 +45,10 @@ def progress(label: str, start: int, total: int) -> Iterator[Update]:
 def _bar(label: str, start: int, total: int) -> Iterator[Update]:
     columns = (
         TextColumn("{task.description:<14}"),
-        BarColumn(),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", style="dim"),
     )
     with Progress(*columns, console=Console(), transient=True) as bar:
         task = bar.add_task(label, total=total, completed=start, note="")

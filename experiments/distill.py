@@ -62,7 +62,7 @@ class Settings:
     workdir: Path | None = None
     """Where everything is written. Default: a new folder in runs/."""
     checkpoint_every: int | None = None
-    """Steps between checkpoints. Default: 20 in a training, but 1,000 steps apart at least."""
+    """Steps between checkpoints. Default: 20 in a training, but 500 steps apart at least."""
     eval_every: int | None = None
     """Steps between validations. Default: 20 in a training."""
     log_every: int = 50

@@ -48,14 +48,14 @@ def report(
             ),
             "curves": (
                 pages.plot_curves(rows),
-                "The three trainings: cross-entropy on the training batches, and accuracy on "
-                "the validation examples. Thin lines are seeds, bold lines their mean.",
+                "The three trainings: cross-entropy with the labels, and accuracy, on training "
+                "batches and on validation examples. Thin lines are seeds, bold lines their mean.",
             ),
             "dark_knowledge": (
                 pictures,
                 "Test images beside the teacher's probabilities, at T = 1 and softened at "
                 f"T = {settings.temperature:g}: what it deems almost as likely is what labels "
-                "do not say.",
+                "do not say. The two axes may differ in scale.",
             ),
         },
         notes=_choices(settings, dataset),

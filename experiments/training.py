@@ -117,7 +117,7 @@ def train(run: Run, training: Training, seed: int) -> Variables:
                 log_fn=log_fn,
                 eval_every=run.eval_every or cadence,
                 eval_fn=eval_fn if len(training.validation["label"]) else None,
-                checkpoint_every=run.checkpoint_every or max(1000, cadence),
+                checkpoint_every=run.checkpoint_every or max(500, cadence),
                 save_fn=lambda at, s: checkpoint.save(directory, at, s),
                 stop_fn=run.stop_fn,
             )
@@ -181,7 +181,7 @@ def _observers(run: Run, training: Training, seed: int, update: Any) -> tuple[An
         numbers = {name: metrics.value(metric) for name, metric in measured.items()}
         run.log.append(phase=training.phase, seed=seed, step=at, split=split, **numbers)
         loss = numbers["loss"] if split == "train" else numbers["nll"]
-        notes[split] = f"{split}: loss {loss:.4f} accuracy {numbers['accuracy']:.4f}"
+        notes[split] = f"{split} loss {loss:.3f}, {numbers['accuracy']:.1%} right"
         update(at, "  ".join(filter(None, notes.values())))
 
     def eval_fn(at: int, state: TrainState) -> None:
