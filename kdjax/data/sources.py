@@ -4,6 +4,7 @@ Everything about a set comes from its own files: the keys of image and label, th
 of classes, the splits. A prepared set needs no code of TFDS for it, and no network.
 """
 
+import contextlib
 import difflib
 import importlib.util
 import io
@@ -83,7 +84,8 @@ def load(
     info = builder.info
     image_key, label_key = _keys(name, info)
     label = info.features[label_key]
-    reader = _Reader(name, builder, image_key, label_key, info.features[image_key], label, image_size)
+    image = info.features[image_key]
+    reader = _Reader(name, builder, image_key, label_key, image, label, image_size)
     train_split, test_split = _choose_splits(name, info, reader.has_labels)
     whole = reader.read(train_split, memory_limit)
     num_test = 0 if test_split else max(1, round(_TEST_FRACTION * len(whole.label)))
@@ -180,7 +182,8 @@ def _prepare(name: str, root: Path) -> Path:
 
     known = tfds.list_builders(with_community_datasets=False)
     short = name.partition(":")[0].split("/")[0]
-    there = ", ".join(sorted(p.name for p in _folders(root) if not p.name.startswith("."))[:8])
+    sets = [p.name for p in _folders(root) if not p.name.startswith(".") and p.name != "downloads"]
+    there = ", ".join(sets[:8])
     looked = f"{name} is not in {root} (there: {there or 'nothing'})"
     if short not in known:
         near = difflib.get_close_matches(short, known, n=3)
@@ -256,19 +259,13 @@ class _Reader(NamedTuple):
 
         others = [key for key in self.builder.info.features if key != self.label_key]
         decoders = {key: tfds.decode.SkipDecoding() for key in others}
-        try:
-            return self.builder.as_data_source(split, decoders=decoders)
-        except Exception as error:
-            # Missing and damaged files surface as whatever ArrayRecord makes of them.
-            raise ValueError(
-                f"{self.name}: split {split} in {self.builder.data_dir} cannot be read: "
-                + _first_line(error)
-            ) from error
+        return self.builder.as_data_source(split, decoders=decoders)
 
     def has_labels(self, split: str) -> bool:
         """Whether a split has any label; TFDS writes -1 where there is none."""
-        source = self.source(split)
-        return any(row[self.label_key] != -1 for row in _rows(source, len(source)))
+        with _reading(f"{self.name}: split {split} in {self.builder.data_dir}"):
+            source = self.source(split)
+            return any(row[self.label_key] != -1 for row in _rows(source, len(source)))
 
     def checked(self, split: str, labels: np.ndarray) -> np.ndarray:
         """Return the labels of a split as int32 if they are those of classes."""
@@ -290,7 +287,9 @@ class _Reader(NamedTuple):
         mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
         if mode is None or self.image.np_dtype != np.uint8:
             raise ValueError(f"{self.name}: only 8-bit images of 1, 3 or 4 channels are supported")
-        image = Image.open(io.BytesIO(row[self.image_key]))
+        with _reading(f"{self.name}: an image in {self.builder.data_dir}"):
+            image: Image.Image = Image.open(io.BytesIO(row[self.image_key]))
+            image.load()
         image = image if image.mode == mode else image.convert(mode)
         if self.size is not None and image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
@@ -298,6 +297,10 @@ class _Reader(NamedTuple):
 
     def read(self, split: str, memory_limit: int) -> Examples:
         """Read a split in one pass, its images decoded at once where they fit into the limit."""
+        with _reading(f"{self.name}: split {split} in {self.builder.data_dir}"):
+            return self._read(split, memory_limit)
+
+    def _read(self, split: str, memory_limit: int) -> Examples:
         source = self.source(split)
         if not len(source):
             raise ValueError(f"{self.name}: split {split} has no examples")
@@ -356,6 +359,17 @@ def take(examples: Examples, indices: np.ndarray) -> Examples:
     return Examples(image.take(indices) if lazy else image[indices], examples.label[indices])
 
 
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Missing and damaged files surface as whatever ArrayRecord and Pillow make of them."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{what} cannot be read: {_first_line(error)}") from error
+
+
 def _rows(source: Any, num_rows: int) -> Iterator[Any]:
     for start in range(0, num_rows, 1024):
         yield from source.__getitems__(list(range(start, min(start + 1024, num_rows))))
@@ -372,7 +386,7 @@ def _statistics(images: Any) -> tuple[np.ndarray, np.ndarray]:
         count += pixels[..., 0].size
         total = total + pixels.sum((0, 1, 2), dtype=np.uint64)
         squares = squares + (pixels**2).sum((0, 1, 2), dtype=np.uint64)
-    mean = total / count
+    mean = np.asarray(total / count)
     std = np.sqrt(np.maximum(squares / count - mean**2, 0)) / 255
     # A channel that never changes is left as it is.
     return (mean / 255).astype(np.float32), np.where(std > 1e-3, std, 1).astype(np.float32)

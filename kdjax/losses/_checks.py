@@ -101,7 +101,7 @@ def as_temperature(function: str, temperature: Any, x: jax.Array) -> jax.Array:
     batch = x.shape[:-1]
     if array.ndim == x.ndim and array.shape[-1] == 1:
         array = jnp.squeeze(array, -1)
-    if array.ndim not in (0, len(batch)):
+    if array.shape not in ((), batch):
         raise ValueError(
             f"{function}: temperature has shape {array.shape}, expected () or {batch}, "
             "one for each example"

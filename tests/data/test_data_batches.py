@@ -14,7 +14,9 @@ ARRAYS = {
 
 
 def first(num_batches, **kwargs):
-    return list(islice(train_batches(ARRAYS, **{"seed": 3, "batch_size": 4, **kwargs}), num_batches))
+    return list(
+        islice(train_batches(ARRAYS, **{"seed": 3, "batch_size": 4, **kwargs}), num_batches)
+    )
 
 
 def assert_equal_batches(found, expected):
@@ -74,9 +76,7 @@ def test_a_step_far_out_costs_no_more():
 
 @pytest.mark.parametrize("process_count", [1, 2, 4])
 def test_the_shares_make_up_the_batch(process_count):
-    shares = [
-        first(6, process_index=i, process_count=process_count) for i in range(process_count)
-    ]
+    shares = [first(6, process_index=i, process_count=process_count) for i in range(process_count)]
     joined = [
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         for parts in zip(*shares, strict=True)
@@ -121,7 +121,5 @@ def test_a_batch_must_divide_over_the_processes():
 
 def test_any_array_goes_along():
     logits = np.arange(20.0, dtype=np.float32).reshape(10, 2)
-    (batch,) = islice(
-        train_batches({**ARRAYS, "teacher_logits": logits}, seed=0, batch_size=4), 1
-    )
+    (batch,) = islice(train_batches({**ARRAYS, "teacher_logits": logits}, seed=0, batch_size=4), 1)
     np.testing.assert_array_equal(batch["teacher_logits"], logits[batch["index"]])

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from kdjax.data import augment, flip, jitter, pad_and_crop
+from kdjax.sharding import batch_sharding, make_mesh
 
 KEY = jax.random.key(0)
 VIEWS = {
@@ -29,11 +29,10 @@ def make_images(num_images=64, height=6, width=8, channels=3, dtype=np.uint8):
 def shifted(image, down, right):
     """Shift by index arithmetic, black outside."""
     height, width, _ = image.shape
-    moved = np.zeros_like(image)
-    for y in range(height):
-        for x in range(width):
-            if 0 <= y - down < height and 0 <= x - right < width:
-                moved[y, x] = image[y - down, x - right]
+    moved = np.roll(image, (down, right), axis=(0, 1))
+    rows, columns = np.arange(height) - down, np.arange(width) - right
+    moved[(rows < 0) | (rows >= height)] = 0
+    moved[:, (columns < 0) | (columns >= width)] = 0
     return moved
 
 
@@ -77,8 +76,7 @@ def test_every_example_is_drawn_its_own_change(view):
 @every_view
 def test_eight_devices_do_what_one_does(view):
     images = make_images()
-    mesh = jax.make_mesh((8,), ("data",))
-    split = NamedSharding(mesh, PartitionSpec("data"))
+    split = batch_sharding(make_mesh())
     sharded = jax.jit(view, out_shardings=split)(KEY, jax.device_put(images, split))
     assert len(sharded.sharding.device_set) == 8
     np.testing.assert_array_equal(sharded, view(KEY, images))
@@ -103,7 +101,9 @@ def test_crop_windows_lie_anywhere_in_the_padded_image():
     assert {abs(y) for y, _ in assert_shifts(pad_and_crop, 4, 150)} == set(range(5))
 
 
-@pytest.mark.parametrize("function", [partial(jitter, max_shift=0), partial(pad_and_crop, padding=0)])
+@pytest.mark.parametrize(
+    "function", [partial(jitter, max_shift=0), partial(pad_and_crop, padding=0)]
+)
 def test_no_shift_is_the_image(function):
     images = make_images()
     np.testing.assert_array_equal(function(KEY, images), images)
