@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 # What was looked at on the validation split before the defaults for digits were settled.
 DIGITS_CHOICE = (
-    "With all training digits a small student gains nothing from a teacher, so the students see "
-    "100. Temperature and student width were compared on the validation split alone."
+    "On a validation split of 404 training digits, distillation gained 6.2 points of accuracy with "
+    "50 digits for the students, 3.0 with 100, 1.3 with 200 and 0.2, within the spread, with 840: "
+    "what a teacher is for shows where labels are few, so the students see 100. There T = 1 gained "
+    "0.1 points, T = 2 1.9, T = 4 3.0 and T = 8 3.4, the last two within the spread of each other; "
+    "T = 4 is the field's habit. The test digits had no part in it; RESULTS.md has the table."
 )
 
 
