@@ -338,7 +338,8 @@ def _check_range(function: str, labels: Array, num_classes: int) -> None:
     """Raise on a label that is no class, where the values are known before the program runs."""
     if isinstance(labels, jax.core.Tracer) or not labels.size:
         return
-    low, high = int(labels.min()), int(labels.max())
+    with jax.ensure_compile_time_eval():  # known labels under a jit that closes over them, too
+        low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"{function}: labels has {low if low < 0 else high}, expected 0 to {num_classes - 1} "

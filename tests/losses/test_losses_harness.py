@@ -1,6 +1,7 @@
 """Every loss against one harness: references, shapes, transformations, extremes, misuse."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,11 @@ class Case:
     log_probs: bool = False
     labels: str = ""
     divergence: bool = True
+
+    @functools.cached_property
+    def fast(self):
+        """The loss compiled, where that it also runs without is not the point."""
+        return jax.jit(self.loss, static_argnames="axis")
 
     def __str__(self):
         return self.name
@@ -69,7 +75,7 @@ EVERY = pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("shape", [(5,), (4, 6), (2, 3, 7)])
 def test_equals_the_reference(case, shape):
     inputs = case.inputs(shape)
-    got = case.loss(*inputs)
+    got = case.fast(*inputs)
     chex.assert_shape(got, shape[:-1])
     chex.assert_type(got, jnp.float32)
     np.testing.assert_allclose(got, case.expected(*map(np.asarray, inputs)), rtol=1e-5, atol=1e-6)
@@ -79,7 +85,7 @@ def test_equals_the_reference(case, shape):
 def test_float64_stays_float64(case):
     with jax.enable_x64(True):
         inputs = case.inputs(dtype=jnp.float64)
-        got = case.loss(*inputs)
+        got = case.fast(*inputs)
         chex.assert_type(got, jnp.float64)
         np.testing.assert_allclose(got, case.expected(*map(np.asarray, inputs)), rtol=1e-12)
 
@@ -88,10 +94,10 @@ def test_float64_stays_float64(case):
 def test_jit_vmap_and_axis_change_nothing(case):
     inputs = case.inputs()
     eager = case.loss(*inputs)
-    np.testing.assert_allclose(jax.jit(case.loss)(*inputs), eager, rtol=1e-6)
+    np.testing.assert_allclose(case.fast(*inputs), eager, rtol=1e-6)
     np.testing.assert_allclose(jax.vmap(case.loss)(*inputs), eager, rtol=1e-6)
     moved = [x.T if x.ndim == 2 else x for x in inputs]
-    np.testing.assert_allclose(case.loss(*moved, axis=0), eager, rtol=1e-6)
+    np.testing.assert_allclose(case.fast(*moved, axis=0), eager, rtol=1e-6)
 
 
 @EVERY
@@ -103,8 +109,8 @@ def test_where_removes_classes(case):
     fewer = [x[:, keep] if x.ndim == 2 else jnp.array([0, 1, 3, 2]) for x in inputs]
     if case.labels == "probs":
         inputs[2] = jnp.where(keep, inputs[2], 0)
-    got = case.loss(*inputs, where=jnp.asarray(keep)[None])
-    np.testing.assert_allclose(got, case.loss(*fewer), rtol=1e-5)
+    got = case.fast(*inputs, where=jnp.asarray(keep)[None])
+    np.testing.assert_allclose(got, case.fast(*fewer), rtol=1e-5)
 
 
 @EVERY
@@ -112,30 +118,30 @@ def test_gradients_are_numerical_ones_and_the_teacher_is_data(case):
     with jax.enable_x64(True):
         student, teacher, *rest = case.inputs((3, 5), dtype=jnp.float64)
         chex.assert_numerical_grads(
-            lambda s: case.loss(s, teacher, *rest).sum(), (student,), order=2
+            jax.jit(lambda s: case.loss(s, teacher, *rest).sum()), (student,), order=2
         )
-        gradient = jax.grad(lambda t: case.loss(student, t, *rest).sum())(teacher)
+        gradient = jax.grad(lambda t: case.fast(student, t, *rest).sum())(teacher)
         assert case.teacher_is_data != bool(np.any(gradient))
         if not case.teacher_is_data:
             chex.assert_numerical_grads(
-                lambda t: case.loss(student, t, *rest).sum(), (teacher,), order=2
+                jax.jit(lambda t: case.loss(student, t, *rest).sum()), (teacher,), order=2
             )
 
 
 @EVERY
 def test_laws(case):
     student, teacher, *rest = case.inputs(seed=5)
-    values = case.loss(student, teacher, *rest)
+    values = case.fast(student, teacher, *rest)
     assert np.all(np.asarray(values) >= 0)
     if case.divergence:
-        np.testing.assert_array_equal(case.loss(teacher, teacher), 0)
+        np.testing.assert_array_equal(case.fast(teacher, teacher), 0)
     order = np.random.default_rng(0).permutation(6)
     permuted = [x[:, order] if x.ndim == 2 else jnp.asarray(np.argsort(order))[x] for x in rest]
     np.testing.assert_allclose(
-        case.loss(student[:, order], teacher[:, order], *permuted), values, rtol=1e-5
+        case.fast(student[:, order], teacher[:, order], *permuted), values, rtol=1e-5
     )
     if not case.log_probs:
-        np.testing.assert_allclose(case.loss(student + 64, teacher - 128, *rest), values, rtol=2e-4)
+        np.testing.assert_allclose(case.fast(student + 64, teacher - 128, *rest), values, rtol=2e-4)
 
 
 @EVERY
@@ -151,10 +157,10 @@ def test_a_class_at_minus_infinity_in_both_is_gone(case):
     labels = [x[:, ~gone] if x.ndim == 2 else jnp.array([0, 1, 2, 4]) for x in rest]
 
     def total(s, t, labels):
-        return case.loss(s, t, *labels).sum()
+        return case.fast(s, t, *labels).sum()
 
-    value, gradients = jax.value_and_grad(total, (0, 1))(*masked, rest)
-    expected, expected_gradients = jax.value_and_grad(total, (0, 1))(*fewer, labels)
+    value, gradients = jax.jit(jax.value_and_grad(total, (0, 1)))(*masked, rest)
+    expected, expected_gradients = jax.jit(jax.value_and_grad(total, (0, 1)))(*fewer, labels)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for got, want in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_array_equal(got[:, 2], 0)
@@ -169,10 +175,10 @@ def test_a_class_that_only_the_student_excludes_is_infinitely_wrong(case):
     student, teacher, *rest = case.inputs((4, 6))
     rest = [jnp.zeros(4, jnp.int32) for _ in rest]
     student = student.at[1, 3].set(-jnp.inf)
-    values = case.loss(student, teacher, *rest)
+    values = case.fast(student, teacher, *rest)
     assert np.isposinf(values[1])
     assert np.all(np.isfinite(np.delete(values, 1)))
-    gradient = jax.grad(lambda s: case.loss(s, teacher, *rest).sum())(student)
+    gradient = jax.grad(lambda s: case.fast(s, teacher, *rest).sum())(student)
     assert np.all(np.isfinite(gradient))
     assert np.any(np.asarray(gradient)[1])
 
@@ -186,8 +192,8 @@ def test_mass_is_a_finite_logit_even_where_it_underflows():
 def test_a_class_that_only_the_teacher_excludes_adds_nothing(case):
     student, teacher, *rest = case.inputs((1, 4))
     rest = [jnp.zeros(1, jnp.int32) for _ in rest]
-    excluded = case.loss(student, teacher.at[0, 3].set(-jnp.inf), *rest)
-    nearly = case.loss(student, teacher.at[0, 3].set(-1e4), *rest)
+    excluded = case.fast(student, teacher.at[0, 3].set(-jnp.inf), *rest)
+    nearly = case.fast(student, teacher.at[0, 3].set(-1e4), *rest)
     np.testing.assert_allclose(excluded, nearly, rtol=1e-5)
 
 
@@ -198,7 +204,7 @@ def test_extreme_logits_stay_finite(case):
     rest = case.inputs((3, 4))[2:]
     student = jnp.array([[1e4, 0.0, -1e4, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, -1e4, 1e4, 5.0]])
     teacher = jnp.array([[-1e4, 0.0, 1e4, 1.0], [1e4, 0.0, 0.0, 0.0], [1.0, 1e4, -1e4, 5.0]])
-    value, gradient = jax.value_and_grad(lambda s: case.loss(s, teacher, *rest).sum())(student)
+    value, gradient = jax.value_and_grad(lambda s: case.fast(s, teacher, *rest).sum())(student)
     assert np.isfinite(value)
     assert np.all(np.isfinite(gradient))
 
@@ -207,7 +213,7 @@ def test_equal_logits_give_exactly_zero():
     for dtype in (jnp.float32, jnp.bfloat16):
         x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 33)) * 20, dtype)
         x = x.at[:, 5].set(-jnp.inf)
-        values, gradients = jax.vmap(jax.value_and_grad(losses.soft_target_loss))(x, x)
+        values, gradients = jax.jit(jax.vmap(jax.value_and_grad(losses.soft_target_loss)))(x, x)
         assert not np.any(values)
         assert not np.any(np.asarray(gradients, np.float32))
 
@@ -228,7 +234,7 @@ def test_temperature_may_be_traced_has_a_gradient_and_may_differ_by_example():
         def total(s, t):
             return losses.soft_target_loss(s, teacher, temperature=t).sum()
 
-        chex.assert_numerical_grads(total, (student, jnp.array(3.0)), order=2)
+        chex.assert_numerical_grads(jax.jit(total), (student, jnp.array(3.0)), order=2)
         each = jnp.array([1.0, 2.0, 8.0])
         rows = [
             losses.soft_target_loss(s, v, temperature=float(t))
