@@ -39,7 +39,7 @@ def cross_entropy() -> Term:
     return stateless(lambda x: losses.cross_entropy(x.student.logits, x.batch["label"]))
 
 
-def soft_targets(*, temperature: float = 4.0) -> Term:
+def soft_targets(*, temperature: float | Array = 4.0) -> Term:
     """The soft part of distillation, see `kdjax.losses.soft_target_loss`; it needs no labels."""
     return stateless(
         lambda x: losses.soft_target_loss(
@@ -48,7 +48,7 @@ def soft_targets(*, temperature: float = 4.0) -> Term:
     )
 
 
-def kd(*, temperature: float = 4.0, soft_weight: float = 0.9) -> Term:
+def kd(*, temperature: float | Array = 4.0, soft_weight: float = 0.9) -> Term:
     """Soft targets and labels in one value, see `kdjax.losses.kd_loss`."""
     return stateless(
         lambda x: losses.kd_loss(

@@ -19,6 +19,7 @@ LEVELS = [
     "terms",
     "objective",
     "step",
+    "sweep",
     "sharding",
     "data",
     "checkpoint",

@@ -1,5 +1,8 @@
 """What a run leaves behind to be read: a table, plots, and one page that holds them all."""
 
+from kdjax.report._page import Section as Section
+from kdjax.report._page import save_figure as save_figure
+from kdjax.report._page import write_page as write_page
 from kdjax.report._page import write_report as write_report
 from kdjax.report._plots import plot_curves as plot_curves
 from kdjax.report._plots import plot_dark_knowledge as plot_dark_knowledge
@@ -11,13 +14,16 @@ from kdjax.report._tables import table_html as table_html
 from kdjax.report._tables import trainings_html as trainings_html
 
 __all__ = [
+    "Section",
     "format_table",
     "plot_curves",
     "plot_dark_knowledge",
     "plot_errors",
     "read_metrics",
+    "save_figure",
     "select_instructive",
     "table_html",
     "trainings_html",
+    "write_page",
     "write_report",
 ]

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -18,6 +19,7 @@ from kdjax.report._tables import (
     PHASES,
     Summary,
     headline,
+    plain_table,
     spread_note,
     table_html,
     trainings_html,
@@ -91,6 +93,56 @@ def write_report(
     return path
 
 
+class Section(NamedTuple):
+    """A part of a page. Tables are (title, header, rows), figures (SVG, caption)."""
+
+    heading: str
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = ()
+    figures: Sequence[tuple[bytes, str]] = ()
+    notes: Sequence[str] = ()
+    facts: Mapping[str, str] = MappingProxyType({})
+
+
+def write_page(
+    path: str | Path, *, title: str, sections: Sequence[Section], lede: str = ""
+) -> Path:
+    """Write one self-contained page of sections.
+
+    Args:
+        path: the file; its directory exists.
+        title: the page's heading.
+        sections: its parts, in order; a single one does without its heading.
+        lede: a sentence above them.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: if the file cannot be written; it is replaced whole or not at all.
+    """
+    path = Path(path)
+    body = [f'<p class="lede">{escape(lede)}</p>'] if lede else []
+    for section in sections:
+        if len(sections) > 1:
+            body.append(f"<h2>{escape(section.heading)}</h2>")
+        for name, header, rows in section.tables:
+            body += [f"<h3>{escape(name)}</h3>"] if name else []
+            body.append(_scrolling(plain_table(header, rows)))
+        body += [_embedded(svg, caption, caption) for svg, caption in section.figures]
+        body += [f"<p>{escape(note)}</p>" for note in section.notes]
+        body.append(_facts(section.facts))
+    page = _PAGE.format(title=escape(title), css=CSS, body="\n".join(body))
+    _replace(path, page.encode())
+    return path
+
+
+def save_figure(directory: str | Path, name: str, figure: Figure) -> None:
+    """Write a figure as `<name>.png`, and as `<name>.svg` for `Section.figures`."""
+    directory = Path(directory)
+    _replace(directory / f"{name}.png", _render(figure, "png", facecolor="white", dpi=160))
+    _replace(directory / f"{name}.svg", _adaptive_svg(figure))
+
+
 def _section(heading: str, content: str) -> list[str]:
     return [f"<h2>{escape(heading)}</h2>", content] if content else []
 
@@ -115,10 +167,13 @@ def _tiles(summary: Summary) -> str:
 
 
 def _figure(figure: Figure, caption: str) -> str:
-    source = base64.b64encode(_adaptive_svg(figure)).decode()
     # The plots say in their label what they show, for those who do not see them.
-    alt = escape(str(figure.get_label() or caption))
-    image = f'<img src="data:image/svg+xml;base64,{source}" alt="{alt}">'
+    return _embedded(_adaptive_svg(figure), str(figure.get_label() or caption), caption)
+
+
+def _embedded(svg: bytes, alt: str, caption: str) -> str:
+    source = base64.b64encode(svg).decode()
+    image = f'<img src="data:image/svg+xml;base64,{source}" alt="{escape(alt)}">'
     return f"<figure>{_scrolling(image)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

@@ -78,7 +78,7 @@ def table_html(summary: Summary) -> str:
         cells = [_cell(entry[column.key], column) for column in COLUMNS]
         numbers = [f"{entry['num_params']:,}", *(mean + spread for mean, spread in cells)]
         body.append([_SHORT[phase], *numbers])
-    return _table(header, body)
+    return plain_table(header, body)
 
 
 def trainings_html(rows: Sequence[Row]) -> str:
@@ -108,7 +108,7 @@ def trainings_html(rows: Sequence[Row]) -> str:
                     "".join(_spread([values[-1] for _, values in validation.values()], 100, 2)),
                 ]
             )
-    return _table(header, body)
+    return plain_table(header, body)
 
 
 def spread_note(summary: Summary) -> str:
@@ -168,7 +168,8 @@ def _padded(cells: Sequence[str]) -> list[str]:
     return [cell.rjust(width) for cell in cells]
 
 
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def plain_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Lay out rows of text as an HTML table; a row's first cell is its heading."""
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in header)
     lines = [
         f'<tr><th scope="row">{escape(name)}</th>'

@@ -1,0 +1,73 @@
+"""Section 3: a big regularised net on MNIST, taught to a smaller one without regularisation.
+
+    python -m experiments.hinton2015.mnist --data.dir DIR
+
+Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
+"""
+
+import jax.numpy as jnp
+
+from experiments.hinton2015 import group, teacher
+from experiments.hinton2015 import lab as labs
+from experiments.hinton2015.lab import Claim, Findings, Lab
+from kdjax import teachers
+
+SCRATCH = group.Recipe(epochs=30)
+DISTILLED = group.Recipe(epochs=60)
+BEST = group.Recipe(epochs=120, augment=("jitter",))
+QUICK = group.Recipe(epochs=20, batch_size=64)
+SOFT_WEIGHT = 1.0
+NOTES: list[str] = []
+
+
+def run(lab: Lab) -> Findings:
+    """Train the teacher and the students, and put their errors beside the paper's."""
+    big = teacher.obtain(lab)
+    labels, seeds = lab.test.label, lab.seeds(5)
+    spec = group.mlp_spec(lab, (32, 32) if lab.quick else (800, 800))
+    examples = lab.train._asdict()
+    count = len(seeds)
+    setting = {"temperature": jnp.full(count, 20.0), "soft_weight": jnp.full(count, SOFT_WEIGHT)}
+    scratch = group.train_group(
+        lab, "mnist/scratch", spec, lab.pick(SCRATCH, QUICK), examples, seeds=seeds
+    )
+    distilled = group.train_group(
+        lab,
+        "mnist/distilled",
+        spec,
+        lab.pick(DISTILLED, QUICK),
+        big.answered(examples),
+        seeds=seeds,
+        settings=setting,
+        objective_fn=group.soft_and_hard,
+        teacher=teachers.stored(),
+    )
+    best = group.train_group(
+        lab,
+        "mnist/best",
+        spec,
+        lab.pick(BEST, QUICK),
+        examples,
+        seeds=seeds,
+        settings=setting,
+        objective_fn=group.soft_and_hard,
+        teacher=big.frozen(),
+    )
+    claims = [Claim("teacher", "67", group.errors(big.test_logits[None], labels), bar=67.0)]
+    for name, paper, students, bar in (
+        ("labels alone", "146", scratch, None),
+        ("distilled, T = 20", "74", distilled, 74.0),
+        ("distilled, T = 20, jittered transfer set", "", best, None),
+    ):
+        errors = group.errors(group.test_logits(lab, students), labels)
+        claims.append(Claim(name, paper, errors, bar=bar))
+    return Findings(claims, notes=NOTES)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line."""
+    labs.main("mnist", __doc__ or "", run, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The big network of section 3, which most of the scripts learn from."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.hinton2015 import group
+from experiments.hinton2015.lab import Lab
+from kdjax import teachers
+from kdjax.types import Model, Teacher, Variables
+
+# Chosen on 6,000 validation examples; see the notes of `experiments.hinton2015.mnist`.
+RECIPE = group.Recipe(epochs=120, augment=("jitter",), max_norm=3.5)
+QUICK = group.Recipe(epochs=20, batch_size=64, max_norm=3.5)
+
+
+class Trained(NamedTuple):
+    """The teacher, its logits for all training images as they are, and its training time."""
+
+    model: Model
+    variables: Variables
+    train_logits: np.ndarray
+    test_logits: np.ndarray
+    seconds: float
+
+    def frozen(self) -> Teacher:
+        """Return the teacher as one that answers whatever view it is shown."""
+        return teachers.frozen(self.model, self.variables)
+
+    def answered(self, examples: dict[str, Any]) -> dict[str, Any]:
+        """Put the logits for all training examples beside them."""
+        return {**examples, "teacher_logits": self.train_logits}
+
+
+def obtain(lab: Lab) -> Trained:
+    """Train 784-1200-1200-10 with dropout, max-norm and jitter, or read what another script did."""
+    widths = (64, 64) if lab.quick else (1200, 1200)
+    spec = group.mlp_spec(lab, widths, dropout=0.25, input_dropout=0.05)
+    trained = group.train_group(
+        lab,
+        "teacher",
+        spec,
+        QUICK if lab.quick else RECIPE,
+        lab.train._asdict(),
+        seeds=[lab.settings.seed],
+    )
+    variables = trained.member(0)
+    return Trained(
+        trained.model,
+        variables,
+        group.predict(trained.model, variables, lab.train.image),
+        group.predict(trained.model, variables, lab.test.image),
+        trained.seconds,
+    )
