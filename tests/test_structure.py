@@ -20,6 +20,7 @@ LEVELS = [
     "objective",
     "step",
     "sweep",
+    "bias",
     "sharding",
     "data",
     "checkpoint",

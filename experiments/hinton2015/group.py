@@ -157,8 +157,18 @@ def predict(model: Model, variables: Variables, images: np.ndarray) -> np.ndarra
 
 def test_logits(lab: Lab, group: Group) -> np.ndarray:
     """Compute the logits of all members for the examples to measure on, [members, examples, k]."""
+    return all_logits(group, lab.test.image)
+
+
+def all_logits(group: Group, images: np.ndarray) -> np.ndarray:
+    """Compute the logits of all members for some images, [members, examples, num_classes]."""
     members = jax.tree.leaves(group.variables)[0].shape[0]
-    return np.stack([predict(group.model, group.member(i), lab.test.image) for i in range(members)])
+    return np.stack([predict(group.model, group.member(i), images) for i in range(members)])
+
+
+def constant(num_members: int, **values: float) -> dict[str, np.ndarray]:
+    """Give all members the same settings, [members] each."""
+    return {name: np.full(num_members, value, np.float32) for name, value in values.items()}
 
 
 def errors(logits: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:

@@ -5,8 +5,6 @@
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
 """
 
-import jax.numpy as jnp
-
 from experiments.hinton2015 import group, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab
@@ -27,7 +25,7 @@ def run(lab: Lab) -> Findings:
     spec = group.mlp_spec(lab, (32, 32) if lab.quick else (800, 800))
     examples = lab.train._asdict()
     count = len(seeds)
-    setting = {"temperature": jnp.full(count, 20.0), "soft_weight": jnp.full(count, SOFT_WEIGHT)}
+    setting = group.constant(count, temperature=20.0, soft_weight=SOFT_WEIGHT)
     scratch = group.train_group(
         lab, "mnist/scratch", spec, lab.pick(SCRATCH, QUICK), examples, seeds=seeds
     )

@@ -1,5 +1,7 @@
 """What a run leaves behind to be read: a table, plots, and one page that holds them all."""
 
+from kdjax.report._lines import Line as Line
+from kdjax.report._lines import plot_lines as plot_lines
 from kdjax.report._page import Section as Section
 from kdjax.report._page import save_figure as save_figure
 from kdjax.report._page import write_page as write_page
@@ -14,11 +16,13 @@ from kdjax.report._tables import table_html as table_html
 from kdjax.report._tables import trainings_html as trainings_html
 
 __all__ = [
+    "Line",
     "Section",
     "format_table",
     "plot_curves",
     "plot_dark_knowledge",
     "plot_errors",
+    "plot_lines",
     "read_metrics",
     "save_figure",
     "select_instructive",

@@ -12,8 +12,8 @@ from kdjax.report._rows import Row, curves, mean_curve, training_loss
 from kdjax.report._style import INK, MUTED, PHASE_COLORS, RULE, SOFT
 from kdjax.report._tables import PHASES, Summary
 
-_WIDTH = 7.6
-_TEXT, _SMALL = 10, 9
+WIDTH = 7.6
+TEXT, SMALL = 10, 9
 
 
 def plot_curves(rows: Sequence[Row]) -> Figure:
@@ -30,17 +30,17 @@ def plot_curves(rows: Sequence[Row]) -> Figure:
     """
     phases = [phase for phase in PHASES if any(row.get("phase") == phase for row in rows)]
     shape = (2, max(1, len(phases)))
-    figure = Figure(figsize=(_WIDTH, 4.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
     figure.set_label(_describe_curves(rows, phases))
     grid = figure.subplots(*shape, sharex="col", sharey="row", squeeze=False)
     loss = training_loss(rows)
     for (top, bottom), phase in zip(grid.T, phases, strict=False):
         _draw_curves(top, rows, phase, {"train": loss, "validation": "loss"}, scale=1)
         _draw_curves(bottom, rows, phase, {"train": "accuracy", "validation": "accuracy"}, 100)
-        top.set_title(PHASES[phase], fontsize=_TEXT, color=PHASE_COLORS[phase], weight="bold")
-        bottom.set_xlabel("steps", fontsize=_SMALL, color=MUTED)
+        top.set_title(PHASES[phase], fontsize=TEXT, color=PHASE_COLORS[phase], weight="bold")
+        bottom.set_xlabel("steps", fontsize=SMALL, color=MUTED)
     for axes in grid.flat:
-        _plain(axes, grid="y")
+        plain(axes, grid="y")
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
     _scale_loss(grid[0])
@@ -48,7 +48,7 @@ def plot_curves(rows: Sequence[Row]) -> Figure:
     grid[0, 0].set_ylabel("cross-entropy (nats)" if loss == "loss/hard" else "loss (nats)")
     grid[1, 0].set_ylabel("accuracy (%)")
     for axes in grid[:, 0]:
-        axes.yaxis.label.set(color=INK, fontsize=_SMALL)
+        axes.yaxis.label.set(color=INK, fontsize=SMALL)
     _split_legend(grid[0, 0], rows)
     return figure
 
@@ -64,9 +64,9 @@ def plot_errors(summary: Summary) -> Figure:
     """
     scratch, distilled = (summary[phase]["test_errors"] for phase in ("scratch", "distilled"))
     num_seeds = max(len(scratch), len(distilled))
-    figure = Figure(figsize=(_WIDTH, 1.5 + 0.3 * num_seeds), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.5 + 0.3 * num_seeds), layout="constrained")
     axes = figure.subplots()
-    _plain(axes, grid="x")
+    plain(axes, grid="x")
     for seed, (before, after) in enumerate(zip(scratch, distilled, strict=False)):
         axes.plot([before, after], [seed, seed], color=RULE, linewidth=3)
     for phase, errors, marker in (("scratch", scratch, "o"), ("distilled", distilled, "D")):
@@ -78,8 +78,8 @@ def plot_errors(summary: Summary) -> Figure:
     axes.set_ylim(num_seeds - 0.4, -0.6)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xlabel("test errors (images)", fontsize=_SMALL, color=MUTED)
-    _legend(figure, axes)
+    axes.set_xlabel("test errors (images)", fontsize=SMALL, color=MUTED)
+    legend(figure, axes)
     pairs = "; ".join(f"{b} and {a}" for b, a in zip(scratch, distilled, strict=False))
     figure.set_label(
         f"Test errors from labels alone and distilled, by seed: {pairs}. Teacher: {teacher:g}."
@@ -111,7 +111,7 @@ def plot_dark_knowledge(
     num_bars = num_classes if num_classes <= 10 else 5
     sharp, soft = _softmax(teacher_logits, 1.0), _softmax(teacher_logits, temperature)
     height = max(1.1, 0.18 * num_bars + 0.25)
-    figure = Figure(figsize=(_WIDTH, 0.55 + height * len(images)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.55 + height * len(images)), layout="constrained")
     grid = figure.subplots(len(images), 3, squeeze=False, sharex="col", width_ratios=(1.15, 2, 2))
     for (picture, left, right), image, label, p, q in zip(
         grid, images, labels, sharp, soft, strict=True
@@ -122,9 +122,9 @@ def plot_dark_knowledge(
         _bars(left, 100 * p[classes], names, classes == label, limit=100)
         _bars(right, 100 * q[classes], None, classes == label, limit=100 * soft.max())
     for axes, title in zip(grid[0, 1:], ("T = 1", f"T = {temperature:g}"), strict=True):
-        axes.set_title(title, fontsize=_TEXT, color=INK, weight="bold")
+        axes.set_title(title, fontsize=TEXT, color=INK, weight="bold")
     for axes in grid[-1, 1:]:
-        axes.set_xlabel("probability (%)", fontsize=_SMALL, color=MUTED)
+        axes.set_xlabel("probability (%)", fontsize=SMALL, color=MUTED)
     figure.set_label(_describe_pictures(labels, sharp, soft, label_names, temperature))
     return figure
 
@@ -207,26 +207,26 @@ def _split_legend(axes: Axes, rows: Sequence[Row]) -> None:
     for split in splits:
         axes.plot([], [], styles[split], color=MUTED, linewidth=1.8, label=names[split])
     if splits:
-        axes.legend(frameon=False, fontsize=_SMALL, labelcolor=INK, loc="upper right")
+        axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK, loc="upper right")
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def legend(figure: Figure, axes: Axes) -> None:
     figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside upper left",
         ncols=3,
         frameon=False,
-        fontsize=_SMALL,
+        fontsize=SMALL,
         labelcolor=INK,
     )
 
 
-def _plain(axes: Axes, *, grid: Literal["x", "y"]) -> None:
+def plain(axes: Axes, *, grid: Literal["x", "y"]) -> None:
     """Leave the data, light rules behind them, and numbers."""
     axes.set_facecolor("none")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
-    axes.tick_params(which="both", length=0, labelsize=_SMALL, labelcolor=INK, color=RULE)
+    axes.tick_params(which="both", length=0, labelsize=SMALL, labelcolor=INK, color=RULE)
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color=RULE, linewidth=0.7)
 
@@ -236,13 +236,13 @@ def _show_image(axes: Axes, image: np.ndarray, images: np.ndarray, name: str) ->
     options: dict[str, Any] = {"cmap": "gray", "vmin": images.min(), "vmax": images.max()}
     axes.imshow(image[..., 0] if gray else image, interpolation="none", **options if gray else {})
     axes.set_axis_off()
-    axes.set_title(f"label: {name}", fontsize=_SMALL, color=INK, parse_math=False)
+    axes.set_title(f"label: {name}", fontsize=SMALL, color=INK, parse_math=False)
 
 
 def _bars(
     axes: Axes, percents: np.ndarray, names: list[str] | None, true: np.ndarray, *, limit: float
 ) -> None:
-    _plain(axes, grid="x")
+    plain(axes, grid="x")
     colors = [PHASE_COLORS["distilled"] if t else SOFT for t in true]
     positions = range(len(percents))
     bars = axes.barh(positions, percents, color=colors, height=0.72)

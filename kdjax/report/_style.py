@@ -3,6 +3,14 @@
 INK, MUTED, RULE = "#24292f", "#59636e", "#d8dde3"
 PHASE_COLORS = {"teacher": "#6a7380", "scratch": "#c2560a", "distilled": "#0b6fb3"}
 SOFT = "#7fb5da"
+GREEN, PURPLE = "#1a7f37", "#8250df"
+LINE_COLORS = (
+    PHASE_COLORS["distilled"],
+    PHASE_COLORS["scratch"],
+    GREEN,
+    PURPLE,
+    PHASE_COLORS["teacher"],
+)
 
 # The same colours on dark paper; orange and blue stay apart for every kind of colour vision.
 DARK = {
@@ -13,6 +21,8 @@ DARK = {
     PHASE_COLORS["scratch"]: "#f0903c",
     PHASE_COLORS["distilled"]: "#56b0ec",
     SOFT: "#2f6c97",
+    GREEN: "#57c26e",
+    PURPLE: "#b993f5",
 }
 
 CSS = """

@@ -1,0 +1,79 @@
+"""A plot of measured lines with their spread."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from kdjax.report._plots import SMALL, WIDTH, legend, plain
+from kdjax.report._style import LINE_COLORS, MUTED
+
+
+class Line(NamedTuple):
+    """Values at positions, [points], and their standard deviation where there is one."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    sd: Sequence[float] | None = None
+    dashed: bool = False
+
+
+def plot_lines(
+    lines: Mapping[str, Line],
+    *,
+    xlabel: str,
+    ylabel: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    markers: bool = True,
+) -> Figure:
+    """Draw lines in one pair of axes, whiskers for one standard deviation.
+
+    Args:
+        lines: by name, in the order of the legend.
+        xlabel: name and unit of the positions.
+        ylabel: name and unit of the values.
+        log_x: whether positions are spread by their logarithm; each is a tick then.
+        log_y: whether values are.
+        markers: whether every point is marked.
+
+    Returns:
+        The figure; its label says in words where the lines begin and end.
+    """
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    axes = figure.subplots()
+    plain(axes, grid="y")
+    colors = [LINE_COLORS[i % len(LINE_COLORS)] for i in range(len(lines))]
+    for (name, line), color in zip(lines.items(), colors, strict=True):
+        axes.errorbar(
+            line.x,
+            line.y,
+            line.sd,
+            color=color,
+            label=name,
+            linestyle="--" if line.dashed else "-",
+            marker="o" if markers else "",
+            markersize=4,
+            capsize=2,
+        )
+    if log_x:
+        axes.set_xscale("log")
+        ticks = sorted({float(x) for line in lines.values() for x in line.x})
+        if len(ticks) <= 12:
+            axes.xaxis.set_major_locator(FixedLocator(ticks))
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if log_y:
+        axes.set_yscale("log")
+    axes.set_xlabel(xlabel, fontsize=SMALL, color=MUTED)
+    axes.set_ylabel(ylabel, fontsize=SMALL, color=MUTED)
+    legend(figure, axes)
+    ends = [f"{name}: {_of(line.y[0])} to {_of(line.y[-1])}" for name, line in lines.items()]
+    figure.set_label(f"{ylabel} by {xlabel}. " + "; ".join(ends) + ".")
+    return figure
+
+
+def _of(value: float) -> str:
+    return f"{float(np.asarray(value)):.4g}"
