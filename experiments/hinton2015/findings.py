@@ -10,12 +10,13 @@ import jax
 import kdjax
 from experiments import workdir
 from experiments.console import say
-from experiments.hinton2015.group import spread
-from experiments.hinton2015.lab import Claim, Findings, Lab, commit
+from experiments.hinton2015.lab import Claim, Findings, Lab, commit, spread
 from kdjax import report as pages
 
+CLAIM_COLUMNS = ("", "paper", "ours", "wanted", "met")
 
-def write(lab: Lab, title: str, found: Findings, *, command: str, seconds: float) -> None:
+
+def write(lab: Lab, title: str, found: Findings, *, command: str) -> None:
     """Write `result.json`, figures and `report.html` into the section's folder; print claims."""
     folder = lab.root / lab.section
     for name, (figure, _) in found.figures.items():
@@ -25,13 +26,13 @@ def write(lab: Lab, title: str, found: Findings, *, command: str, seconds: float
         "Command": command,
         "Commit": commit(),
         "Device": f"{device.device_kind} ({device.platform})",
-        "Wall time": f"{seconds:.0f} s, less what earlier runs in the folder had done",
+        "Training time": _times(lab),
         "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",
     }
     result = {
         "title": title,
         "section": lab.section,
-        "claims": [dataclasses.asdict(claim) for claim in found.claims],
+        "claims": [dataclasses.asdict(_judged(lab, claim)) for claim in found.claims],
         "tables": [dataclasses.asdict(table) for table in found.tables],
         "figures": {name: caption for name, (_, caption) in found.figures.items()},
         "notes": list(found.notes),
@@ -42,11 +43,23 @@ def write(lab: Lab, title: str, found: Findings, *, command: str, seconds: float
         folder / "report.html", title=title, sections=[page_section(result, folder)]
     )
     for row in (CLAIM_COLUMNS, *claim_rows(result)):
-        say(f"{row[0]:<44} {row[1]:>12} {row[2]:>18} {row[3]:>12}  {row[4]}")
+        say(f"{row[0]:<62} {row[1]:>18} {row[2]:>16} {row[3]:>8}  {row[4]}".rstrip())
     say(f"\nreport: {page}")
 
 
-CLAIM_COLUMNS = ("", "paper", "ours", "wanted", "met")
+def _judged(lab: Lab, claim: Claim) -> Claim:
+    """The paper's figures are for whole runs: a trial has nothing to compare with."""
+    return dataclasses.replace(claim, paper="", bar=None) if lab.quick else claim
+
+
+def _times(lab: Lab) -> str:
+    """Say how long every training took, of this run or of an earlier one in the same folder."""
+    total = sum(seconds for _, seconds in lab.trainings.values())
+    parts = [
+        f"{name} {seconds:.0f} s ({count} {'nets' if count > 1 else 'net'})"
+        for name, (count, seconds) in lab.trainings.items()
+    ]
+    return f"{total:.0f} s: {', '.join(parts)}"
 
 
 def claim_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -89,7 +102,9 @@ def markdown(result: dict[str, Any]) -> str:
         text = _markdown_table(table["columns"], table["rows"])
         parts.append(f"{table['title']}\n\n{text}" if table["title"] else text)
     parts += [html.unescape(note) for note in result["notes"]]
-    parts.append(f"Commit {facts['Commit']}, {facts['Device']}, {facts['Wall time']}.")
+    parts.append(
+        f"Commit {facts['Commit']}, {facts['Device']}, trained in {facts['Training time']}."
+    )
     return "\n\n".join(parts)
 
 

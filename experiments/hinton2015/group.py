@@ -47,7 +47,6 @@ class Group(NamedTuple):
 
     model: Model
     variables: Variables
-    seconds: float
 
     def member(self, index: int) -> Variables:
         """Return one network's variables."""
@@ -128,7 +127,8 @@ def train_group(
         variables, found = checkpoint.load_variables(directory / "trained")
         if found["asked"] != asked:
             raise ValueError(f"{directory} holds networks trained otherwise: remove it first")
-        return Group(model, variables, found["seconds"])
+        lab.trainings[name] = len(seeds), found["seconds"]
+        return Group(model, variables)
     teacher = teacher or teachers.absent()
     examples = jax.device_put(dict(examples))
     program = _program(model, recipe, len(examples["label"]), objective_fn, teacher)
@@ -140,7 +140,8 @@ def train_group(
     metadata = {"asked": asked, "seconds": seconds}
     checkpoint.save_variables(directory / "trained", variables, metadata)
     shutil.rmtree(directory / "state", ignore_errors=True)
-    return Group(model, variables, seconds)
+    lab.trainings[name] = len(seeds), seconds
+    return Group(model, variables)
 
 
 def predict(model: Model, variables: Variables, images: np.ndarray) -> np.ndarray:
@@ -258,7 +259,7 @@ def _run(
     stride = total // -(-total // _STEPS_PER_CALL)
     directory = lab.root / name / "state"
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), states)
-    found = checkpoint.restore(directory, {"states": like, "seconds": np.zeros(())})
+    found = checkpoint.restore(directory, {"states": like, "seconds": np.zeros((), np.float32)})
     at, before = 0, 0.0
     if found is not None:
         at, states, before = found[0], found[1]["states"], float(found[1]["seconds"])
@@ -274,7 +275,7 @@ def _run(
                 watch[0](at, _variables(states))
             if stopping or (at < total and now - saved > _SECONDS_BETWEEN_CHECKPOINTS):
                 saved, seconds = now, before + now - began
-                checkpoint.save(directory, at, {"states": states, "seconds": np.array(seconds)})
+                checkpoint.save(directory, at, {"states": states, "seconds": np.float32(seconds)})
             if stopping:
                 raise Stopped(at)
     return _variables(states), before + time.perf_counter() - began
@@ -327,8 +328,6 @@ def _describe(
     )
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Format mean and sample standard deviation, or the one value there is."""
-    if len(values) == 1:
-        return f"{values[0]:g}"
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+def deviation(values: np.ndarray) -> np.ndarray:
+    """Return the sample standard deviation over the last axis, zero where it has one entry."""
+    return values.std(-1, ddof=1) if values.shape[-1] > 1 else np.zeros(values.shape[:-1])

@@ -1,10 +1,12 @@
 """What the scripts of this folder share: flags, data, and where results go."""
 
 import dataclasses
+import math
+import re
 import shlex
+import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -102,6 +104,8 @@ class Lab:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     stop_fn: Callable[[], bool]
+    trainings: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
+    """Networks and seconds of every training that the script used, by name."""
 
     @property
     def quick(self) -> bool:
@@ -137,7 +141,7 @@ def main(
     """
     args = sys.argv[1:] if args is None else args
     module = f"experiments.hinton2015.{section}"
-    title = summary.strip().split("\n", 1)[0]
+    title = summary.strip().split("\n", 1)[0].rstrip(".")
     asked = cli.parse(Settings, f"python -m {module}", title, args)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     command = shlex.join(["python", "-m", module, *args])
@@ -149,11 +153,24 @@ def main(
         from kdjax.loop import stop_on_signals
 
         with stop_on_signals() as stop_fn:
-            began = time.perf_counter()
             lab = _open(asked, section, data_name, stop_fn)
             found = body(lab)
-            seconds = time.perf_counter() - began
-            findings.write(lab, title, found, command=command, seconds=seconds)
+            findings.write(lab, title, found, command=_portable(command))
+
+
+def spread(values: Sequence[float], digits: int | None = None) -> str:
+    """Format mean and sample standard deviation, or the one value there is.
+
+    Args:
+        values: by seed.
+        digits: after the point; by default one, below one as many as show two that count.
+    """
+    mean = sum(values) / len(values)
+    if digits is None:
+        digits = 1 if abs(mean) >= 1 or not mean else 1 - math.floor(math.log10(abs(mean)))
+    if len(values) == 1:
+        return f"{mean:g}" if mean == round(mean) else f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def commit() -> str:
@@ -169,6 +186,11 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return described.stdout.strip()
+
+
+def _portable(command: str) -> str:
+    """Leave out of a command where its machine keeps things."""
+    return re.sub(r"(--(?:data\.dir|workdir))[ =]\S+", r"\1 DIR", command)
 
 
 def _open(asked: Settings, section: str, data_name: str, stop_fn: Callable[[], bool]) -> Lab:

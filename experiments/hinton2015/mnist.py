@@ -15,7 +15,13 @@ DISTILLED = group.Recipe(epochs=60)
 BEST = group.Recipe(epochs=120, augment=("jitter",))
 QUICK = group.Recipe(epochs=20, batch_size=64)
 SOFT_WEIGHT = 1.0
-NOTES: list[str] = []
+NOTES = [
+    "Networks see all 60,000 training images. Recipes were chosen on 6,000 of them, set aside "
+    "(--data.validation-fraction 0.1), where the teacher made 34 errors. Teacher: dropout 0.05 on "
+    "inputs and 0.25 on hidden units, norms of incoming weights at most 3.5, images shifted by up "
+    "to two pixels, 120 epochs of Adam with a cosine to zero. Students: no regularisation but the "
+    "soft targets, images as they are where no jitter is stated.",
+]
 
 
 def run(lab: Lab) -> Findings:

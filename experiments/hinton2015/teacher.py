@@ -15,13 +15,12 @@ QUICK = group.Recipe(epochs=20, batch_size=64, max_norm=3.5)
 
 
 class Trained(NamedTuple):
-    """The teacher, its logits for all training images as they are, and its training time."""
+    """The teacher, and its logits for all images as they are, [examples, num_classes]."""
 
     model: Model
     variables: Variables
     train_logits: np.ndarray
     test_logits: np.ndarray
-    seconds: float
 
     def frozen(self) -> Teacher:
         """Return the teacher as one that answers whatever view it is shown."""
@@ -50,5 +49,4 @@ def obtain(lab: Lab) -> Trained:
         variables,
         group.predict(trained.model, variables, lab.train.image),
         group.predict(trained.model, variables, lab.test.image),
-        trained.seconds,
     )

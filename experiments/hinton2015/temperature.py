@@ -26,7 +26,7 @@ def run(lab: Lab) -> Findings:
     seeds = lab.seeds(5)
     errors = {w: errors_of(lab, big, w, temperatures, seeds) for w in widths}
     lines = {
-        f"{w} units a layer": report.Line(temperatures, e.mean(1), e.std(1, ddof=1))
+        f"{w} units a layer": report.Line(temperatures, e.mean(1), group.deviation(e))
         for w, e in errors.items()
     }
     figure = report.plot_lines(
@@ -38,7 +38,7 @@ def run(lab: Lab) -> Findings:
     )
     columns = ("T", *(f"{w} units" for w in widths))
     rows = tuple(
-        (f"{t:g}", *(group.spread(e[i].tolist()) for e in errors.values()))
+        (f"{t:g}", *(labs.spread(e[i].tolist()) for e in errors.values()))
         for i, t in enumerate(temperatures)
     )
     return Findings(

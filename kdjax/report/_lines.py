@@ -14,9 +14,9 @@ from kdjax.report._style import LINE_COLORS, MUTED
 class Line(NamedTuple):
     """Values at positions, [points], and their standard deviation where there is one."""
 
-    x: Sequence[float]
-    y: Sequence[float]
-    sd: Sequence[float] | None = None
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
+    sd: Sequence[float] | np.ndarray | None = None
     dashed: bool = False
 
 

@@ -1,0 +1,115 @@
+"""Section 4: an ensemble distilled into one net of the size of its members.
+
+    python -m experiments.hinton2015.ensemble --data.dir DIR
+
+Ten nets that differ in nothing but their seed, the mean of their probabilities, and one net that
+learns from it. The paper does this for speech, which is not public; here it is MNIST.
+Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.hinton2015 import group
+from experiments.hinton2015 import lab as labs
+from experiments.hinton2015.lab import Claim, Findings, Lab, Table
+from kdjax import teachers
+from kdjax.types import Outputs, Teacher
+
+NUM_MEMBERS, TEMPERATURES, HARD_WEIGHT = 10, (1.0, 2.0, 5.0, 10.0), 0.5
+RECIPE, QUICK = group.Recipe(epochs=20), group.Recipe(epochs=10, batch_size=64)
+NOTES = [
+    "The gain is the ensemble's accuracy less the mean accuracy of its members; what is "
+    "transferred is the part of it that the mean distilled net has. Members and distilled nets are "
+    "784-100-100-10 without regularisation, trained alike. The ensemble averages probabilities at "
+    "the temperature of the distillation. All four temperatures of the paper are shown; the row "
+    "of the claim is T = 2, which the paper found best.",
+]
+
+
+def run(lab: Lab) -> Findings:
+    """Train the members at once, then the students of their mean, and compare."""
+    spec = group.mlp_spec(lab, lab.pick((100, 100), (16, 16)))
+    recipe = lab.pick(RECIPE, QUICK)
+    examples, truth = lab.train._asdict(), lab.test.label
+    members = group.train_group(
+        lab, "ensemble/members", spec, recipe, examples, seeds=range(NUM_MEMBERS)
+    )
+    logits = group.test_logits(lab, members)
+    single = accuracies(logits, truth)
+    together = accuracies(mean_of(logits, 1.0)[None], truth)
+    train_logits = group.all_logits(members, lab.train.image)
+    rows = [
+        ("one member", f"{labs.spread(single, 2)} %", ""),
+        ("the ensemble of ten", f"{together[0]:.2f} %", "100 %"),
+    ]
+    gain = together[0] - float(np.mean(single))
+    shares = {}
+    for temperature in lab.pick(TEMPERATURES, TEMPERATURES[:2]):
+        answered = {**examples, "teacher_logits": mean_of(train_logits, temperature)}
+        accuracy = students(lab, spec, recipe, answered, temperature)
+        shares[temperature] = tuple(100 * (a - np.mean(single)) / gain for a in accuracy)
+        share = f"{np.mean(shares[temperature]):.0f} %"
+        rows.append((f"distilled, T = {temperature:g}", f"{labs.spread(accuracy, 2)} %", share))
+    return Findings(
+        [
+            Claim(
+                "share of the ensemble's gain that one net keeps, T = 2",
+                "86 %",
+                (float(np.mean(shares[2.0])),),
+                unit="%",
+                bar=80.0,
+                at_least=True,
+            )
+        ],
+        tables=[Table(("net", "test accuracy", "of the gain"), tuple(rows))],
+        notes=NOTES,
+    )
+
+
+def students(
+    lab: Lab, spec: Any, recipe: group.Recipe, answered: dict[str, Any], temperature: float
+) -> tuple[float, ...]:
+    """Distil the stored ensemble at a temperature; return test accuracies in per cent."""
+    # Seeds that no member has: a student must not start as one of them.
+    seeds = [NUM_MEMBERS + seed for seed in lab.seeds(5)]
+    trained = group.train_group(
+        lab,
+        f"ensemble/distilled_{temperature:g}",
+        spec,
+        recipe,
+        answered,
+        seeds=seeds,
+        settings=group.constant(len(seeds), temperature=temperature, soft_weight=1 - HARD_WEIGHT),
+        objective_fn=group.soft_and_hard,
+        teacher=teachers.stored(),
+    )
+    return accuracies(group.test_logits(lab, trained), lab.test.label)
+
+
+def mean_of(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Average the members' probabilities at a temperature: logits [examples, num_classes]."""
+    parts = [given(z) for z in logits]
+    mean = teachers.ensemble(parts, temperature=temperature)
+    return np.asarray(mean.apply(mean.variables, {}).logits)
+
+
+def given(logits: np.ndarray) -> Teacher:
+    """Make a teacher that answers with these logits."""
+    return Teacher(jnp.asarray(logits), lambda variables, batch: Outputs(variables))
+
+
+def accuracies(logits: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:
+    """Return every member's accuracy in per cent."""
+    return tuple(100 - 100 * e / len(labels) for e in group.errors(logits, labels))
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line."""
+    labs.main("ensemble", __doc__ or "", run, args)
+
+
+if __name__ == "__main__":
+    main()

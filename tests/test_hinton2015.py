@@ -1,0 +1,162 @@
+"""The paper's experiments, tried on the embedded digits; what their helpers compute."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.hinton2015 import ensemble, gradient, group, regulariser, report, unseen_digit
+from experiments.hinton2015 import lab as labs
+from experiments.hinton2015.lab import Claim
+from kdjax.loop import Stopped
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = [
+    name for name in report.SECTIONS if (Path(report.__file__).parent / f"{name}.py").exists()
+]
+
+
+def run(name, *args, check=True):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", f"experiments.hinton2015.{name}", *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=check)
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory):
+    """All scripts, in trial form, in one work directory."""
+    workdir = tmp_path_factory.mktemp("hinton2015")
+    outputs = {name: run(name, "--quick", "--workdir", workdir).stdout for name in SCRIPTS}
+    return workdir, outputs
+
+
+def test_every_script_leaves_a_result_and_a_page(tried):
+    workdir, outputs = tried
+    for name in SCRIPTS:
+        result = json.loads((workdir / name / "result.json").read_text())
+        assert result["claims"] and result["notes"]
+        assert result["facts"]["Command"].startswith(f"python -m experiments.hinton2015.{name}")
+        for claim in result["claims"]:
+            assert np.all(np.isfinite(claim["ours"])), claim
+            assert claim["bar"] is None and claim["paper"] == "", "a trial has no bars"
+        for figure in result["figures"]:
+            assert (workdir / name / f"{figure}.png").stat().st_size > 1000
+        assert result["title"] in (workdir / name / "report.html").read_text()
+        assert "report:" in outputs[name]
+
+
+def test_a_finished_script_reads_what_it_trained(tried):
+    workdir, outputs = tried
+    again = run("gradient", "--quick", "--workdir", workdir).stdout
+    assert "steps in" in outputs["gradient"] and "steps in" not in again
+    assert again.splitlines()[-5:] == outputs["gradient"].splitlines()[-5:]
+
+
+def test_report_collects_all(tried, tmp_path):
+    workdir, _ = tried
+    results = tmp_path / "RESULTS.md"
+    results.write_text(f"# Results\n\n{report.BEGIN}\nSTALE\n{report.END}\n\nafter\n")
+    run("report", "--workdir", workdir, "--page", tmp_path / "page.html", "--results", results)
+    text, page = results.read_text(), (tmp_path / "page.html").read_text()
+    assert text.startswith("# Results") and text.endswith("\n\nafter\n") and "STALE" not in text
+    assert text.count("### Section") == page.count("<h2>Section") == len(SCRIPTS)
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_wrong_use_is_one_line(tmp_path):
+    missing = run("report", "--workdir", tmp_path, check=False)
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1
+    assert "holds no results" in missing.stderr
+    wrong = run("mnist", "--quick", "--num-seeds", "0", check=False)
+    assert wrong.returncode == 2 and "--num-seeds must be positive" in wrong.stderr
+
+
+def make_lab(tmp_path, stop_fn=lambda: False):
+    settings = labs.Settings(workdir=tmp_path, quick=True)
+    return labs._open(settings, "test", "digits", stop_fn)
+
+
+def train(lab, seeds=(0, 1)):
+    recipe = group.Recipe(epochs=10, batch_size=64)
+    spec = group.mlp_spec(lab, (8,), dropout=0.2)
+    return group.train_group(lab, "group", spec, recipe, lab.train._asdict(), seeds=seeds)
+
+
+def test_interrupted_group_ends_in_the_same_bytes(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = train(make_lab(tmp_path / "a"))
+    with pytest.raises(Stopped):
+        train(make_lab(tmp_path / "b", lambda: True))
+    assert (tmp_path / "b" / "group" / "state").exists()
+    resumed = train(make_lab(tmp_path / "b"))
+    for ours, theirs in zip(
+        jax.tree.leaves(whole.variables), jax.tree.leaves(resumed.variables), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_group_of_another_recipe_is_not_reused(tmp_path):
+    train(make_lab(tmp_path))
+    with pytest.raises(ValueError, match="trained otherwise"):
+        train(make_lab(tmp_path), seeds=(0,))
+
+
+def test_members_do_not_depend_on_their_company(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    pair, single = train(make_lab(tmp_path / "a")), train(make_lab(tmp_path / "b"), seeds=(1,))
+    for ours, theirs in zip(
+        jax.tree.leaves(pair.member(1)), jax.tree.leaves(single.member(0)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-5)
+
+
+def test_claims_are_judged_by_their_mean():
+    assert Claim("", "", (70.0, 80.0), bar=75.0).met
+    assert not Claim("", "", (70.0, 82.0), bar=75.0).met
+    assert Claim("", "", (81.0,), bar=80.0, at_least=True).met
+    assert Claim("", "", (81.0,)).met is None
+
+
+def test_spread():
+    assert labs.spread([141.0]) == "141"
+    assert labs.spread([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
+    assert labs.spread([0.001, 0.002]) == "0.0015 ± 0.0007"
+
+
+def test_best_offset_is_the_middle_of_the_best():
+    logits = np.array([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, -4.0]], np.float32)
+    labels = np.array([2, 2, 1])
+    found = unseen_digit.best_offset(logits, labels, [2])
+    np.testing.assert_allclose(found, [0, 0, 3.0], atol=0.06)
+
+
+def test_mean_of_is_the_mean_of_softened_probabilities():
+    logits = np.random.default_rng(0).normal(size=(3, 7, 4)).astype(np.float32) * 4
+    softened = np.exp(ensemble.mean_of(logits, 2.0) / 2)
+    parts = np.exp(logits / 2) / np.exp(logits / 2).sum(-1, keepdims=True)
+    np.testing.assert_allclose(softened / softened.sum(-1, keepdims=True), parts.mean(0), rtol=1e-5)
+
+
+def test_gradient_approaches_its_limit_and_keeps_its_scale():
+    rng = np.random.default_rng(1)
+    z, v = rng.normal(size=(2, 50, 10)).astype(np.float32) * 3
+    measured = gradient.measure(z, v, rng.integers(0, 10, 50))
+    errors = measured["error"]
+    assert errors[-1] < 0.01 < 0.1 < errors[0]
+    np.testing.assert_allclose(errors[-2] / errors[-1], 2, rtol=0.1)
+    np.testing.assert_allclose(measured["scaled"][-1] / measured["scaled"][-3], 1, rtol=0.02)
+    np.testing.assert_allclose(measured["scale"][-2] / measured["scale"][-1], 4, rtol=0.02)
+
+
+def test_share_recovered():
+    np.testing.assert_allclose(
+        regulariser.recovered((110.0, 90.0), (40.0, 10.0), (10.0,)), (60 / 0.9, 100.0)
+    )
