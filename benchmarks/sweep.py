@@ -2,8 +2,9 @@
 
     python -m benchmarks.sweep
 
-Members are students of several widths, ten to a sweep, at ten temperatures; each takes twenty
-steps on batches of its own in the shape of MNIST, the teacher's logits among them.
+Members are students of several widths, ten to a sweep, at ten temperatures; each takes fifty
+steps on batches of its own in the shape of MNIST, the teacher's logits among them. One by one means
+a call per member and step, as a training loop makes them.
 """
 
 import jax
@@ -17,7 +18,7 @@ from kdjax.objective import combine
 from kdjax.step import init_train_state, make_train_step
 from kdjax.types import Array, Batch, Metrics, Model, Outputs, TrainState
 
-NUM_MEMBERS, NUM_STEPS, BATCH_SIZE = 10, 20, 128
+NUM_MEMBERS, NUM_STEPS, BATCH_SIZE = 10, 50, 128
 
 
 def main() -> None:
@@ -37,13 +38,17 @@ def compare(width: int, batches: Batch, temperatures: Array) -> None:
         train_step = make_train_step(model, combine({"soft": soft}, {"soft": 1.0}), optimizer)
         return train_step(state, batch, Outputs(batch["teacher_logits"]))
 
-    alone = jax.jit(sweep.scan_steps(step), donate_argnums=0)
+    alone = jax.jit(step, donate_argnums=0)
     states = [new_state(model, optimizer, batches, seed) for seed in range(NUM_MEMBERS)]
-    parts = [(sweep.member(batches, i), temperatures[i]) for i in range(NUM_MEMBERS)]
+    parts = [
+        ([sweep.member(sweep.member(batches, i), k) for k in range(NUM_STEPS)], temperatures[i])
+        for i in range(NUM_MEMBERS)
+    ]
 
     def one_by_one() -> None:
         for i, (own, temperature) in enumerate(parts):
-            states[i], _ = alone(states[i], own, temperature)
+            for batch in own:
+                states[i], _ = alone(states[i], batch, temperature)
         jax.block_until_ready(states)
 
     work = NUM_MEMBERS * NUM_STEPS * BATCH_SIZE

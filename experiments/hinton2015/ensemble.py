@@ -25,7 +25,7 @@ NOTES = [
     "transferred is the part of it that the mean distilled net has. Members and distilled nets are "
     "784-100-100-10 without regularisation, trained alike. The ensemble averages probabilities at "
     "the temperature of the distillation. All four temperatures of the paper are shown; the row "
-    "of the claim is T = 2, which the paper found best.",
+    "of the claim is T = 2.",
 ]
 
 

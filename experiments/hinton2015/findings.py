@@ -71,7 +71,7 @@ def _claim_row(claim: Claim) -> tuple[str, ...]:
     sign = ">=" if claim.at_least else "<="
     wanted = "" if claim.bar is None else f"{sign} {claim.bar:g}"
     met = {None: "", True: "yes", False: "no"}[claim.met]
-    unit = "" if claim.unit == "errors" else f" {claim.unit}"
+    unit = "" if claim.unit in ("errors", "") else f" {claim.unit}"
     return (claim.what, claim.paper, spread(claim.ours) + unit, wanted, met)
 
 
