@@ -14,6 +14,7 @@ from experiments import cli
 
 SECTIONS = (
     "mnist",
+    "record",
     "temperature",
     "unseen_digit",
     "gradient",
