@@ -1,0 +1,51 @@
+"""Terms of features."""
+
+import jax
+import jax.numpy as jnp
+
+from kdjax import losses
+from kdjax.terms._base import feature_of, teacher_of
+from kdjax.types import Array, PyTree, Term, TermInputs, Variables
+
+
+def hint(student_feature: str, teacher_feature: str) -> Term:
+    """Regress the teacher's features from the student's through a learned linear map.
+
+    The map acts on the last axis (a 1x1 convolution on images, a dense layer on vectors and
+    tokens), belongs to the term and is thrown away after training.
+
+    Args:
+        student_feature: module path of a student feature, [batch, ..., student_width].
+        teacher_feature: module path of a teacher feature, [batch, ..., teacher_width]; the axes
+            between agree with the student's.
+
+    Returns:
+        A term with parameters `kernel` [student_width, teacher_width] and `bias` [teacher_width].
+
+    Raises:
+        ValueError: at trace time, if a network captured no feature of that name.
+
+    References:
+        Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", 2014,
+        arXiv:1412.6550.
+    """
+
+    def features(inputs: TermInputs) -> tuple[Array, Array]:
+        return (
+            feature_of("hint", "student", inputs.student, student_feature),
+            feature_of("hint", "teacher", teacher_of(inputs), teacher_feature),
+        )
+
+    def init(key: Array, inputs: TermInputs) -> Variables:
+        student, teacher = features(inputs)
+        shape = (student.shape[-1], teacher.shape[-1])
+        kernel = jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)
+        return Variables({"kernel": kernel, "bias": jnp.zeros(shape[1:], jnp.float32)}, {})
+
+    def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
+        student, teacher = features(inputs)
+        projected = jnp.einsum("...i,ij->...j", student.astype(jnp.float32), params["kernel"])
+        bias = jnp.broadcast_to(params["bias"], projected.shape)
+        return losses.hint_loss(projected + bias, teacher), state
+
+    return Term(init, apply)
