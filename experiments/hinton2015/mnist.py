@@ -8,10 +8,11 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arX
 from experiments.hinton2015 import group, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab
+from experiments.networks import NetworkSpec
 from kdjax import teachers
 
 SCRATCH = group.Recipe(epochs=30)
-DISTILLED = group.Recipe(epochs=60, batch_size=64)
+DISTILLED = group.Recipe(epochs=40, batch_size=64)
 QUICK = group.Recipe(epochs=20, batch_size=64)
 SOFT_WEIGHT = 0.9
 NOTES = [
@@ -27,17 +28,14 @@ def run(lab: Lab) -> Findings:
     """Train the teacher and the students, and put their errors beside the paper's."""
     big = teacher.obtain(lab)
     labels, seeds = lab.test.label, lab.seeds(5)
-    spec = group.mlp_spec(lab, (32, 32) if lab.quick else (800, 800))
     examples = lab.train._asdict()
     count = len(seeds)
     setting = group.constant(count, temperature=20.0, soft_weight=SOFT_WEIGHT)
-    scratch = group.train_group(
-        lab, "mnist/scratch", spec, lab.pick(SCRATCH, QUICK), examples, seeds=seeds
-    )
+    scratch = labels_alone(lab)
     distilled = group.train_group(
         lab,
         "mnist/distilled",
-        spec,
+        spec_of(lab),
         lab.pick(DISTILLED, QUICK),
         big.answered(examples),
         seeds=seeds,
@@ -53,6 +51,19 @@ def run(lab: Lab) -> Findings:
         errors = group.errors(group.test_logits(lab, students), labels)
         claims.append(Claim(name, paper, errors, bar=bar))
     return Findings(claims, notes=NOTES)
+
+
+def spec_of(lab: Lab) -> NetworkSpec:
+    """Describe the student."""
+    return group.mlp_spec(lab, lab.pick((800, 800), (32, 32)))
+
+
+def labels_alone(lab: Lab) -> group.Group:
+    """Train the students that see no teacher."""
+    examples, recipe = lab.train._asdict(), lab.pick(SCRATCH, QUICK)
+    return group.train_group(
+        lab, "mnist/scratch", spec_of(lab), recipe, examples, seeds=lab.seeds(5)
+    )
 
 
 def main(args: list[str] | None = None) -> None:

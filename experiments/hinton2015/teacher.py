@@ -1,13 +1,13 @@
 """The big network of section 3, which most of the scripts learn from."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.hinton2015 import group
 from experiments.hinton2015.lab import Lab
-from kdjax import teachers
-from kdjax.types import Model, Teacher, Variables
+from kdjax import data
+from kdjax.types import Model, Variables
 
 # Chosen on 6,000 validation examples; see the notes of `experiments.hinton2015.mnist`.
 RECIPE = group.Recipe(epochs=120, augment=("jitter",), max_norm=3.5)
@@ -22,13 +22,22 @@ class Trained(NamedTuple):
     train_logits: np.ndarray
     test_logits: np.ndarray
 
-    def frozen(self) -> Teacher:
-        """Return the teacher as one that answers whatever view it is shown."""
-        return teachers.frozen(self.model, self.variables)
-
-    def answered(self, examples: dict[str, Any]) -> dict[str, Any]:
+    def answered(self, examples: group.Arrays) -> group.Arrays:
         """Put the logits for all training examples beside them."""
         return {**examples, "teacher_logits": self.train_logits}
+
+    def answered_shifts(self, examples: group.Arrays, *, max_shift: int) -> group.Arrays:
+        """Make a transfer set of all shifted copies of some examples, answered once and for all."""
+        copied = shifted(examples, max_shift=max_shift)
+        logits = group.predict(self.model, self.variables, copied["image"])
+        return {**copied, "teacher_logits": logits}
+
+
+def shifted(examples: group.Arrays, *, max_shift: int) -> group.Arrays:
+    """Put all copies of the examples, shifted by up to some pixels, into one set."""
+    images = data.all_shifts(examples["image"], max_shift=max_shift)
+    others = {name: np.concatenate([x] * len(images)) for name, x in examples.items()}
+    return {**others, "image": images.reshape(-1, *images.shape[2:])}
 
 
 def obtain(lab: Lab) -> Trained:

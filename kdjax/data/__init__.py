@@ -2,12 +2,13 @@
 
 from kdjax.data.batches import batch_indices, eval_batches, example_order, train_batches
 from kdjax.data.sources import Dataset, Examples, LazyImages, load, take
-from kdjax.data.views import augment, flip, jitter, pad_and_crop
+from kdjax.data.views import all_shifts, augment, flip, jitter, pad_and_crop
 
 __all__ = [
     "Dataset",
     "Examples",
     "LazyImages",
+    "all_shifts",
     "augment",
     "batch_indices",
     "eval_batches",

@@ -12,7 +12,7 @@ Arrays = Mapping[str, Any]
 """Arrays by name, [examples, ...] each: NumPy arrays, or `LazyImages`."""
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def example_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """Return the order in which an epoch visits the examples, [num_examples]."""
     order = np.random.Generator(np.random.Philox([seed, epoch])).permutation(num_examples)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kdjax.types import Array, Batch
 
@@ -52,6 +53,29 @@ def jitter(key: Array, images: Array, *, max_shift: int = 2) -> Array:
     return jax.vmap(crop)(padded, shifts)
 
 
+def all_shifts(images: np.ndarray, *, max_shift: int = 2) -> np.ndarray:
+    """Make every image that `jitter` may make: a teacher answers them all once, then rests.
+
+    Args:
+        images: [examples, height, width, channels], on the host.
+        max_shift: the largest shift in pixels, vertically and horizontally.
+
+    Returns:
+        [(2 max_shift + 1)^2, examples, height, width, channels], the images as they are in the
+        middle of the first axis.
+
+    Raises:
+        ValueError: if the shift is negative or as large as the image.
+    """
+    _check_margin("all_shifts: max_shift", max_shift, images)
+    height, width = images.shape[1:3]
+    edges, steps = (max_shift, max_shift), range(2 * max_shift + 1)
+    padded = np.pad(images, ((0, 0), edges, edges, (0, 0)))
+    return np.stack(
+        [padded[:, top : top + height, left : left + width] for top in steps for left in steps]
+    )
+
+
 def pad_and_crop(key: Array, images: Array, *, padding: int = 4) -> Array:
     """Pad with black and cut out a window of the old size: the field's crop for small images.
 
@@ -89,6 +113,6 @@ def augment(*functions: ImageFn) -> Callable[[Array, Batch], Batch]:
     return view_fn
 
 
-def _check_margin(name: str, margin: int, images: Array) -> None:
+def _check_margin(name: str, margin: int, images: Array | np.ndarray) -> None:
     if not 0 <= margin < min(images.shape[1:3]):
         raise ValueError(f"{name} is {margin}, images are {images.shape[1:3]}")

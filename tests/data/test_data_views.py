@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.data import augment, flip, jitter, pad_and_crop
+from kdjax.data import all_shifts, augment, flip, jitter, pad_and_crop
 from kdjax.sharding import batch_sharding, make_mesh
 
 KEY = jax.random.key(0)
@@ -142,3 +142,15 @@ def test_augment_applies_its_functions_in_order_each_with_its_own_key():
 def test_augment_with_nothing_is_the_batch():
     batch = {"image": make_images(2)}
     assert augment()(KEY, batch)["image"] is batch["image"]
+
+
+def test_all_shifts_are_those_that_jitter_draws():
+    images = np.asarray(make_images(1))
+    copies = all_shifts(images, max_shift=1)
+    assert copies.shape == (9, *images.shape) and copies.dtype == images.dtype
+    np.testing.assert_array_equal(copies[4], images)
+    expected = {x.tobytes() for x in copies}
+    drawn = jitter(KEY, jnp.asarray(np.repeat(images, 200, axis=0)), max_shift=1)
+    assert {np.asarray(x)[None].tobytes() for x in drawn} == expected
+    with pytest.raises(ValueError, match=r"all_shifts: max_shift is -1"):
+        all_shifts(images, max_shift=-1)
