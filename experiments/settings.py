@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Literal, TypeVar
 
-Augmentation = Literal["crop", "flip", "jitter", "none"]
+Augmentation = Literal["crop", "flip", "jitter", "translate", "none"]
 NetworkName = Literal[
     "mlp", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"
 ]

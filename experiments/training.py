@@ -76,6 +76,7 @@ def make_views(
         "crop": lambda key, images: data.pad_and_crop(key, images, padding=crop_padding),
         "flip": data.flip,
         "jitter": lambda key, images: data.jitter(key, images, max_shift=jitter_pixels),
+        "translate": lambda key, images: data.translate(key, images, max_shift=jitter_pixels),
     }
     chosen = [functions[name] for name in augment if name != "none"]
     return data.augment(*chosen) if chosen else None

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.hinton2015 import ensemble, gradient, group, regulariser, report, unseen_digit
+from experiments.hinton2015 import gradient, group, regulariser, report, unseen_digit
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim
 from kdjax.loop import Stopped
@@ -140,7 +140,7 @@ def test_best_offset_is_the_middle_of_the_best():
 
 def test_mean_of_is_the_mean_of_softened_probabilities():
     logits = np.random.default_rng(0).normal(size=(3, 7, 4)).astype(np.float32) * 4
-    softened = np.exp(ensemble.mean_of(logits, 2.0) / 2)
+    softened = np.exp(group.mean_of(logits, 2.0) / 2)
     parts = np.exp(logits / 2) / np.exp(logits / 2).sum(-1, keepdims=True)
     np.testing.assert_allclose(softened / softened.sum(-1, keepdims=True), parts.mean(0), rtol=1e-5)
 

@@ -9,14 +9,12 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arX
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.hinton2015 import group, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
 from kdjax import teachers
-from kdjax.types import Outputs, Teacher
 
 NUM_MEMBERS, TEMPERATURES, HARD_WEIGHT = 10, (1.0, 2.0, 5.0, 10.0), 0.5
 # Of 25 shifted copies: the steps of 40 passes over the images as they are.
@@ -41,7 +39,7 @@ def run(lab: Lab) -> Findings:
     )
     logits = group.test_logits(lab, members)
     single = accuracies(logits, truth)
-    together = accuracies(mean_of(logits, 1.0)[None], truth)
+    together = accuracies(group.mean_of(logits, 1.0)[None], truth)
     train_logits = group.all_logits(members, examples["image"])
     rows = [
         ("one member", f"{labs.spread(single, 2)} %", ""),
@@ -50,7 +48,7 @@ def run(lab: Lab) -> Findings:
     gain = together[0] - float(np.mean(single))
     shares = {}
     for temperature in lab.pick(TEMPERATURES, TEMPERATURES[:2]):
-        answered = {**examples, "teacher_logits": mean_of(train_logits, temperature)}
+        answered = {**examples, "teacher_logits": group.mean_of(train_logits, temperature)}
         accuracy = students(lab, spec, recipe, answered, temperature)
         shares[temperature] = tuple(100 * (a - np.mean(single)) / gain for a in accuracy)
         share = f"{np.mean(shares[temperature]):.0f} %"
@@ -89,18 +87,6 @@ def students(
         teacher=teachers.stored(),
     )
     return accuracies(group.test_logits(lab, trained), lab.test.label)
-
-
-def mean_of(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Average the members' probabilities at a temperature: logits [examples, num_classes]."""
-    parts = [given(z) for z in logits]
-    mean = teachers.ensemble(parts, temperature=temperature)
-    return np.asarray(mean.apply(mean.variables, {}).logits)
-
-
-def given(logits: np.ndarray) -> Teacher:
-    """Make a teacher that answers with these logits."""
-    return Teacher(jnp.asarray(logits), lambda variables, batch: Outputs(variables))
 
 
 def accuracies(logits: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:

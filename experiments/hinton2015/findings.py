@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,17 @@ def _claim_row(claim: Claim) -> tuple[str, ...]:
     met = {None: "", True: "yes", False: "no"}[claim.met]
     unit = "" if claim.unit in ("errors", "") else f" {claim.unit}"
     return (claim.what, claim.paper, spread(claim.ours) + unit, wanted, met)
+
+
+def summary(results: Sequence[dict[str, Any]]) -> str:
+    """Turn the claims that have a bar, of all sections, into one table of Markdown."""
+    rows = [
+        (f"`{result['section']}`", what, paper, f"**{ours}**")
+        for result in results
+        for what, paper, ours, wanted, _ in claim_rows(result)
+        if wanted
+    ]
+    return _markdown_table(("script", "what", "paper", "kdjax"), rows)
 
 
 def page_section(result: dict[str, Any], folder: Path) -> pages.Section:

@@ -129,6 +129,7 @@ def main(
     args: list[str] | None = None,
     *,
     data_name: str = "mnist",
+    settings_type: type[Settings] = Settings,
 ) -> None:
     """Run a script: read flags and data, do the work, write and print what it found.
 
@@ -138,11 +139,12 @@ def main(
         body: does it.
         args: the flags, those of the process by default.
         data_name: the data it is about.
+        settings_type: what it asks, with flags of its own if it has some.
     """
     args = sys.argv[1:] if args is None else args
     module = f"experiments.hinton2015.{section}"
     title = summary.strip().split("\n", 1)[0].rstrip(".")
-    asked = cli.parse(Settings, f"python -m {module}", title, args)
+    asked = cli.parse(settings_type, f"python -m {module}", title, args)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     command = shlex.join(["python", "-m", module, *args])
     with cli.plain_errors(resume_with=command):
@@ -190,7 +192,8 @@ def commit() -> str:
 
 def _portable(command: str) -> str:
     """Leave out of a command where its machine keeps things."""
-    return re.sub(r"(--(?:data\.dir|workdir))[ =]\S+", r"\1 DIR", command)
+    command = re.sub(r"(--(?:data\.dir|workdir))[ =]\S+", r"\1 DIR", command)
+    return re.sub(r"(--teacher)[ =]\S+", r"\1 FILE", command)
 
 
 def _open(asked: Settings, section: str, data_name: str, stop_fn: Callable[[], bool]) -> Lab:

@@ -17,10 +17,12 @@ QUICK = group.Recipe(epochs=20, batch_size=64)
 SOFT_WEIGHT = 0.9
 NOTES = [
     "Networks see all 60,000 training images. Recipes were chosen on 6,000 of them, set aside "
-    "(--data.validation-fraction 0.1), where the teacher made 34 errors. Teacher: dropout 0.05 on "
-    "inputs and 0.25 on hidden units, norms of incoming weights at most 3.5, images shifted by up "
-    "to two pixels, 120 epochs of Adam with a cosine to zero. Students: no regularisation but the "
-    "soft targets, images as they are.",
+    "(--data.validation-fraction 0.1). Teacher: dropout 0.05 on inputs and 0.25 on hidden units, "
+    "norms of incoming weights at most 3.5, images moved by up to two pixels, 120 epochs of Adam "
+    "with a cosine to zero. Students: no regularisation but the soft targets, images as they are.",
+    "The teacher answers with the mean over the nine copies of an image that are shifted by at "
+    "most one pixel. On the validation images, after 20 epochs, moves by whole pixels gave 55 "
+    "errors and 48 in the mean of nine; moves by real numbers, interpolated, 50 and 44.",
 ]
 
 
@@ -43,7 +45,10 @@ def run(lab: Lab) -> Findings:
         objective_fn=group.soft_and_hard,
         teacher=teachers.stored(),
     )
-    claims = [Claim("teacher", "67", group.errors(big.test_logits[None], labels), bar=67.0)]
+    claims = [
+        Claim("teacher, one look", "67", group.errors(big.one_look[None], labels), bar=67.0),
+        Claim("teacher, mean over nine views", "", group.errors(big.test_logits[None], labels)),
+    ]
     for name, paper, students, bar in (
         ("labels alone", "146", scratch, None),
         ("distilled, T = 20", "74", distilled, 74.0),

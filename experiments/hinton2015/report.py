@@ -39,7 +39,10 @@ class Settings:
     page: Path | None = None
     """The page. Default: report.html in the work directory."""
     results: Path | None = None
-    """A Markdown file whose part between two marks is replaced, such as RESULTS.md."""
+    """A Markdown file whose part between two marks is replaced by all that was found, such as
+    RESULTS.md."""
+    summary: Path | None = None
+    """Likewise, for the claims that have a bar alone, such as README.md."""
 
 
 def collect(workdir: Path) -> list[dict[str, Any]]:
@@ -73,6 +76,9 @@ def write(settings: Settings) -> None:
         text = "\n\n".join(findings.markdown(result) for result in results)
         _replace_part(settings.results, text)
         say(f"results: {settings.results}")
+    if settings.summary is not None:
+        _replace_part(settings.summary, findings.summary(results))
+        say(f"summary: {settings.summary}")
 
 
 def _replace_part(path: Path, text: str) -> None:

@@ -10,24 +10,29 @@ from kdjax import data
 from kdjax.types import Model, Variables
 
 # Chosen on 6,000 validation examples; see the notes of `experiments.hinton2015.mnist`.
-RECIPE = group.Recipe(epochs=120, augment=("jitter",), max_norm=3.5)
+RECIPE = group.Recipe(epochs=120, augment=("translate",), max_norm=3.5)
 QUICK = group.Recipe(epochs=20, batch_size=64, max_norm=3.5)
+TEMPERATURE = 20.0
 
 
 class Trained(NamedTuple):
-    """The teacher, and its logits for all images as they are, [examples, num_classes]."""
+    """The teacher, and its logits for all images: the mean over each image's views, [examples, k].
+
+    `one_look` are its logits for the test images from one pass over each.
+    """
 
     model: Model
     variables: Variables
     train_logits: np.ndarray
     test_logits: np.ndarray
+    one_look: np.ndarray
 
     def answered(self, examples: group.Arrays) -> group.Arrays:
         """Put the logits for all training examples beside them."""
         return {**examples, "teacher_logits": self.train_logits}
 
     def answered_shifts(self, examples: group.Arrays, *, max_shift: int) -> group.Arrays:
-        """Make a transfer set of all shifted copies of some examples, answered once and for all."""
+        """Make a transfer set of all shifted copies of some examples, each answered from itself."""
         copied = shifted(examples, max_shift=max_shift)
         logits = group.predict(self.model, self.variables, copied["image"])
         return {**copied, "teacher_logits": logits}
@@ -52,10 +57,25 @@ def obtain(lab: Lab) -> Trained:
         lab.train._asdict(),
         seeds=[lab.settings.seed],
     )
-    variables = trained.member(0)
+    model, variables = trained.model, trained.member(0)
+    max_shift = lab.pick(1, 0)
     return Trained(
-        trained.model,
+        model,
         variables,
-        group.predict(trained.model, variables, lab.train.image),
-        group.predict(trained.model, variables, lab.test.image),
+        look_around(model, variables, lab.train.image, max_shift=max_shift),
+        look_around(model, variables, lab.test.image, max_shift=max_shift),
+        group.predict(model, variables, lab.test.image),
     )
+
+
+def look_around(
+    model: Model, variables: Variables, images: np.ndarray, *, max_shift: int
+) -> np.ndarray:
+    """Average a network's probabilities over all shifted copies of each image: logits.
+
+    A network that was trained on shifted images has an opinion on each copy; their mean errs less
+    than one of them does. The average is taken at the temperature of the distillation.
+    """
+    views = data.all_shifts(images, max_shift=max_shift)
+    logits = np.stack([group.predict(model, variables, view) for view in views])
+    return group.mean_of(logits, TEMPERATURE)

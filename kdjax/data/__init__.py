@@ -2,7 +2,7 @@
 
 from kdjax.data.batches import batch_indices, eval_batches, example_order, train_batches
 from kdjax.data.sources import Dataset, Examples, LazyImages, load, take
-from kdjax.data.views import all_shifts, augment, flip, jitter, pad_and_crop
+from kdjax.data.views import all_shifts, augment, flip, jitter, pad_and_crop, translate
 
 __all__ = [
     "Dataset",
@@ -19,4 +19,5 @@ __all__ = [
     "pad_and_crop",
     "take",
     "train_batches",
+    "translate",
 ]

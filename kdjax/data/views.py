@@ -3,6 +3,7 @@
 Images are [batch, height, width, channels] of any type; every example is drawn its own change.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -51,6 +52,39 @@ def jitter(key: Array, images: Array, *, max_shift: int = 2) -> Array:
         return jax.lax.dynamic_slice(image, (shift[0], shift[1], 0), images.shape[1:])
 
     return jax.vmap(crop)(padded, shifts)
+
+
+def translate(key: Array, images: Array, *, max_shift: float = 2.0) -> Array:
+    """Shift every image by a real number of pixels, each way, interpolating; black enters.
+
+    Between whole pixels lie other images than `jitter` draws: a richer set for the same range.
+
+    Args:
+        key: a PRNG key.
+        images: [batch, height, width, channels].
+        max_shift: the largest shift in pixels, vertically and horizontally.
+
+    Returns:
+        Images of the same shape, float32.
+
+    Raises:
+        ValueError: if the shift is negative or as large as the image.
+    """
+    _check_margin("translate: max_shift", max_shift, images)
+    margin = math.ceil(max_shift)
+    shape = (images.shape[0], 2)
+    shifts = margin + jax.random.uniform(key, shape, minval=-max_shift, maxval=max_shift)
+    whole = jnp.floor(shifts).astype(jnp.int32)
+    edges = (margin, margin + 1)
+    padded = jnp.pad(images.astype(jnp.float32), ((0, 0), edges, edges, (0, 0)))
+    height, width, channels = images.shape[1:]
+
+    def crop(image: Array, start: Array, rest: Array) -> Array:
+        x = jax.lax.dynamic_slice(image, (*start, 0), (height + 1, width + 1, channels))
+        x = (1 - rest[0]) * x[:-1] + rest[0] * x[1:]
+        return (1 - rest[1]) * x[:, :-1] + rest[1] * x[:, 1:]
+
+    return jax.vmap(crop)(padded, whole, shifts - whole)
 
 
 def all_shifts(images: np.ndarray, *, max_shift: int = 2) -> np.ndarray:
@@ -113,6 +147,6 @@ def augment(*functions: ImageFn) -> Callable[[Array, Batch], Batch]:
     return view_fn
 
 
-def _check_margin(name: str, margin: int, images: Array | np.ndarray) -> None:
+def _check_margin(name: str, margin: float, images: Array | np.ndarray) -> None:
     if not 0 <= margin < min(images.shape[1:3]):
         raise ValueError(f"{name} is {margin}, images are {images.shape[1:3]}")

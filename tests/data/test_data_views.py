@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.data import all_shifts, augment, flip, jitter, pad_and_crop
+from kdjax.data import all_shifts, augment, flip, jitter, pad_and_crop, translate
 from kdjax.sharding import batch_sharding, make_mesh
 
 KEY = jax.random.key(0)
@@ -154,3 +154,26 @@ def test_all_shifts_are_those_that_jitter_draws():
     assert {np.asarray(x)[None].tobytes() for x in drawn} == expected
     with pytest.raises(ValueError, match=r"all_shifts: max_shift is -1"):
         all_shifts(images, max_shift=-1)
+
+
+def test_translate_moves_the_centre_of_mass_by_real_numbers_and_loses_no_light():
+    images = np.zeros((400, 16, 16, 1), np.uint8)
+    images[:, 7, 8] = 200
+    moved = np.asarray(translate(KEY, jnp.asarray(images), max_shift=1.5))
+    assert moved.dtype == np.float32 and moved.shape == images.shape
+    np.testing.assert_allclose(moved.sum((1, 2, 3)), 200, rtol=1e-5)
+    rows = (moved.sum((2, 3)) * np.arange(16)).sum(1) / 200 - 7
+    columns = (moved.sum((1, 3)) * np.arange(16)).sum(1) / 200 - 8
+    for shifts in (rows, columns):
+        assert np.abs(shifts).max() <= 1.5 + 1e-4
+        assert shifts.min() < -1.4 and shifts.max() > 1.4
+        assert abs(shifts.mean()) < 0.15
+        assert len(np.unique(shifts.round(3))) > 100
+    assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.2
+
+
+def test_translate_by_nothing_is_the_identity_and_explains_misuse():
+    images = make_images(3)
+    np.testing.assert_array_equal(translate(KEY, images, max_shift=0), images.astype(jnp.float32))
+    with pytest.raises(ValueError, match=r"translate: max_shift is -0.5, images are \(6, 8\)"):
+        translate(KEY, images, max_shift=-0.5)
