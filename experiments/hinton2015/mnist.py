@@ -11,7 +11,7 @@ from experiments.hinton2015.lab import Claim, Findings, Lab
 from experiments.networks import NetworkSpec
 from kdjax import teachers
 
-SCRATCH = group.Recipe(epochs=30)
+SCRATCH = group.Recipe(epochs=20)
 DISTILLED = group.Recipe(epochs=40, batch_size=64)
 QUICK = group.Recipe(epochs=20, batch_size=64)
 SOFT_WEIGHT = 0.9

@@ -21,7 +21,7 @@ from kdjax import teachers
 from kdjax.bias import match_class_prior
 
 THREE, PAIR = 3, (7, 8)
-RECIPE, QUICK = group.Recipe(epochs=40, batch_size=64), group.Recipe(epochs=20, batch_size=64)
+RECIPE, QUICK = group.Recipe(epochs=30, batch_size=64), group.Recipe(epochs=20, batch_size=64)
 TEMPERATURE = 20.0
 OFFSETS = np.arange(-30.0, 30.01, 0.1)
 NOTES = [
