@@ -10,7 +10,6 @@ import numpy as np
 
 from experiments.networks import Network
 from kdjax import data, models, specialists
-from kdjax.models import from_linen
 from kdjax.types import Array, Model, Variables
 
 
@@ -28,21 +27,22 @@ class Halves(NamedTuple):
     above: Variables
 
 
-class LastStage(nn.Module):
-    """The last stage of a ResNet with a head; its modules are named as in the whole network."""
+class LastBlock(nn.Module):
+    """The last block of a ResNet with a head; its modules are named as in the whole network."""
 
     num_classes: int
-    num_blocks: int
+    index: int
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Array:
-        """Return logits [batch, num_classes] for the stage before, [batch, height, width, 32]."""
-        x = models.Stage(64, self.num_blocks, 2, name="stage_3")(inputs, train=train)
+        """Return logits [batch, num_classes] for what comes before, [batch, height, width, c]."""
+        stride = 1 if self.index else 2
+        x = models.BasicBlock(64, stride, name=f"block_{self.index}")(inputs, train=train)
         return nn.Dense(self.num_classes, name="head")(models.Pool(name="pool")(x))
 
 
 def cut(network: Network) -> Halves:
-    """Cut a ResNet before its last stage, a perceptron after its first layer."""
+    """Cut a ResNet before its last block, a perceptron after its first layer."""
     spec, (params, state) = network.spec, network.variables
     mean, std = np.array(spec.mean), np.array(spec.std)
     if spec.name == "mlp":
@@ -54,13 +54,15 @@ def cut(network: Network) -> Halves:
             return models.mlp(num_classes, widths=widths[1:])
 
     else:
-        path, depth = "stage_2", int(spec.name.removeprefix("resnet"))
+        depth = int(spec.name.removeprefix("resnet"))
+        last = (depth - 2) // 6 - 1
+        path, block = f"stage_3/block_{last - 1}" if last else "stage_2", f"block_{last}"
         whole = models.resnet(depth, spec.num_classes, features=(path,))
-        kept = {"stage_3": params["stage_3"]}
-        state = {"batch_stats": {"stage_3": state["batch_stats"]["stage_3"]}}
+        kept = {block: params["stage_3"][block]}
+        state = {"batch_stats": {block: state["batch_stats"]["stage_3"][block]}}
 
         def above_fn(num_classes: int) -> Model:
-            return from_linen(LastStage(num_classes, (depth - 2) // 6))
+            return models.from_linen(LastBlock(num_classes, last))
 
     above = Variables({**kept, "head": params["head"]}, state)
     return Halves(models.normalized(whole, mean, std), path, network.variables, above_fn, above)
