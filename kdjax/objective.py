@@ -55,7 +55,7 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
         num_valid = jnp.sum(inputs.mask, dtype=jnp.float32)
         return loss, new_state, {"loss": (loss * num_valid, num_valid), **metrics}
 
-    return Objective(init, apply, any(term.couples_batch for term in terms.values()))
+    return Objective(init, apply, tuple(name for name in names if terms[name].couples_batch))
 
 
 def _at(weight: Weight, step: Array | int) -> Array | float:

@@ -32,7 +32,7 @@ ViewFn = Callable[[Array, Batch], Batch]
 """Augments a batch on the device: (key, batch) -> batch."""
 
 # The two uses of a step's key: they must never share random numbers.
-_STUDENT_STREAM, _VIEW_STREAM = 0, 1
+STUDENT_STREAM, VIEW_STREAM = 0, 1
 
 
 @functools.partial(jax.jit, static_argnames=("student", "objective", "optimizer", "inputs_fn"))
@@ -65,7 +65,7 @@ def init_train_state(
     outputs, _ = student.apply(
         variables.params, variables.state, inputs_fn(batch), train=False, key=None
     )
-    inputs = TermInputs(batch, outputs, teacher_outputs, _mask(batch))
+    inputs = TermInputs(batch, outputs, teacher_outputs, mask_of(batch))
     terms = objective.init(term_key, inputs)
     params = {"student": variables.params, "terms": terms.params}
     return TrainState(
@@ -89,9 +89,9 @@ def make_train_step(
     """Compile training: forward, loss, gradient, update.
 
     The gradient is that of the mean over the batch's valid examples (`batch["mask"]`, all of them
-    without one), however many micro-batches it is accumulated over. Two things change with
-    micro-batches, and a warning says so when the step is traced: BatchNorm normalises by each
-    micro-batch's statistics, and losses that couple examples see fewer of them.
+    without one), however many micro-batches it is accumulated over. BatchNorm alone changes with
+    micro-batches, by whose statistics it normalises; a warning says so when the step is traced.
+    Terms that couple the examples of a batch would see fewer of them, and are refused.
 
     Args:
         student: the network to train.
@@ -108,7 +108,7 @@ def make_train_step(
 
     Raises:
         ValueError: if `num_micro_batches` is not positive, or at trace time if it does not divide
-            the batch.
+            the batch or the objective couples its examples.
     """
     if num_micro_batches < 1:
         raise ValueError(
@@ -125,28 +125,19 @@ def make_train_step(
         )
         inputs = TermInputs(batch, outputs, teacher_outputs, mask)
         loss, term_state, metrics = objective.apply(params["terms"], term_state, inputs, step=step)
-        metrics = {**metrics, **_hits(inputs)}
+        metrics = {**metrics, **hits(inputs)}
         return loss * share, ((model_state, term_state), metrics)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(
         state: TrainState, batch: Batch, teacher_outputs: Outputs | None
     ) -> tuple[TrainState, Metrics]:
-        key = _step_key(state, _STUDENT_STREAM)
+        key = step_key(state, STUDENT_STREAM)
         parts = _split(batch, teacher_outputs, num_micro_batches)
         if num_micro_batches > 1:
-            _warn_of_coupling(objective, state)
+            _check_coupling(objective, state)
         grads, carried, metrics = _accumulate(loss_fn, state, key, parts, num_micro_batches)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new_state = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            model_state=carried[0],
-            term_state=carried[1],
-            opt_state=opt_state,
-        )
-        return new_state, metrics
+        return updated(state, optimizer, grads, carried), metrics
 
     return train_step
 
@@ -174,7 +165,7 @@ def with_teacher(
     def step(
         state: TrainState, batch: Batch, *, teacher_variables: PyTree
     ) -> tuple[TrainState, Metrics]:
-        view = batch if view_fn is None else view_fn(_step_key(state, _VIEW_STREAM), batch)
+        view = batch if view_fn is None else view_fn(step_key(state, VIEW_STREAM), batch)
         return train_step(state, view, teacher.apply(teacher_variables, view))
 
     return functools.partial(step, teacher_variables=teacher.variables)
@@ -200,7 +191,7 @@ def make_eval_step(
         outputs, _ = model.apply(
             variables.params, variables.state, inputs_fn(batch), train=False, key=None
         )
-        logits, labels, mask = outputs.logits, batch["label"], _mask(batch)
+        logits, labels, mask = outputs.logits, batch["label"], mask_of(batch)
         metrics = {
             "accuracy": measures.accuracy(logits, labels, mask),
             "nll": measures.nll(logits, labels, mask),
@@ -213,17 +204,37 @@ def make_eval_step(
     return eval_step
 
 
-def _step_key(state: TrainState, stream: int) -> Array:
+def updated(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    grads: PyTree,
+    carried: tuple[PyTree, PyTree],
+) -> TrainState:
+    """Take a step along a gradient; `carried` is the new state of the network and of the terms."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        model_state=carried[0],
+        term_state=carried[1],
+        opt_state=opt_state,
+    )
+
+
+def step_key(state: TrainState, stream: int) -> Array:
+    """Return the key of a step for one of its uses."""
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), stream)
 
 
-def _mask(batch: Batch) -> Array:
+def mask_of(batch: Batch) -> Array:
+    """Return which examples of a batch count: `batch["mask"]`, or all of them."""
     if "mask" in batch:
         return batch["mask"]
     return jnp.ones(jax.tree.leaves(batch)[0].shape[:1], bool)
 
 
-def _hits(inputs: TermInputs) -> Metrics:
+def hits(inputs: TermInputs) -> Metrics:
     """Training accuracy and agreement, for whatever the batch and the teacher provide."""
     student, teacher, mask = inputs.student.logits, inputs.teacher, inputs.mask
     labels, metrics = inputs.batch.get("label"), {}
@@ -243,7 +254,7 @@ def _split(
 
     Part i holds rows i, i + n, i + 2n, ...: a batch that is split over devices stays where it is.
     """
-    mask = _mask(batch)
+    mask = mask_of(batch)
     if mask.shape[0] % num_parts:
         raise ValueError(
             f"train_step: a batch of {mask.shape[0]} does not divide into {num_parts} micro-batches"
@@ -280,16 +291,17 @@ def _accumulate(
     return grads, carried, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
 
-def _warn_of_coupling(objective: Objective, state: TrainState) -> None:
+def _check_coupling(objective: Objective, state: TrainState) -> None:
+    """Refuse terms that need the whole batch, and warn of a network that would rather have it."""
+    if objective.couples_batch:
+        raise ValueError(
+            f"train_step: the terms {', '.join(objective.couples_batch)} relate the examples of a "
+            "batch to one another, so that their gradient cannot be accumulated over "
+            "micro-batches; use num_micro_batches=1"
+        )
     if jax.tree.leaves(state.model_state):
         warnings.warn(
             "micro-batches: the network carries running statistics (BatchNorm), which are taken "
             "over each micro-batch; the gradient is not that of the full batch",
-            stacklevel=2,
-        )
-    if objective.couples_batch:
-        warnings.warn(
-            "micro-batches: a term relates the examples of a batch to one another and sees only "
-            "those of its micro-batch; the gradient is not that of the full batch",
             stacklevel=2,
         )

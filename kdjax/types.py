@@ -1,6 +1,6 @@
 """The types that flow through kdjax: networks, teachers and losses as pairs of pure functions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -66,6 +66,18 @@ class Teacher(NamedTuple):
     apply: TeacherApply
 
 
+class OnlineTeacher(NamedTuple):
+    """A teacher that changes in training; its arrays are `TrainState.teacher_state`.
+
+    `init` makes them from the student's variables, `apply` answers a batch with them, and
+    `update` renews them from the student's new variables and the number of steps taken.
+    """
+
+    init: Callable[[Variables], PyTree]
+    apply: TeacherApply
+    update: Callable[[PyTree, Variables, Array], PyTree]
+
+
 class TermInputs(NamedTuple):
     """What a loss may look at. `mask` [batch...] marks the examples that count."""
 
@@ -107,11 +119,14 @@ class ObjectiveApply(Protocol):
 
 
 class Objective(NamedTuple):
-    """What training minimises: named terms, each with its weight, reduced to one number."""
+    """What training minimises: named terms, each with its weight, reduced to one number.
+
+    `couples_batch` names the terms whose values depend on the other examples of the batch.
+    """
 
     init: TermInit
     apply: ObjectiveApply
-    couples_batch: bool = False
+    couples_batch: tuple[str, ...] = ()
 
 
 @struct.dataclass

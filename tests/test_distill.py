@@ -367,3 +367,29 @@ def test_the_pytorch_teacher_needs_its_architecture_and_classes(capsys, data_dir
         "--teacher.name", "resnet20",
     )  # fmt: skip
     assert "is not a resnet20" in error
+
+
+def test_audit_shows_a_table_before_training_and_stops_on_what_does_not_hold(
+    finished, data_dir, tmp_path, capsys, monkeypatch
+):
+    flags = ["--data.dir", data_dir, "--epochs", 2, "--num-seeds", 1, "--audit"]
+    flags += ["--teacher.checkpoint", finished[0] / "teacher", "--workdir"]
+    distill.main([*map(str, [*flags, tmp_path / "good"])])
+    printed = capsys.readouterr().out
+    assert "soft targets at T = 4, times T^2, times 1" in printed
+    assert "FAIL" not in printed
+    assert printed.index("T^2 slope") < printed.index("scratch, seed 0")
+    from kdjax import losses, terms
+
+    def without_t_squared(*, temperature):
+        return terms.stateless(
+            lambda x: (
+                losses.soft_target_loss(x.student.logits, x.teacher.logits, temperature=temperature)
+                / temperature**2
+            )
+        )
+
+    monkeypatch.setattr(terms, "soft_targets", without_t_squared)
+    error = fails(capsys, *flags, tmp_path / "bad")
+    assert "--audit: does not hold: soft: T^2 slope" in error
+    assert not (tmp_path / "bad" / "student").exists()

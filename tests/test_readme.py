@@ -11,7 +11,7 @@ TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["linen", "nnx", "step", "sweep"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["linen", "nnx", "step", "check", "sweep"])
 def test_a_block_runs_and_trains(block):
     namespace = {"__name__": "readme"}
     # Linen's modules look their own file up.
@@ -19,6 +19,8 @@ def test_a_block_runs_and_trains(block):
     if "loss" in namespace:
         assert np.isfinite(namespace["loss"])
         assert float(namespace["loss"]) < 1.5
+    elif "report" in namespace:
+        assert namespace["report"].passed
     elif "states" in namespace:
         np.testing.assert_array_equal(namespace["states"].step, [1, 1, 1])
         assert np.all(np.isfinite(namespace["metrics"]["loss"][0]))

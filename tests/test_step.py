@@ -125,19 +125,32 @@ def test_micro_batches_give_the_full_gradient(num_micro_batches, padded):
     )
 
 
-def test_micro_batches_warn_where_examples_are_coupled():
-    batch, optimizer = toys.batch_of(8), optax.sgd(0.1)
+def test_micro_batches_warn_of_batch_norm():
+    batch, optimizer, objective = toys.batch_of(8), optax.sgd(0.1), toys.kd_objective()
     model, teacher = toys.norm_model(), toys.teacher_for(batch)
+    state = start(model, objective, optimizer, batch, teacher)
+    run = step.make_train_step(model, objective, optimizer, num_micro_batches=2)
+    with pytest.warns(UserWarning, match="BatchNorm"):
+        run(state, batch, teacher.apply(teacher.variables, batch))
+
+
+def test_micro_batches_are_refused_where_terms_couple_the_batch():
+    batch, optimizer, model = toys.batch_of(8), optax.sgd(0.1), toys.linear_model()
+    teacher = toys.teacher_for(batch)
+    objective = combine(
+        {
+            "hard": terms.cross_entropy(),
+            "alike": terms.similarity_preserving("hidden", "hidden"),
+            "angles": terms.angle_relation("hidden", "hidden"),
+        },
+        {"hard": 1.0, "alike": 1.0, "angles": 1.0},
+    )
     outputs = teacher.apply(teacher.variables, batch)
-    relation = terms.stateless(lambda x: x.student.logits[:, 0], couples_batch=True)
-    for net, objective, word in [
-        (model, toys.kd_objective(), "BatchNorm"),
-        (toys.linear_model(), combine({"relation": relation}, {"relation": 1.0}), "relates"),
-    ]:
-        state = start(net, objective, optimizer, batch, teacher)
-        run = step.make_train_step(net, objective, optimizer, num_micro_batches=2)
-        with pytest.warns(UserWarning, match=word):
-            run(state, batch, outputs)
+    state = start(model, objective, optimizer, batch, teacher)
+    run = step.make_train_step(model, objective, optimizer, num_micro_batches=2)
+    with pytest.raises(ValueError, match="train_step: the terms alike, angles relate"):
+        run(state, batch, outputs)
+    step.make_train_step(model, objective, optimizer)(state, batch, outputs)
 
 
 def test_micro_batches_that_do_not_divide_raise():

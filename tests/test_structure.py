@@ -19,13 +19,16 @@ LEVELS = [
     "terms",
     "objective",
     "step",
+    "online",
     "sweep",
     "bias",
     "sharding",
     "data",
+    "specialists",
     "checkpoint",
     "loop",
     "report",
+    "testing",
 ]
 FILES = sorted(
     p for room in ("kdjax", "experiments", "benchmarks") for p in (ROOT / room).rglob("*.py")

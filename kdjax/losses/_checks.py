@@ -109,6 +109,19 @@ def as_temperature(function: str, temperature: Any, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(array, batch)[..., None]
 
 
+def check_count(function: str, name: str, value: Any) -> None:
+    """Check a number of things.
+
+    Raises:
+        TypeError: if it is no integer.
+        ValueError: if it is not positive.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{function}: {name} is {value!r}, expected an integer")
+    if value < 1:
+        raise ValueError(f"{function}: {name} is {value}, expected 1 or more")
+
+
 def check_number(
     function: str,
     name: str,
@@ -133,3 +146,16 @@ def check_number(
         left = "(" if open_low or math.isinf(low) else "["
         right = ")" if math.isinf(high) else "]"
         raise ValueError(f"{function}: {name} is {value}, expected in {left}{low}, {high}{right}")
+
+
+def check_labels(function: str, labels: jax.Array, num_classes: int) -> None:
+    """Raise on a label that is no class, where the values are known before the program runs."""
+    if isinstance(labels, jax.core.Tracer) or not labels.size:
+        return
+    with jax.ensure_compile_time_eval():  # known labels under a jit that closes over them, too
+        low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"{function}: labels has {low if low < 0 else high}, expected 0 to {num_classes - 1} "
+            f"for {num_classes} classes"
+        )

@@ -112,12 +112,14 @@ def _log_ratio(x: Array, v: Array, t: Array) -> tuple[Array, Array, Array, Array
     center = jnp.sum(jnp.where(dominant, jnp.where(top, gap, 0), p * gap), axis=-1, keepdims=True)
     shift = jnp.sum(jnp.where(dominant & top, rest, 0), axis=-1, keepdims=True)
     g = jnp.where(both, ((gap - center) + (rest - shift)) / t, 0)
-    # q / p = exp(g + constant), and q sums to 1 over the shared classes and the student's own.
+    # q / p = exp(g + constant), and q sums to 1 over the shared classes and the student's own, p
+    # over the shared ones and those that the student has lost.
     grown = jnp.where(g > 1, jnp.exp(log_p + g) - p, p * jnp.expm1(jnp.minimum(g, 1)))
     grown = jnp.where(both, grown, 0)
     own = jnp.sum(jnp.where(jnp.isneginf(v), jnp.exp(log_q), 0), axis=-1, keepdims=True)
-    near = jnp.sum(jnp.abs(grown), axis=-1, keepdims=True) + own < 0.5
-    excess = jnp.where(near, jnp.sum(grown, axis=-1, keepdims=True), 0)
+    lost = jnp.sum(jnp.where(jnp.isneginf(x), jnp.exp(log_p), 0), axis=-1, keepdims=True)
+    near = jnp.sum(jnp.abs(grown), axis=-1, keepdims=True) + own + lost < 0.5
+    excess = jnp.where(near, jnp.sum(grown, axis=-1, keepdims=True) - lost, 0)
     constant = jnp.log1p(-jnp.where(near, own, 0)) - jnp.log1p(excess)
     far = jnp.where(both, _finite(log_q) - _finite(log_p), 0)
     return log_p, log_q, jnp.where(both, jnp.where(near, g + constant, far), 0), near
@@ -145,7 +147,7 @@ def _tempered_kl_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (x, v, t), (dx, dv, dt) = primals, tangents
     value = tempered_kl(x, v, t)
     taught = ~jnp.all(jnp.isneginf(v), axis=-1, keepdims=True)
-    by_student = jnp.where(taught, _probability_gap(x, v, t), 0) * _scaled_tangent(x, t, dx, dt)
+    by_student = jnp.where(taught, probability_gap(x, v, t), 0) * _scaled_tangent(x, t, dx, dt)
     log_p, log_q = log_softmax(v, t), log_softmax(x, t)
     gap = jnp.where(jnp.isneginf(x) | jnp.isneginf(v), 0, _finite(log_p) - _finite(log_q))
     finite_value = jnp.where(jnp.isposinf(value), 0, value)[..., None]
@@ -154,7 +156,7 @@ def _tempered_kl_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 @jax.custom_jvp
-def _probability_gap(x: Array, v: Array, t: Array) -> Array:
+def probability_gap(x: Array, v: Array, t: Array) -> Array:
     """softmax(x / t) - softmax(v / t), exact to its last digits where they are close."""
     log_p, log_q, ratio, near = _log_ratio(x, v, t)
     p, q = jnp.exp(log_p), jnp.exp(log_q)
@@ -162,7 +164,7 @@ def _probability_gap(x: Array, v: Array, t: Array) -> Array:
     return jnp.where(close, p * jnp.expm1(jnp.where(close, ratio, 0)), q - p)
 
 
-@_probability_gap.defjvp
+@probability_gap.defjvp
 def _probability_gap_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (x, v, t), (dx, dv, dt) = primals, tangents
 
@@ -170,4 +172,73 @@ def _probability_gap_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
         probs, dz = jnp.exp(log_softmax(logits, t)), _scaled_tangent(logits, t, tangent, dt)
         return probs * (dz - jnp.sum(probs * dz, axis=-1, keepdims=True))
 
-    return _probability_gap(x, v, t), moved(x, dx) - moved(v, dv)
+    return probability_gap(x, v, t), moved(x, dx) - moved(v, dv)
+
+
+def entropy(log_p: Array) -> Array:
+    """Entropy over the last axis, with 0 log 0 = 0."""
+    present = ~jnp.isneginf(log_p)
+    log_p = jnp.where(present, log_p, 0)
+    return -jnp.sum(jnp.where(present, jnp.exp(log_p) * log_p, 0), axis=-1)
+
+
+def but(x: Array, chosen: Array) -> Array:
+    """Leave the chosen classes out."""
+    return jnp.where(chosen, -jnp.inf, x)
+
+
+def _target_and_rest(x: Array, t: Array, chosen: Array) -> tuple[Array, Array]:
+    """Logarithms of the chosen class's probability and of all others' together, [...]."""
+    log_probs = log_softmax(x, t)
+    target = jnp.sum(jnp.where(chosen, log_probs, 0), axis=-1)
+    rest = but(log_probs, chosen)
+    none = jnp.all(jnp.isneginf(rest), axis=-1)
+    total = jax.nn.logsumexp(jnp.where(none[..., None], 0, rest), axis=-1)
+    return target, jnp.where(none, -jnp.inf, total)
+
+
+def _excess(log_p: Array, log_q: Array, gap: Array) -> Array:
+    """p * phi(log(q / p)) with gap = q - p, which is q where p is 0."""
+    p = jnp.exp(log_p)
+    close = jnp.abs(gap) <= 0.4 * p
+    near = jnp.log1p(jnp.where(close, gap / jnp.where(p > 0, p, 1), 0))
+    finite = ~(jnp.isneginf(log_p) | jnp.isneginf(log_q))
+    far = jnp.where(finite, _finite(log_q) - _finite(log_p), 0)
+    r = jnp.where(close, near, far)
+    small = jnp.abs(r) <= 0.5
+    s = jnp.where(small, r, 0)
+    series = jnp.polyval(jnp.asarray(_PHI, s.dtype), s) * s * s
+    return jnp.where(small & (p > 0), p * series, gap - p * r)
+
+
+@jax.custom_jvp
+def target_kl(x: Array, v: Array, t: Array, chosen: Array) -> Array:
+    """KL((p, 1 - p) || (q, 1 - q)), p and q what v / t and x / t give the chosen class, [...]."""
+    gap = jnp.sum(jnp.where(chosen, probability_gap(x, v, t), 0), axis=-1)
+    (log_p, log_p_rest), (log_q, log_q_rest) = (_target_and_rest(z, t, chosen) for z in (v, x))
+    value = _excess(log_p, log_q, gap) + _excess(log_p_rest, log_q_rest, -gap)
+    impossible = jnp.isneginf(log_q) & ~jnp.isneginf(log_p)
+    impossible |= jnp.isneginf(log_q_rest) & ~jnp.isneginf(log_p_rest)
+    return jnp.where(impossible, jnp.inf, value)
+
+
+@target_kl.defjvp
+def _target_kl_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """(q - p) du + p (1 - p) (logit p - logit q) dw with logits u of q and w of p."""
+    (x, v, t, chosen), (dx, dv, dt, _) = primals, tangents
+    taught = ~jnp.all(jnp.isneginf(v), axis=-1)
+    gap = jnp.sum(jnp.where(chosen, probability_gap(x, v, t), 0), axis=-1)
+    logs = [y for z in (v, x) for y in _target_and_rest(z, t, chosen)]
+    log_p, log_p_rest, log_q, log_q_rest = (_finite(y) for y in logs)
+    finite = ~jnp.isneginf(jnp.stack(logs)).any(0)
+    logit_gap = jnp.where(finite, (log_p - log_p_rest) - (log_q - log_q_rest), 0)
+
+    def moved(logits: Array, tangent: Array) -> Array:
+        """Tangent of the logit: the chosen class's less the mean over the others."""
+        dz = _scaled_tangent(logits, t, tangent, dt)
+        others = jnp.exp(log_softmax(but(logits, chosen), t))
+        return jnp.sum(jnp.where(chosen, dz, 0) - others * dz, axis=-1)
+
+    by_student = jnp.where(taught, gap, 0) * moved(x, dx)
+    by_teacher = jnp.where(finite, jnp.exp(log_p + log_p_rest), 0) * logit_gap * moved(v, dv)
+    return target_kl(x, v, t, chosen), by_student + by_teacher

@@ -1,8 +1,11 @@
 """Networks as pairs of pure functions: adapters for Flax, the field's networks, PyTorch weights."""
 
+from kdjax.models._heads import simkd, with_class_maps
 from kdjax.models._linen import from_linen
 from kdjax.models._networks import (
     MLP,
+    BasicBlock,
+    Pool,
     ResNet,
     mlp,
     normalized,
@@ -21,6 +24,8 @@ from kdjax.models._pytorch import from_pytorch, normalisation_of, read_state_dic
 
 __all__ = [
     "MLP",
+    "BasicBlock",
+    "Pool",
     "ResNet",
     "from_linen",
     "from_nnx",
@@ -38,5 +43,7 @@ __all__ = [
     "resnet44",
     "resnet56",
     "resnet110",
+    "simkd",
     "variables_of",
+    "with_class_maps",
 ]

@@ -68,7 +68,16 @@ class BasicBlock(nn.Module):
                 name="shortcut_conv",
             )(x)
             x = norm(name="shortcut_norm")(x)
-        return nn.relu(x + y)
+        return nn.relu(Sum(name="sum")(x, y))
+
+
+class Sum(nn.Module):
+    """The sum of a shortcut and its block, a module so that what the ReLU sees can be captured."""
+
+    @nn.compact
+    def __call__(self, x: Array, y: Array) -> Array:
+        """Return x + y."""
+        return x + y
 
 
 class Stage(nn.Module):
@@ -101,7 +110,8 @@ class ResNet(nn.Module):
     """The residual network for small images: 6n + 2 layers, widths 16, 32 and 64.
 
     Modules: `stem`, `stem_norm`, `stage_1/block_0` to `stage_3`, `pool` (the embedding), `head`;
-    within a block `conv_1`, `norm_1`, `conv_2`, `norm_2`, `shortcut_conv`, `shortcut_norm`.
+    within a block `conv_1`, `norm_1`, `conv_2`, `norm_2`, `shortcut_conv`, `shortcut_norm`, `sum`
+    (before the last ReLU).
 
     Differs from the paper: where the shape changes, the shortcut is a 1x1 convolution with
     BatchNorm, as in the tables of the distillation literature, not a strided copy.

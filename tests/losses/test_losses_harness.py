@@ -1,9 +1,4 @@
-"""Every loss against one harness: references, shapes, transformations, extremes, misuse."""
-
-import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any
+"""Every loss against the harness of `kdjax.testing`, and what is particular to each."""
 
 import chex
 import jax
@@ -13,172 +8,58 @@ import pytest
 import reference
 
 from kdjax import losses
+from kdjax.testing import check_loss
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A loss of student and teacher, and perhaps labels, with its float64 reference."""
-
-    name: str
-    loss: Callable[..., Any]
-    expected: Callable[..., Any]
-    teacher_is_data: bool = True
-    log_probs: bool = False
-    labels: str = ""
-    divergence: bool = True
-
-    @functools.cached_property
-    def fast(self):
-        """The loss compiled, where that it also runs without is not the point."""
-        return jax.jit(self.loss, static_argnames="axis")
-
-    def __str__(self):
-        return self.name
-
-    def inputs(self, shape=(4, 6), seed=0, dtype=np.float32, scale=3.0):
-        rng = np.random.default_rng(seed)
-        pair = [(scale * rng.normal(size=shape)).astype(np.float32) for _ in range(2)]
-        if self.log_probs:
-            pair = [reference.log_softmax(x).astype(np.float32) for x in pair]
-        pair = [jnp.asarray(x, dtype) for x in pair]
-        if self.labels == "int":
-            pair.append(jnp.asarray(rng.integers(0, shape[-1], shape[:-1]), jnp.int32))
-        if self.labels == "probs":
-            pair.append(jnp.asarray(reference.softmax(rng.normal(size=shape)), pair[0].dtype))
-        return pair
-
-
-CASES = [
-    Case("kl_divergence", losses.kl_divergence, reference.kl_divergence, False, True),
-    Case(
-        "reverse_kl_divergence",
-        losses.reverse_kl_divergence,
-        reference.reverse_kl_divergence,
-        False,
-        True,
-    ),
-    Case("soft_target_loss", losses.soft_target_loss, reference.soft_target_loss),
-    Case(
-        "cross_entropy",
-        lambda s, t, y, **kw: losses.cross_entropy(s, y, **kw),
-        lambda s, t, y: reference.cross_entropy(s, y),
-        labels="int",
-        divergence=False,
-    ),
-    Case("kd_loss", losses.kd_loss, reference.kd_loss, labels="int", divergence=False),
-    Case("kd_loss_probs", losses.kd_loss, reference.kd_loss, labels="probs", divergence=False),
-]
-EVERY = pytest.mark.parametrize("case", CASES, ids=str)
-
-
-@EVERY
-@pytest.mark.parametrize("shape", [(5,), (4, 6), (2, 3, 7)])
-def test_equals_the_reference(case, shape):
-    inputs = case.inputs(shape)
-    got = case.fast(*inputs)
-    chex.assert_shape(got, shape[:-1])
-    chex.assert_type(got, jnp.float32)
-    np.testing.assert_allclose(got, case.expected(*map(np.asarray, inputs)), rtol=1e-5, atol=1e-6)
-
-
-@EVERY
-def test_float64_stays_float64(case):
-    with jax.enable_x64(True):
-        inputs = case.inputs(dtype=jnp.float64)
-        got = case.fast(*inputs)
-        chex.assert_type(got, jnp.float64)
-        np.testing.assert_allclose(got, case.expected(*map(np.asarray, inputs)), rtol=1e-12)
-
-
-@EVERY
-def test_jit_vmap_and_axis_change_nothing(case):
-    inputs = case.inputs()
-    eager = case.loss(*inputs)
-    np.testing.assert_allclose(case.fast(*inputs), eager, rtol=1e-6)
-    np.testing.assert_allclose(jax.vmap(case.loss)(*inputs), eager, rtol=1e-6)
-    moved = [x.T if x.ndim == 2 else x for x in inputs]
-    np.testing.assert_allclose(case.fast(*moved, axis=0), eager, rtol=1e-6)
-
-
-@EVERY
-def test_where_removes_classes(case):
-    inputs = case.inputs()
-    keep = np.array([1, 0, 1, 1, 0, 1], bool)
-    if case.labels == "int":
-        inputs[2] = jnp.array([0, 2, 5, 3])
-    fewer = [x[:, keep] if x.ndim == 2 else jnp.array([0, 1, 3, 2]) for x in inputs]
-    if case.labels == "probs":
-        inputs[2] = jnp.where(keep, inputs[2], 0)
-    got = case.fast(*inputs, where=jnp.asarray(keep)[None])
-    np.testing.assert_allclose(got, case.fast(*fewer), rtol=1e-5)
-
-
-@EVERY
-def test_gradients_are_numerical_ones_and_the_teacher_is_data(case):
-    with jax.enable_x64(True):
-        student, teacher, *rest = case.inputs((3, 5), dtype=jnp.float64)
-        chex.assert_numerical_grads(
-            jax.jit(lambda s: case.loss(s, teacher, *rest).sum()), (student,), order=2
-        )
-        gradient = jax.grad(lambda t: case.fast(student, t, *rest).sum())(teacher)
-        assert case.teacher_is_data != bool(np.any(gradient))
-        if not case.teacher_is_data:
-            chex.assert_numerical_grads(
-                jax.jit(lambda t: case.loss(student, t, *rest).sum()), (teacher,), order=2
-            )
-
-
-@EVERY
-def test_laws(case):
-    student, teacher, *rest = case.inputs(seed=5)
-    values = case.fast(student, teacher, *rest)
-    assert np.all(np.asarray(values) >= 0)
-    if case.divergence:
-        np.testing.assert_array_equal(case.fast(teacher, teacher), 0)
-    order = np.random.default_rng(0).permutation(6)
-    permuted = [x[:, order] if x.ndim == 2 else jnp.asarray(np.argsort(order))[x] for x in rest]
-    np.testing.assert_allclose(
-        case.fast(student[:, order], teacher[:, order], *permuted), values, rtol=1e-5
+def kd_loss_on_probabilities(
+    student_logits, teacher_logits, label_probs, *, temperature=4.0, axis=-1, where=None
+):
+    return losses.kd_loss(
+        student_logits, teacher_logits, label_probs, temperature=temperature, axis=axis, where=where
     )
-    if not case.log_probs:
-        np.testing.assert_allclose(case.fast(student + 64, teacher - 128, *rest), values, rtol=2e-4)
 
 
-@EVERY
-def test_a_class_at_minus_infinity_in_both_is_gone(case):
-    student, teacher, *rest = case.inputs((4, 6))
-    gone = np.array([0, 0, 1, 0, 0, 0], bool)
-    if case.labels == "int":
-        rest = [jnp.array([0, 1, 3, 5])]
-    if case.labels == "probs":
-        rest = [jnp.where(gone, 0, rest[0])]
-    masked = [jnp.where(gone, -jnp.inf, x) for x in (student, teacher)]
-    fewer = [x[:, ~gone] for x in (student, teacher)]
-    labels = [x[:, ~gone] if x.ndim == 2 else jnp.array([0, 1, 2, 4]) for x in rest]
-
-    def total(s, t, labels):
-        return case.fast(s, t, *labels).sum()
-
-    value, gradients = jax.jit(jax.value_and_grad(total, (0, 1)))(*masked, rest)
-    expected, expected_gradients = jax.jit(jax.value_and_grad(total, (0, 1)))(*fewer, labels)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for got, want in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_array_equal(got[:, 2], 0)
-        np.testing.assert_allclose(got[:, ~gone], want, rtol=1e-4, atol=1e-6)
+CHECKS = {
+    "kl_divergence": (losses.kl_divergence, {"teacher_is_data": False}),
+    "reverse_kl_divergence": (losses.reverse_kl_divergence, {"teacher_is_data": False}),
+    "soft_target_loss": (losses.soft_target_loss, {}),
+    "cross_entropy": (losses.cross_entropy, {}),
+    "kd_loss": (losses.kd_loss, {}),
+    "kd_loss_on_probabilities": (kd_loss_on_probabilities, {"teacher_is_data": True}),
+    "hint_loss": (losses.hint_loss, {}),
+}
 
 
-SOFT = [c for c in CASES if c.name in ("soft_target_loss", "kd_loss", "kl_divergence")]
+@pytest.mark.parametrize("name", CHECKS)
+def test_every_law(name):
+    loss, options = CHECKS[name]
+    expected = getattr(reference, name.removesuffix("_on_probabilities"))
+    check_loss(loss, reference=expected, order=2, rtol64=1e-12, **options)
 
 
-@pytest.mark.parametrize("case", SOFT, ids=str)
-def test_a_class_that_only_the_student_excludes_is_infinitely_wrong(case):
-    student, teacher, *rest = case.inputs((4, 6))
-    rest = [jnp.zeros(4, jnp.int32) for _ in rest]
+def inputs_of(loss, shape, dtype=np.float32):
+    """Draw student, teacher and, where the loss takes labels, zeros."""
+    rng = np.random.default_rng(0)
+    pair = [3 * rng.normal(size=shape) for _ in range(2)]
+    if loss is losses.kl_divergence:
+        pair = map(reference.log_softmax, pair)
+    labels = [jnp.zeros(shape[:-1], jnp.int32)] if loss is losses.kd_loss else []
+    return [*(jnp.asarray(x, dtype) for x in pair), *labels]
+
+
+SOFT = pytest.mark.parametrize(
+    "loss", [losses.soft_target_loss, losses.kd_loss, losses.kl_divergence]
+)
+
+
+@SOFT
+def test_a_class_that_only_the_student_excludes_is_infinitely_wrong(loss):
+    student, teacher, *rest = inputs_of(loss, (4, 6))
     student = student.at[1, 3].set(-jnp.inf)
-    values = case.fast(student, teacher, *rest)
+    values = jax.jit(loss)(student, teacher, *rest)
     assert np.isposinf(values[1])
     assert np.all(np.isfinite(np.delete(values, 1)))
-    gradient = jax.grad(lambda s: case.fast(s, teacher, *rest).sum())(student)
+    gradient = jax.grad(lambda s: jax.jit(loss)(s, teacher, *rest).sum())(student)
     assert np.all(np.isfinite(gradient))
     assert np.any(np.asarray(gradient)[1])
 
@@ -188,25 +69,12 @@ def test_mass_is_a_finite_logit_even_where_it_underflows():
     assert np.isposinf(losses.soft_target_loss(student, teacher, temperature=1.0))
 
 
-@pytest.mark.parametrize("case", SOFT, ids=str)
-def test_a_class_that_only_the_teacher_excludes_adds_nothing(case):
-    student, teacher, *rest = case.inputs((1, 4))
-    rest = [jnp.zeros(1, jnp.int32) for _ in rest]
-    excluded = case.fast(student, teacher.at[0, 3].set(-jnp.inf), *rest)
-    nearly = case.fast(student, teacher.at[0, 3].set(-1e4), *rest)
+@SOFT
+def test_a_class_that_only_the_teacher_excludes_adds_nothing(loss):
+    student, teacher, *rest = inputs_of(loss, (1, 4))
+    excluded = jax.jit(loss)(student, teacher.at[0, 3].set(-jnp.inf), *rest)
+    nearly = jax.jit(loss)(student, teacher.at[0, 3].set(-1e4), *rest)
     np.testing.assert_allclose(excluded, nearly, rtol=1e-5)
-
-
-@EVERY
-def test_extreme_logits_stay_finite(case):
-    if case.log_probs:
-        pytest.skip("log-probabilities as given")
-    rest = case.inputs((3, 4))[2:]
-    student = jnp.array([[1e4, 0.0, -1e4, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, -1e4, 1e4, 5.0]])
-    teacher = jnp.array([[-1e4, 0.0, 1e4, 1.0], [1e4, 0.0, 0.0, 0.0], [1.0, 1e4, -1e4, 5.0]])
-    value, gradient = jax.value_and_grad(lambda s: case.fast(s, teacher, *rest).sum())(student)
-    assert np.isfinite(value)
-    assert np.all(np.isfinite(gradient))
 
 
 def test_equal_logits_give_exactly_zero():
@@ -227,9 +95,8 @@ def test_nan_is_not_hidden_and_no_class_at_all_is_zero():
 
 
 def test_temperature_may_be_traced_has_a_gradient_and_may_differ_by_example():
-    case = next(c for c in CASES if c.name == "soft_target_loss")
     with jax.enable_x64(True):
-        student, teacher = case.inputs((3, 5), dtype=jnp.float64)
+        student, teacher = inputs_of(losses.soft_target_loss, (3, 5), jnp.float64)
 
         def total(s, t):
             return losses.soft_target_loss(s, teacher, temperature=t).sum()

@@ -1,0 +1,236 @@
+"""Losses that adapt: to where the student is wrong, and to how far it has come."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses import _checks, _exact, _mixtures
+
+Array = jax.Array
+
+
+def adaptive_kl_divergence(
+    student_log_probs: Array,
+    teacher_log_probs: Array,
+    *,
+    head_mass: Any = 0.5,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Forward and reverse divergence, weighed by where the student is wrong.
+
+    (h * KL(p || q) + t * KL(q || p)) / (h + t)
+
+    with p the teacher's probabilities and q the student's, h the sum of |p - q| over the head and t
+    that over the tail, both constants. The head is the teacher's largest classes, as few as hold
+    `head_mass`. Of equal probabilities the earlier class goes to the tail first.
+
+    Args:
+        student_log_probs: [..., num_classes], any floating type; -inf is no mass.
+        teacher_log_probs: likewise, of the same shape; not held constant but in the weights.
+        head_mass: the share of the teacher's mass in the head, in [0, 1], or an array: scalar or
+            [...]. At 1 the value is the forward divergence.
+        axis: the class axis.
+        where: boolean, broadcastable: the classes that count.
+
+    Returns:
+        [...], nats, float32 or wider: 0 where student and teacher agree. +inf where one side alone
+        lacks a class and the divergence from the other has weight.
+
+    Raises:
+        TypeError: if an argument is not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes differ or the mass is not in [0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import adaptive_kl_divergence
+        >>> student, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+        >>> print(adaptive_kl_divergence(student, teacher, head_mass=0.5))
+        0.439
+
+    References:
+        Wu, Tao, Wang, Yang, Zhao, Wong, "Rethinking Kullback-Leibler Divergence in Knowledge
+        Distillation for Large Language Models", 2024, arXiv:2404.02657, section 4.
+    """
+    name = "adaptive_kl_divergence"
+    student, teacher = _mixtures.as_pair(name, student_log_probs, teacher_log_probs, axis, where)
+    tail_share = 1 - _mixtures.as_fraction(name, "head_mass", head_mass, student)
+    p, q = (jax.lax.stop_gradient(x) for x in (teacher, student))
+    order = jnp.argsort(p, axis=-1, stable=True)
+    gaps = jnp.take_along_axis(_mixtures.probability_gap(p, q), order, axis=-1)
+    mass = jnp.cumsum(jnp.exp(jnp.take_along_axis(p, order, axis=-1)), axis=-1)
+    below = mass < tail_share * mass[..., -1:]
+    tail = jnp.sum(jnp.where(below.at[..., -1].set(False), gaps, 0), axis=-1)
+    total = jnp.sum(gaps, axis=-1)
+    equal = total == 0
+    return _mixtures.weighted_kl(
+        teacher, student, jnp.where(equal, 0, tail / jnp.where(equal, 1, total))
+    )
+
+
+def taid_loss(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    interpolation: Any,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Follow a target between the student and the teacher, in the space of logits.
+
+    - sum r log softmax(z), r = softmax((1 - t) * z + t * v) held constant
+
+    with z the student's logits, v the teacher's and t the interpolation. The target starts near
+    the student and ends at the teacher; see `taid_schedule_update`. There is no temperature.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        interpolation: t in [0, 1], or an array: scalar or [...]; constant. At 0 the gradient is 0.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], nats, float32 or wider: one value per example. +inf where the student excludes a
+        class and t is 1; the gradient is finite there too.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes differ or the interpolation is not in [0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import taid_loss
+        >>> student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 0.0]])
+        >>> print(taid_loss(student, teacher, interpolation=0.4))
+        [1.408]
+
+    References:
+        Shing, Misaki, Bao, Yokoi, Akiba, "TAID: Temporally Adaptive Interpolated Distillation for
+        Efficient Knowledge Transfer in Language Models", 2025, arXiv:2501.16937, section 3.1.
+
+    Differs from the paper: the cross-entropy with the target, as in the authors' code, and not the
+    divergence from it. They differ by the target's entropy, so that the gradients agree, and this
+    value is not 0 where student and teacher agree. The schedule is tuned for this value.
+    """
+    name = "taid_loss"
+    pair = _checks.as_pair(
+        name, ("student_logits", "teacher_logits"), student_logits, teacher_logits
+    )
+    student, teacher = (_checks.select_classes(name, x, where, axis) for x in pair)
+    t = _mixtures.as_fraction(name, "interpolation", interpolation, student)
+    target = jax.lax.stop_gradient(_interpolated(student, teacher, t))
+    one = jnp.ones_like(t)
+    log_probs = _exact.log_softmax(target, one)
+    entropy = -jnp.sum(jnp.where(jnp.isneginf(target), 0, jnp.exp(log_probs) * log_probs), axis=-1)
+    # The divergence's gradient keeps its digits where target and student are close.
+    return _exact.tempered_kl(student, target, one) + entropy
+
+
+def taid_schedule_init(*, start: float = 0.4) -> dict[str, Array]:
+    """Make the state from which a TAID interpolation grows.
+
+    t = start, momentum 0, no loss seen
+
+    Args:
+        start: the first interpolation, in [0, 1].
+
+    Returns:
+        `interpolation`, `momentum` and `previous_loss`, float scalars, and `num_updates`, an int32
+        scalar.
+
+    Raises:
+        ValueError: if the start is not in [0, 1].
+
+    Example:
+        >>> from kdjax.losses import taid_schedule_init
+        >>> print(taid_schedule_init(start=0.25)["interpolation"])
+        0.25
+
+    References:
+        Shing, Misaki, Bao, Yokoi, Akiba, "TAID: Temporally Adaptive Interpolated Distillation for
+        Efficient Knowledge Transfer in Language Models", 2025, arXiv:2501.16937, section 3.2.
+    """
+    _checks.check_number("taid_schedule_init", "start", start, low=0.0, high=1.0)
+    return {
+        "interpolation": jnp.asarray(start, float),
+        "momentum": jnp.zeros((), float),
+        "previous_loss": jnp.zeros((), float),
+        "num_updates": jnp.zeros((), jnp.int32),
+    }
+
+
+def taid_schedule_update(
+    state: dict[str, Array],
+    loss: Array,
+    progress: Any,
+    *,
+    start: float = 0.4,
+    end: float = 1.0,
+    step_size: float = 5e-4,
+    decay: float = 0.99,
+) -> dict[str, Array]:
+    """Move a TAID interpolation towards the teacher, faster while the loss falls.
+
+    m <- decay * m + (1 - decay) * (previous_loss - loss) / previous_loss
+    t <- min(end, max(start + (end - start) * progress, t + step_size * sigmoid(m) * (1 - t)))
+
+    The first update only remembers the loss. The straight line from start to end is the least that
+    t may be; a step size of 0 follows it.
+
+    Args:
+        state: what `taid_schedule_init` or the last update returned.
+        loss: a scalar, the mean of `taid_loss` over the examples that count.
+        progress: the share of training that is over, in [0, 1]: a number or a scalar array.
+        start: where the line starts, in [0, 1].
+        end: where it ends, and the most that t may be, in [0, 1].
+        step_size: how far one update may move t, not negative.
+        decay: of the running mean of the relative improvement, in [0, 1].
+
+    Returns:
+        The new state.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Example:
+        >>> from kdjax.losses import taid_schedule_init, taid_schedule_update
+        >>> state = taid_schedule_update(taid_schedule_init(start=0.4), 2.0, 0.0)
+        >>> print(taid_schedule_update(state, 1.0, 0.5)["interpolation"])
+        0.7
+
+    References:
+        Shing, Misaki, Bao, Yokoi, Akiba, "TAID: Temporally Adaptive Interpolated Distillation for
+        Efficient Knowledge Transfer in Language Models", 2025, arXiv:2501.16937, section 3.2 and
+        algorithm 1.
+    """
+    for name, value, high in (
+        ("start", start, 1.0),
+        ("end", end, 1.0),
+        ("step_size", step_size, float("inf")),
+        ("decay", decay, 1.0),
+    ):
+        _checks.check_number("taid_schedule_update", name, value, low=0.0, high=high)
+    t, momentum, previous = state["interpolation"], state["momentum"], state["previous_loss"]
+    first = state["num_updates"] == 0
+    loss = jax.lax.stop_gradient(jnp.asarray(loss, previous.dtype))
+    improvement = (previous - loss) / (previous + jnp.asarray(1e-15, previous.dtype))
+    momentum = jnp.where(first, momentum, decay * momentum + (1 - decay) * improvement)
+    adapted = t + step_size * jax.nn.sigmoid(momentum) * (1 - t)
+    grown = jnp.minimum(end, jnp.maximum(start + (end - start) * progress, adapted))
+    return {
+        "interpolation": jnp.where(first, t, grown).astype(t.dtype),
+        "momentum": momentum,
+        "previous_loss": loss,
+        "num_updates": state["num_updates"] + 1,
+    }
+
+
+def _interpolated(student: Array, teacher: Array, t: Array) -> Array:
+    """(1 - t) * student + t * teacher, exact at both ends; -inf where a part with weight is."""
+    absent = (jnp.isneginf(student) & (t < 1)) | (jnp.isneginf(teacher) & (t > 0))
+    # Kept finite: a class may be absent from the part of weight 0.
+    x, v = (jnp.where(jnp.isneginf(z), 0, z) for z in (student, teacher))
+    mixed = jnp.where(t < 0.5, x + t * (v - x), v - (1 - t) * (v - x))
+    return jnp.where(absent, -jnp.inf, mixed)

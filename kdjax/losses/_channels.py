@@ -1,0 +1,166 @@
+"""Losses on the channels of a feature map: where each looks, and how they relate to one another."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses import _checks, _exact, _maps, _norms
+
+Array = jax.Array
+
+_NAMES = _maps.NAMES
+
+
+def channel_wise_loss(
+    student_features: Array, teacher_features: Array, *, temperature: Any = 4.0
+) -> Array:
+    """Follow where each channel of the teacher looks: soft targets over positions, not classes.
+
+    T^2 / C * sum over the C channels of KL(softmax(v_c / T) || softmax(z_c / T))
+
+    with z_c and v_c the values of a channel at all positions, the student's and the teacher's. A
+    constant added to a channel changes nothing.
+
+    Args:
+        student_features: [batch, ..., channels] with at least one axis of positions, such as
+            [batch, height, width, channels] or [batch, tokens, width]; any floating type. -inf
+            removes a position from a channel.
+        teacher_features: likewise, of the same shape; constant, its gradient is zero.
+        temperature: T, a positive number, or an array: scalar or [batch].
+
+    Returns:
+        [batch], nats, float32 or wider: one value per example. +inf where the student excludes a
+        position that the teacher does not.
+
+    Raises:
+        TypeError: if features are not of a floating type.
+        ValueError: if the shapes differ or have no positions, or the temperature is not positive
+            and finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import channel_wise_loss
+        >>> student = jnp.array([[[1.0], [2.0], [3.0]]])
+        >>> teacher = jnp.array([[[3.0], [2.0], [0.0]]])
+        >>> print(channel_wise_loss(student, teacher))
+        [1.962]
+
+    References:
+        Shu, Liu, Gao, Yan, Shen, "Channel-wise Knowledge Distillation for Dense Prediction", 2020,
+        arXiv:2011.13256, section 3.
+    """
+    student, teacher = _by_channel("channel_wise_loss", student_features, teacher_features)
+    t = _checks.as_temperature("channel_wise_loss", temperature, student[:, 0])[..., None]
+    t = jnp.broadcast_to(t, (*student.shape[:2], 1))
+    divergences = _exact.tempered_kl(student, teacher, t)
+    return jnp.mean(divergences * jnp.squeeze(t * t, -1), axis=-1)
+
+
+def inter_channel_correlation_loss(student_features: Array, teacher_features: Array) -> Array:
+    """Keep the similarities between channels, which say how diverse the features are.
+
+    1 / C * sum over the rows c of |G_c / |G_c| - H_c / |H_c||^2,  G = F F^T,  H likewise
+
+    with F [C, positions] the student's features and H made from the teacher's. The numbers of
+    positions may differ. A row of a channel that is zero everywhere is zero, as is its gradient.
+
+    Args:
+        student_features: [batch, ..., channels] with at least one axis of positions, such as
+            [batch, height, width, channels] or [batch, tokens, width]; any floating type.
+        teacher_features: likewise, with the same batch and channels; constant.
+
+    Returns:
+        [batch], float32 or wider: one value per example.
+
+    Raises:
+        TypeError: if features are not of a floating type.
+        ValueError: if batch or channels differ, or there is no axis of positions.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import inter_channel_correlation_loss
+        >>> student, teacher = jnp.eye(2)[None], jnp.ones((1, 2, 2))
+        >>> print(inter_channel_correlation_loss(student, teacher))
+        [0.586]
+
+    References:
+        Liu, Huang, Lin, Xie, Wang, Chang, Liang, "Exploring Inter-Channel Correlation for
+        Diversity-preserved Knowledge Distillation", 2022, arXiv:2202.03680, section 3.
+
+    Differs from the paper: the rows of the correlations are scaled to length one and their squared
+    differences divided by the channels once, as in the authors' code, so that the weight does not
+    depend on the size of the features.
+    """
+    function = "inter_channel_correlation_loss"
+    student = _as_channels(function, _NAMES[0], student_features)
+    teacher = _as_channels(function, _NAMES[1], teacher_features)
+    if student.shape[:2] != teacher.shape[:2]:
+        raise ValueError(
+            f"{function}: teacher_features has shape {jnp.shape(teacher_features)}, expected the "
+            f"batch and channels of {jnp.shape(student_features)} like student_features"
+        )
+    gap = _correlations(student) - _correlations(jax.lax.stop_gradient(teacher))
+    return jnp.mean(jnp.sum(jnp.square(gap), axis=-1), axis=-1)
+
+
+def affinity_loss(student_features: Array, teacher_features: Array) -> Array:
+    """Keep, within each channel, which positions respond together.
+
+    1 / P * sum over channels of || a a^T - b b^T ||_F,  a = z / |z|,  b = v / |v|
+
+    with z and v the P values of a channel, the student's and the teacher's. The matrices
+    [P, P] are never made: with u = a - b and w = a + b their distance is
+    sqrt((|u|^2 |w|^2 + (u . w)^2) / 2), which also keeps its digits where a and b are close.
+
+    Args:
+        student_features: [batch, ..., channels] with at least one axis of positions, such as
+            [batch, height, width, channels] or [batch, tokens, width]; any floating type.
+        teacher_features: likewise, of the same shape; constant, its gradient is zero.
+
+    Returns:
+        [batch], float32 or wider: one value per example.
+
+    Raises:
+        TypeError: if features are not of a floating type.
+        ValueError: if the shapes differ or there is no axis of positions.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import affinity_loss
+        >>> student, teacher = jnp.array([[[3.0], [0.0]]]), jnp.array([[[0.0], [2.0]]])
+        >>> print(affinity_loss(student, teacher))
+        [0.707]
+
+    References:
+        He, Shen, Tian, Gong, Sun, Yan, "Knowledge Adaptation for Efficient Semantic Segmentation",
+        2019, arXiv:1903.04688, section 3.
+
+    Differs from the paper: one affinity matrix for each channel, not one of the positions' whole
+    feature vectors, and a norm over each matrix, as in the implementation that is in use
+    (torchdistill's); a channel that is zero everywhere has the matrix zero.
+    """
+    student, teacher = _by_channel("affinity_loss", student_features, teacher_features)
+    a, b = _norms.normalize(student), _norms.normalize(teacher)
+    down, up = a - b, a + b
+    squares = jnp.sum(jnp.square(down), axis=-1) * jnp.sum(jnp.square(up), axis=-1)
+    distances = _norms.safe_sqrt((squares + jnp.square(jnp.sum(down * up, axis=-1))) / 2)
+    return jnp.sum(distances, axis=-1) / student.shape[-1]
+
+
+def _by_channel(function: str, student: Any, teacher: Any) -> tuple[Array, Array]:
+    """Return [batch, channels, positions] of both, the teacher constant."""
+    pair = _checks.as_pair(function, _NAMES, student, teacher)
+    student, teacher = (_as_channels(function, n, x) for n, x in zip(_NAMES, pair, strict=True))
+    return student, jax.lax.stop_gradient(teacher)
+
+
+def _as_channels(function: str, name: str, features: Any) -> Array:
+    """Return [batch, channels, positions] of features [batch, ..., channels]."""
+    x = _maps.as_map(function, name, features)
+    return jnp.swapaxes(x.reshape(x.shape[0], -1, x.shape[-1]), 1, 2)
+
+
+def _correlations(x: Array) -> Array:
+    """Return the inner products of channels [batch, channels, positions], rows of length one."""
+    return _norms.normalize(jnp.einsum("bcp,bdp->bcd", x, x, precision="highest"))

@@ -1,0 +1,254 @@
+"""Losses that match the teacher's logits, its choice, or its transformed probabilities."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses import _checks, _classes, _exact, _norms
+
+Array = jax.Array
+
+
+def logit_mse_loss(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Mean squared difference of the logits.
+
+    mean over the classes of (z - v)^2
+
+    with z the student's logits and v the teacher's. Unlike a softmax it sees their common shift.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], float32 or wider: one value per example; +inf where only one of the two has a class.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import logit_mse_loss
+        >>> print(logit_mse_loss(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 4.0]])))
+        [2.]
+
+    References:
+        Ba, Caruana, "Do Deep Nets Really Need to be Deep?", 2013, arXiv:1312.6184, equation 1.
+        Kim, Oh, Kim, Cho, Yun, "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss
+        in Knowledge Distillation", 2021, arXiv:2105.08919.
+
+    Differs from the papers: the mean over the classes, as their successors' code has it, and not
+    the sum, so that the weight does not depend on the number of classes.
+    """
+    pair = _classes.as_classes("logit_mse_loss", student_logits, teacher_logits, axis, where)
+    squares, count, apart = _squared_gaps(*pair)
+    return jnp.sum(squares, axis=-1) / jnp.maximum(count, 1) + apart
+
+
+def logit_distance_loss(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    eps: Any = 0.0,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Euclidean distance of the logits.
+
+    sqrt(sum over the classes of (z - v)^2 + eps)
+
+    with z the student's logits and v the teacher's. Of `tempered_log_softmax(logits, 1.0)` in
+    their place it does not see a common shift.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        eps: a number that is not negative. At 0 the gradient at equal logits is 0.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], float32 or wider: one value per example; +inf where only one of the two has a class.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes do not fit, or eps is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import logit_distance_loss
+        >>> print(logit_distance_loss(jnp.array([[1.0, 5.0]]), jnp.array([[4.0, 1.0]])))
+        [5.]
+
+    References:
+        Beyer, Zhai, Royer, Markeeva, Anil, Kolesnikov, "Knowledge distillation: A good teacher is
+        patient and consistent", 2021, arXiv:2106.05237, whose code has it among its distances.
+    """
+    name = "logit_distance_loss"
+    _checks.check_number(name, "eps", eps, low=0.0)
+    pair = _classes.as_classes(name, student_logits, teacher_logits, axis, where)
+    squares, _, apart = _squared_gaps(*pair)
+    return _norms.safe_sqrt(jnp.sum(squares, axis=-1) + eps) + apart
+
+
+def hard_target_loss(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    smoothing: Any = 0.0,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Hard distillation: the class that the teacher finds most likely, as if it were the label.
+
+    KL(u || q), u = 1 - s at the teacher's first largest logit and s / (K - 1) at the other classes
+
+    with q the student's probabilities, s the smoothing and K the number of classes. Without
+    smoothing this is the cross-entropy.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        smoothing: s, a number in [0, 1], or a scalar array.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], nats, float32 or wider: one value per example.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes do not fit, or the smoothing is not in [0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import hard_target_loss
+        >>> print(hard_target_loss(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 0.0]])))
+        [2.408]
+
+    References:
+        Touvron, Cord, Douze, Massa, Sablayrolles, Jegou, "Training data-efficient image
+        transformers & distillation through attention", 2020, arXiv:2012.12877, equation 3.
+    """
+    name = "hard_target_loss"
+    _checks.check_number(name, "smoothing", smoothing, low=0.0, high=1.0)
+    student, teacher = _classes.as_classes(name, student_logits, teacher_logits, axis, where)
+    chosen = jax.nn.one_hot(jnp.argmax(teacher, axis=-1), teacher.shape[-1], dtype=bool)
+    target = _classes.spread(chosen, ~jnp.isneginf(teacher), 1 - jnp.asarray(smoothing))
+    return _exact.tempered_kl(student, target.astype(student.dtype), _classes.at_one(student))
+
+
+def ttm_loss(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    temperature: Any = 10.0,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Transformed teacher matching: only the teacher is softened.
+
+    KL(softmax(v / T) || softmax(z))
+
+    with z the student's logits and v the teacher's. There is no factor T^2. Compared with
+    `soft_target_loss` it holds the student's Renyi entropy up.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        temperature: T, a positive number, or an array: scalar or [...], one for each example. The
+            paper's exponent of the power transform is 1 / T.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], nats, float32 or wider: one value per example.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes do not fit, or the temperature is not positive and finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import ttm_loss
+        >>> student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 0.0]])
+        >>> print(ttm_loss(student, teacher, temperature=2.0))
+        [0.879]
+
+    References:
+        Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching", 2024,
+        arXiv:2402.11148, equation 9. The default is the exponent 0.1 of their example.
+    """
+    name = "ttm_loss"
+    student, teacher = _classes.as_classes(name, student_logits, teacher_logits, axis, where)
+    t = _checks.as_temperature(name, temperature, student)
+    return _exact.tempered_kl(student, _classes.over(teacher, t), _classes.at_one(student))
+
+
+def wttm_loss(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    temperature: Any = 5.0,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Weighted transformed teacher matching: more of the examples whose teacher is less sure.
+
+    (sum of p^(1 / T)) * KL(softmax(v / T) || softmax(z)), p = softmax(v)
+
+    with z the student's logits and v the teacher's. There is no factor T^2. The power sum lies
+    between 1 and K^(1 - 1 / T) for K classes.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        temperature: T, a number of at least 1 as a rule, or an array: scalar or [...]. The paper's
+            exponent of the power transform is 1 / T.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], nats, float32 or wider: one value per example.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes do not fit, or the temperature is not positive and finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import wttm_loss
+        >>> student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 0.0]])
+        >>> print(wttm_loss(student, teacher, temperature=2.0))
+        [1.351]
+
+    References:
+        Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching", 2024,
+        arXiv:2402.11148, equation 13. The default is the exponent 0.2 of their example.
+    """
+    name = "wttm_loss"
+    student, teacher = _classes.as_classes(name, student_logits, teacher_logits, axis, where)
+    t = _checks.as_temperature(name, temperature, student)
+    softened = _classes.over(teacher, t)
+    powers = _classes.over(_exact.log_softmax(teacher, _classes.at_one(teacher)), t)
+    divergence = _exact.tempered_kl(student, softened, _classes.at_one(student))
+    return jnp.sum(jnp.exp(powers), axis=-1) * divergence
+
+
+def _squared_gaps(x: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Squared differences, how many classes there are, and +inf where one side lacks one."""
+    without = jnp.isneginf(x), jnp.isneginf(v)
+    both = ~(without[0] | without[1])
+    squares = jnp.square(jnp.where(both, jnp.where(both, x, 0) - jnp.where(both, v, 0), 0))
+    apart = jnp.any(without[0] != without[1], axis=-1)
+    return squares, jnp.sum(both, axis=-1), jnp.where(apart, jnp.inf, 0).astype(x.dtype)

@@ -1,0 +1,195 @@
+"""Losses on the relations between the examples of a batch.
+
+Student and teacher are compared by what each makes of pairs or triplets of examples, so that
+their features may have different widths. Every value belongs to an anchor, and the mean over the
+anchors that count is the loss of the paper: a batch with a mask has the loss of the smaller batch.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kdjax.losses import _checks, _norms, _rows
+
+Array = jax.Array
+
+
+def distance_relation_loss(
+    student_features: Array,
+    teacher_features: Array,
+    *,
+    squared: bool = False,
+    eps: float = 1e-12,
+    mask: Array | None = None,
+) -> Array:
+    """Keep the distances between examples in proportion: relational distillation of pairs.
+
+    value_i = 1/n sum_j huber(d_ij / mean(d) - d'_ij / mean(d')), d_ij = |x_i - x_j|
+
+    over the n examples that count, the mean over pairs of different ones, d' the teacher's, and
+    huber(r) = r^2 / 2 up to |r| = 1 and |r| - 1/2 beyond. The gradient flows through mean(d).
+
+    Args:
+        student_features: [batch, ...], any floating type.
+        teacher_features: [batch, ...], of any width; constant, its gradient is zero.
+        squared: whether to compare squared distances, as some code does.
+        eps: squared distances below it count as this much, with gradient 0; not negative.
+        mask: [batch], boolean: the examples that count; None for all.
+
+    Returns:
+        [batch], float32 or wider: one value per anchor, 0 where the mask is False.
+
+    Raises:
+        TypeError: if features are not of a floating type, or the mask is not boolean.
+        ValueError: if the batches differ, a shape does not fit, or eps is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import distance_relation_loss
+        >>> student, teacher = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([[0.0], [1.0], [5.0]])
+        >>> print(distance_relation_loss(student, teacher).round(3))
+        [0.034 0.068 0.034]
+
+    References:
+        Park, Kim, Lu, Cho, "Relational Knowledge Distillation", 2019, arXiv:1904.05068,
+        section 3.2.1.
+    """
+    name = "distance_relation_loss"
+    _checks.check_number(name, "eps", eps, low=0.0)
+    rows = _rows.as_rows(name, student_features, teacher_features, mask)
+    student, teacher = (
+        _rows.distances(x, rows.mask, squared=squared, eps=eps)
+        for x in (rows.student, rows.teacher)
+    )
+    unit, teacher_unit = _positive_mean(student), _positive_mean(teacher)
+    gap = _rows.gap_in_units(student, teacher, unit, teacher_unit)
+    return jnp.sum(optax.losses.huber_loss(gap), axis=-1) / jnp.maximum(rows.num_valid, 1)
+
+
+def _positive_mean(x: Array) -> Array:
+    """Return the mean of what is positive, 1 where nothing is."""
+    positive = x > 0
+    return jnp.where(jnp.any(positive), jnp.sum(x) / jnp.maximum(jnp.sum(positive), 1), 1)
+
+
+def angle_relation_loss(
+    student_features: Array, teacher_features: Array, *, mask: Array | None = None
+) -> Array:
+    """Keep the angles that triplets of examples form: relational distillation of triplets.
+
+    value_i = 1/n^2 sum_jk huber(cos a_jik - cos a'_jik), a_jik the angle at x_i of x_j and x_k
+
+    over the n examples that count, a' the teacher's; huber as in `distance_relation_loss`. Where
+    two examples coincide there is no angle and the cosine is 0, with gradient 0. Memory grows as
+    n^2, not n^3: anchors are taken a few at a time where they are many.
+
+    Args:
+        student_features: [batch, ...], any floating type.
+        teacher_features: [batch, ...], of any width; constant, its gradient is zero.
+        mask: [batch], boolean: the examples that count; None for all.
+
+    Returns:
+        [batch], float32 or wider: one value per anchor (the vertex), 0 where the mask is False.
+
+    Raises:
+        TypeError: if features are not of a floating type, or the mask is not boolean.
+        ValueError: if the batches differ, or a shape does not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import angle_relation_loss
+        >>> student = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> teacher = jnp.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+        >>> print(angle_relation_loss(student, teacher))
+        [0.111 0.268 0.010]
+
+    References:
+        Park, Kim, Lu, Cho, "Relational Knowledge Distillation", 2019, arXiv:1904.05068,
+        section 3.2.2.
+    """
+    rows = _rows.as_rows("angle_relation_loss", student_features, teacher_features, mask)
+
+    def disagreement(anchor: tuple[Array, Array, Array]) -> Array:
+        student, teacher, others = anchor
+        cosines = _cosines(student, rows.student, others), _cosines(teacher, rows.teacher, others)
+        return jnp.sum(optax.losses.huber_loss(*cosines))
+
+    num_elements = rows.student.size + rows.teacher.size + 2 * rows.mask.size**2
+    anchors = (rows.student, rows.teacher, _rows.pairs(rows.mask))
+    total = _rows.over_anchors(disagreement, anchors, num_elements)
+    return total / jnp.square(jnp.maximum(rows.num_valid, 1))
+
+
+def _cosines(vertex: Array, x: Array, others: Array) -> Array:
+    """Return the cosines of the angles at a vertex between all pairs of other rows."""
+    return _rows.gram(_norms.normalize(jnp.where(others[:, None], x - vertex[None, :], 0)))
+
+
+def hard_dark_rank_loss(
+    student_features: Array,
+    teacher_features: Array,
+    *,
+    scale: float | Array = 3.0,
+    power: float | Array = 3.0,
+    num_ranked: int = 4,
+    eps: float = 1e-12,
+    mask: Array | None = None,
+) -> Array:
+    """Rank the nearest neighbours of each example as the teacher does.
+
+    value_i = -log P(the teacher's order), P = prod_r exp(s_r) / sum_{q >= r} exp(s_q)
+
+    with r = 1 .. num_ranked over the teacher's nearest neighbours of i, nearest first, and scores
+    s_r = -scale * d_ir^power from the student's distances. Fewer are ranked where fewer count.
+
+    Args:
+        student_features: [batch, ...], any floating type.
+        teacher_features: [batch, ...], of any width; constant, its gradient is zero.
+        scale: how much a distance weighs, positive.
+        power: of the distance, positive.
+        num_ranked: how many neighbours are ranked, positive.
+        eps: squared distances below it count as this much, with gradient 0; not negative.
+        mask: [batch], boolean: the examples that count; None for all.
+
+    Returns:
+        [batch], nats, float32 or wider: one value per anchor, 0 where the mask is False. It is
+        not 0 where student and teacher are equal.
+
+    Raises:
+        TypeError: if features are not of a floating type, or the mask is not boolean.
+        ValueError: if the batches differ, a shape does not fit, or a number is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import hard_dark_rank_loss
+        >>> student, teacher = jnp.array([[0.0], [1.0], [1.5]]), jnp.array([[0.0], [1.0], [3.0]])
+        >>> print(hard_dark_rank_loss(student, teacher, scale=0.1).mean())
+        0.621
+
+    References:
+        Chen, Wang, Zhang, "DarkRank: Accelerating Deep Metric Learning via Cross Sample
+        Similarities Transfer", 2018, arXiv:1707.01220.
+    """
+    name = "hard_dark_rank_loss"
+    _checks.check_number(name, "scale", scale, low=0.0, open_low=True)
+    _checks.check_number(name, "power", power, low=0.0, open_low=True)
+    _checks.check_count(name, "num_ranked", num_ranked)
+    _checks.check_number(name, "eps", eps, low=0.0)
+    rows = _rows.as_rows(name, student_features, teacher_features, mask)
+    others = _rows.pairs(rows.mask)
+    far = _rows.distances(rows.student, rows.mask, eps=eps)
+    scores = jnp.where(others, -scale * jnp.where(far > 0, far, 1) ** power, 0)
+    scores = jnp.where(far > 0, scores, 0)
+    near = jnp.where(others, -_rows.distances(rows.teacher, rows.mask, eps=eps), -jnp.inf)
+    _, order = jax.lax.top_k(near, min(num_ranked, max(len(near) - 1, 1)))
+    return _permutation_nll(*(jnp.take_along_axis(x, order, axis=1) for x in (scores, others)))
+
+
+def _permutation_nll(scores: Array, where: Array) -> Array:
+    """Return -log of the probability of the order at hand, by Plackett and Luce, [batch]."""
+    rank = jnp.arange(scores.shape[1])
+    later = rank[None, None, :] > rank[None, :, None]
+    rivals = (later & where[:, None, :]) | (rank[None, None, :] == rank[None, :, None])
+    # Only differences count: what is chosen at a place, against all that is left for it.
+    gaps = jnp.where(rivals, scores[:, None, :] - scores[:, :, None], -jnp.inf)
+    return jnp.sum(jnp.where(where, jax.nn.logsumexp(gaps, axis=-1), 0), axis=-1)

@@ -1,0 +1,190 @@
+"""Teacher-free distillation: soft targets made from the labels, or from the student itself."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses import _checks, _classes, _exact
+
+Array = jax.Array
+
+
+def virtual_teacher_loss(
+    student_logits: Array,
+    labels: Array,
+    *,
+    temperature: Any = 20.0,
+    confidence: Any = 0.99,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Regularise towards a teacher made by hand: always right, and softened (Tf-KD).
+
+    KL(softmax(log(u) / T) || q), u = a at the label and (1 - a) / (K - 1) at the other classes
+
+    with q the student's probabilities at temperature 1, a the confidence and K the number of
+    classes. There is no factor T^2.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        labels: integer classes [...].
+        temperature: T, a positive number, or an array: scalar or [...], one for each example.
+        confidence: a in (0, 1], a number or a scalar array.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], nats, float32 or wider: one value per example.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or labels not integers.
+        ValueError: if the shapes do not fit, the temperature is not positive and finite, the
+            confidence not in (0, 1], or a label that is not traced is no class.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import virtual_teacher_loss
+        >>> print(virtual_teacher_loss(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([0])))
+        [0.409]
+
+    References:
+        Yuan, Tay, Li, Wang, Feng, "Revisiting Knowledge Distillation via Label Smoothing
+        Regularization", 2019, arXiv:1909.11723, section 5.2.
+
+    Differs from the authors' code: that takes a softmax of u / T, probabilities in the place of
+    logits, which at T = 20 is all but uniform; softening takes their logarithms. It also divides
+    by K, which belongs into the weight.
+    """
+    name = "virtual_teacher_loss"
+    _checks.check_number(name, "confidence", confidence, low=0.0, high=1.0, open_low=True)
+    x = _checks.as_logits(name, "student_logits", student_logits)
+    x = _checks.select_classes(name, x, where, axis)
+    chosen = _classes.as_chosen(name, labels, x)
+    t = _checks.as_temperature(name, temperature, x)
+    teacher = _classes.spread(chosen, ~jnp.isneginf(x), jnp.asarray(confidence, x.dtype))
+    target = _classes.over(teacher, t)
+    return _classes.labelled(chosen, _exact.tempered_kl(x, target, _classes.at_one(x)))
+
+
+def self_target_loss(
+    student_logits: Array,
+    labels: Array,
+    *,
+    axis: int = -1,
+    where: Array | None = None,
+    mask: Array | None = None,
+) -> Array:
+    """Weigh the labels by how well the student knows them already, its own soft target (USKD).
+
+    - (1 + q_y^2 - mean over the batch of q_y^2) * log q_y
+
+    with q the student's probabilities and y the label. The factor is constant.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        labels: integer classes [...].
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+        mask: boolean, the leading axes of [...]: the examples that count; None for all.
+
+    Returns:
+        [...], nats, float32 or wider: one value per example, 0 where the mask is False.
+
+    Raises:
+        TypeError: if logits are not of a floating type, labels not integers or the mask not
+            boolean.
+        ValueError: if the shapes do not fit, or a label that is not traced is no class.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import self_target_loss
+        >>> print(self_target_loss(jnp.array([[1.0, 2.0], [3.0, 0.0]]), jnp.array([0, 0])).sum())
+        0.834
+
+    References:
+        Yang, Zeng, Li, Zhang, Yuan, Li, "From Knowledge Distillation to Self-Knowledge
+        Distillation: A Unified Approach with Normalized Loss and Customized Soft Labels", 2023,
+        arXiv:2303.13005, equation 9.
+    """
+    name = "self_target_loss"
+    x = _checks.as_logits(name, "student_logits", student_logits)
+    x = _checks.select_classes(name, x, where, axis)
+    chosen = _classes.as_chosen(name, labels, x)
+    valid = _classes.as_examples(name, mask, x)
+    x = jnp.where(valid[..., None], x, 0)
+    nll = _exact.nll(x, chosen)
+    squares = jnp.where(valid, jnp.exp(-2 * jax.lax.stop_gradient(nll)), 0)
+    mean = jnp.sum(squares) / jnp.maximum(jnp.sum(valid), 1)
+    return jnp.where(valid, _classes.labelled(chosen, (1 + squares - mean) * nll), 0)
+
+
+def self_rank_loss(
+    student_logits: Array,
+    weak_logits: Array,
+    labels: Array,
+    *,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Teach the other classes by their rank alone, as Zipf's law would share them out (USKD).
+
+    - sum over the classes c but y of z_c log q'_c, z_c in proportion to 1 / rank(c)
+
+    with y the label and q' the student's probabilities of the classes without y, normalised again.
+    The rank of a class, over all classes, is that of q'_c + r'_c, r' likewise from the weak
+    logits, those of a linear layer on a feature early in the student. The targets are constant:
+    the weak logits have no gradient here, and learn from a smoothed cross-entropy of their own.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        weak_logits: likewise, of the same shape; constant, their gradient is zero.
+        labels: integer classes [...].
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], nats, float32 or wider: one value per example.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or labels not integers.
+        ValueError: if the shapes do not fit, or a label that is not traced is no class.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import self_rank_loss
+        >>> student, weak = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 0.0]])
+        >>> print(self_rank_loss(student, weak, jnp.array([0])))
+        [0.913]
+
+    References:
+        Yang, Zeng, Li, Zhang, Yuan, Li, "From Knowledge Distillation to Self-Knowledge
+        Distillation: A Unified Approach with Normalized Loss and Customized Soft Labels", 2023,
+        arXiv:2303.13005, equation 12.
+
+    Differs from the authors' code: that ranks by a sum of the weak probabilities and of the
+    student's logarithms divided by 1 - log q_y, for want of a second name, and adds 1e-6 to the
+    divisors.
+    """
+    name = "self_rank_loss"
+    names = ("student_logits", "weak_logits")
+    pair = _checks.as_pair(name, names, student_logits, weak_logits)
+    student, weak = (_checks.select_classes(name, x, where, axis) for x in pair)
+    chosen = _classes.as_chosen(name, labels, student)
+    ones = _classes.at_one(student)
+    constants = jax.lax.stop_gradient((student, weak))
+    student_probs, weak_probs = (_normalised(x, chosen, ones) for x in constants)
+    place = jnp.argsort(jnp.argsort(-(student_probs + weak_probs), axis=-1), axis=-1)
+    absent = chosen | jnp.isneginf(student)
+    target = jnp.where(absent, -jnp.inf, -jnp.log1p(place.astype(student.dtype)))
+    divergence = _exact.tempered_kl(_exact.but(student, chosen), target, ones)
+    entropy = _exact.entropy(_exact.log_softmax(target, ones))
+    return _classes.labelled(chosen, divergence + entropy)
+
+
+def _normalised(x: Array, chosen: Array, ones: Array) -> Array:
+    """Probabilities divided by what the chosen class leaves, the chosen one's odds too."""
+    others = jnp.exp(_exact.log_softmax(_exact.but(x, chosen), ones))
+    log_probs = _exact.log_softmax(x, ones)
+    rest = jax.nn.logsumexp(_exact.but(log_probs, chosen), axis=-1, keepdims=True)
+    return jnp.where(chosen, jnp.exp(log_probs - rest), others)

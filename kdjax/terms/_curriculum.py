@@ -1,0 +1,65 @@
+"""Terms whose temperature is learned."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from kdjax import losses
+from kdjax.terms._base import teacher_of
+from kdjax.types import Array, PyTree, Term, TermInputs, Variables
+
+
+def _soft_targets(inputs: TermInputs, temperature: Array) -> Array:
+    logits = inputs.student.logits, teacher_of(inputs).logits
+    return losses.soft_target_loss(*logits, temperature=temperature)
+
+
+def curriculum_temperature(
+    num_steps: int,
+    *,
+    loss_fn: Callable[[TermInputs, Array], Array] = _soft_targets,
+    low: float = 1.0,
+    span: float = 20.0,
+    couples_batch: bool = False,
+) -> Term:
+    """A loss at one temperature that is learned against the student (CTKD).
+
+    The temperature lies between `low` and `low + span`, 15.6 at the start by default, and climbs
+    the loss that the student descends; how much of that gradient it gets rises as a cosine from
+    none to all, see `kdjax.losses.curriculum_temperature`. The parameter is trained by the
+    student's optimizer, weight decay included, unless `optax.partition` says otherwise.
+
+    Args:
+        num_steps: over how many steps the gradient rises, the paper's 10 epochs; each micro-batch
+            is a step.
+        loss_fn: maps `TermInputs` and the temperature, a scalar, to one value per example; the
+            soft targets by default.
+        low: the lowest temperature.
+        span: how far it may rise above that.
+        couples_batch: whether that loss relates the examples of a batch to one another.
+
+    Returns:
+        A term with a parameter `temperature`, a scalar before the sigmoid, and a state `step`.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    References:
+        Li, Li, Yang, Zhao, Song, Luo, Li, Yang, "Curriculum Temperature for Knowledge
+        Distillation", 2022, arXiv:2211.16231.
+    """
+    losses.curriculum_strength(0, num_steps)  # a wrong number is refused here, not in the step
+
+    def init(key: Array, inputs: TermInputs) -> Variables:
+        return Variables(
+            {"temperature": jnp.ones((), jnp.float32)}, {"step": jnp.zeros((), jnp.int32)}
+        )
+
+    def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
+        strength = losses.curriculum_strength(state["step"], num_steps)
+        temperature = losses.curriculum_temperature(
+            params["temperature"], strength, low=low, span=span
+        )
+        return loss_fn(inputs, temperature), {"step": state["step"] + 1}
+
+    return Term(init, apply, couples_batch)
