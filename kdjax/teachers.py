@@ -1,7 +1,8 @@
 """Where the teacher's outputs come from: a frozen network, several, or logits stored in the batch.
 
 A teacher is a pair of a function and its arrays. The arrays travel as arguments of the compiled
-step; they are never trained, never closed over and bit-identical after training.
+step; they are never trained, never closed over and bit-identical after training. Teachers that
+change with the student, `ema` and `peers`, keep theirs in the training's state; see `kdjax.online`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.types import Array, Batch, Model, Outputs, Teacher, Variables
+from kdjax.types import Array, Batch, Model, OnlineTeacher, Outputs, Teacher, Variables
 
 InputsFn = Callable[[Batch], Any]
 """Picks what a network is fed out of a batch."""
@@ -74,12 +75,7 @@ def ensemble(
 
     def apply(variables: tuple[Any, ...], batch: Batch) -> Outputs:
         answers = [fn(v, batch).logits for fn, v in zip(applies, variables, strict=True)]
-        logits = jnp.stack(answers)
-        log_probs = jax.nn.log_softmax(
-            logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature, axis=-1
-        )
-        shares = log_shares.astype(log_probs.dtype).reshape((-1,) + (1,) * (logits.ndim - 1))
-        return Outputs(temperature * jax.nn.logsumexp(log_probs + shares, axis=0))
+        return Outputs(_mean_in_probabilities(answers, log_shares, temperature))
 
     return Teacher(tuple(teacher.variables for teacher in teachers), apply)
 
@@ -113,6 +109,102 @@ def absent() -> Teacher:
         return None
 
     return Teacher((), apply)
+
+
+def ema(
+    model: Model,
+    *,
+    decay: float | Callable[[Array], Array] = 0.999,
+    inputs_fn: InputsFn = itemgetter("image"),
+) -> OnlineTeacher:
+    """Follow the moving average of the student's own variables: a mean teacher.
+
+    teacher = d * teacher + (1 - d) * student, after every step; at first it is the student
+
+    BatchNorm's statistics are averaged like the parameters; what is no floating-point array
+    (counters, keys) is the student's. It answers in evaluation mode.
+
+    Args:
+        model: the student's network.
+        decay: d in [0, 1), or a function of the number of steps taken, such as
+            `lambda n: jnp.minimum(1 - 1 / (n + 1), 0.999)`, the plain mean as long as that is
+            shorter.
+        inputs_fn: what the network is fed, `batch["image"]` by default.
+
+    Returns:
+        A teacher for `kdjax.online.with_online_teacher`; its arrays are `Variables`.
+
+    Raises:
+        ValueError: if the decay is a number and not in [0, 1).
+
+    References:
+        Tarvainen, Valpola, "Mean teachers are better role models: Weight-averaged consistency
+        targets improve semi-supervised deep learning results", 2017, arXiv:1703.01780.
+    """
+    if not callable(decay) and not 0 <= decay < 1:
+        raise ValueError(f"ema: decay is {decay}, expected a number in [0, 1) or a function")
+
+    def init(student: Variables) -> Variables:
+        return jax.tree.map(jnp.copy, student)
+
+    def update(teacher: Variables, student: Variables, num_steps: Array) -> Variables:
+        share = 1 - (decay(num_steps) if callable(decay) else decay)
+
+        def moved(old: Array, new: Array) -> Array:
+            if not jnp.issubdtype(old.dtype, jnp.floating):
+                return new
+            return (old + share * (new - old)).astype(old.dtype)
+
+        return jax.tree.map(moved, teacher, student)
+
+    return OnlineTeacher(init, frozen(model, Variables((), ()), inputs_fn=inputs_fn).apply, update)
+
+
+def peers(outputs: Sequence[Outputs], *, temperature: float = 1.0) -> list[Outputs]:
+    """Tell each of several students what the others say: the teachers of mutual learning.
+
+    For two students that is the other's logits and features. For more it is the logits whose
+    softening at the temperature gives the mean of the others' probabilities, as in `ensemble`: the
+    soft-target loss against it has the gradient of the mean of the losses against each.
+
+    Args:
+        outputs: of every student, for one batch.
+        temperature: of the distillation.
+
+    Returns:
+        For every student its teacher's outputs, constant.
+
+    Raises:
+        ValueError: if there are fewer than two students, or the temperature is not positive.
+
+    References:
+        Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", 2017, arXiv:1706.00384.
+    """
+    if len(outputs) < 2:
+        raise ValueError(f"peers: outputs are of {len(outputs)} students, expected at least two")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"peers: temperature must be positive and finite, got {temperature}")
+    constant = [jax.lax.stop_gradient(x) for x in outputs]
+    others = [constant[:i] + constant[i + 1 :] for i in range(len(constant))]
+    if len(outputs) == 2:
+        return [other for (other,) in others]
+    log_shares = _log_shares(None, len(outputs) - 1)
+    return [
+        Outputs(_mean_in_probabilities([x.logits for x in rest], log_shares, temperature))
+        for rest in others
+    ]
+
+
+def _mean_in_probabilities(
+    answers: Sequence[Array], log_shares: Array, temperature: float
+) -> Array:
+    """Return the logits whose softened probabilities are the mean of the answers'."""
+    logits = jnp.stack(answers)
+    log_probs = jax.nn.log_softmax(
+        logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature, axis=-1
+    )
+    shares = log_shares.astype(log_probs.dtype).reshape((-1,) + (1,) * (logits.ndim - 1))
+    return temperature * jax.nn.logsumexp(log_probs + shares, axis=0)
 
 
 def _log_shares(weights: Sequence[float] | None, num_teachers: int) -> Array:

@@ -1,0 +1,249 @@
+"""Training with teachers that learn meanwhile: the student's moving average, and its peers."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kdjax import teachers
+from kdjax.step import (
+    STUDENT_STREAM,
+    VIEW_STREAM,
+    TrainStep,
+    ViewFn,
+    hits,
+    init_train_state,
+    mask_of,
+    step_key,
+    updated,
+)
+from kdjax.teachers import InputsFn
+from kdjax.types import (
+    Array,
+    Batch,
+    Metrics,
+    Model,
+    Objective,
+    OnlineTeacher,
+    Outputs,
+    PyTree,
+    TermInputs,
+    TrainState,
+    Variables,
+)
+
+MutualStep = Callable[[Sequence[TrainState], Batch], tuple[tuple[TrainState, ...], Metrics]]
+
+
+@functools.partial(
+    jax.jit, static_argnames=("student", "objective", "optimizer", "teacher", "inputs_fn")
+)
+def init_online_state(
+    key: Array,
+    student: Model,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    teacher: OnlineTeacher,
+    *,
+    inputs_fn: InputsFn = itemgetter("image"),
+) -> TrainState:
+    """Make the state that training with an online teacher starts from.
+
+    Args:
+        key: a PRNG key; the student, the terms and the steps draw from it.
+        student: the network to train.
+        objective: what to minimise.
+        optimizer: how to.
+        batch: a batch as the step will get it, for its shapes.
+        teacher: such as `kdjax.teachers.ema(student)`.
+        inputs_fn: what the network is fed, `batch["image"]` by default.
+
+    Returns:
+        A state at step 0 with the teacher's arrays in `teacher_state`.
+    """
+    # For the shapes that terms look at: the student's variables do not exist yet.
+    answers = teacher.apply(teacher.init(student.init(key, inputs_fn(batch))), batch)
+    state = init_train_state(
+        key, student, objective, optimizer, batch, answers, inputs_fn=inputs_fn
+    )
+    return dataclasses.replace(state, teacher_state=teacher.init(_student_of(state)))
+
+
+def with_online_teacher(
+    train_step: TrainStep, teacher: OnlineTeacher, *, view_fn: ViewFn | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Run a teacher that follows the student inside the compiled step.
+
+    It answers with its arrays from before the step, and is updated after it.
+
+    Args:
+        train_step: what `kdjax.step.make_train_step` returns.
+        teacher: such as `kdjax.teachers.ema(student)`.
+        view_fn: augmentation, drawn anew at each step from the state's key and shared by teacher
+            and student; None leaves the batch as it is.
+
+    Returns:
+        `step(state, batch) -> (state, metrics)`, jitted; the state's buffers are donated. The
+        state is one of `init_online_state`.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        view = batch if view_fn is None else view_fn(step_key(state, VIEW_STREAM), batch)
+        new, metrics = train_step(state, view, teacher.apply(state.teacher_state, view))
+        renewed = teacher.update(state.teacher_state, _student_of(new), new.step)
+        return dataclasses.replace(new, teacher_state=renewed), metrics
+
+    return step
+
+
+@functools.partial(
+    jax.jit, static_argnames=("students", "objectives", "optimizers", "temperature", "inputs_fn")
+)
+def init_mutual_states(
+    key: Array,
+    students: tuple[Model, ...],
+    objectives: tuple[Objective, ...],
+    optimizers: tuple[optax.GradientTransformation, ...],
+    batch: Batch,
+    *,
+    temperature: float = 1.0,
+    inputs_fn: InputsFn = itemgetter("image"),
+) -> tuple[TrainState, ...]:
+    """Make the states that mutual learning starts from, each from a key of its own.
+
+    Args:
+        key: a PRNG key.
+        students: two networks or more.
+        objectives: what each minimises; its teacher are the others.
+        optimizers: how each does.
+        batch: a batch as the step will get it, for its shapes.
+        temperature: of the distillation, see `kdjax.teachers.peers`.
+        inputs_fn: what the networks are fed, `batch["image"]` by default.
+
+    Returns:
+        A state at step 0 for every student.
+
+    Raises:
+        ValueError: if students, objectives and optimizers are not as many, or fewer than two.
+    """
+    _check_as_many("init_mutual_states", students, objectives, optimizers)
+    keys, inputs = jax.random.split(key, len(students)), inputs_fn(batch)
+    variables = [student.init(k, inputs) for student, k in zip(students, keys, strict=True)]
+    answers = [
+        student.apply(*own, inputs, train=False)[0]
+        for student, own in zip(students, variables, strict=True)
+    ]
+    parts = zip(keys, students, objectives, optimizers, strict=True)
+    taught = teachers.peers(answers, temperature=temperature)
+    return tuple(
+        init_train_state(*part, batch, teacher, inputs_fn=inputs_fn)
+        for part, teacher in zip(parts, taught, strict=True)
+    )
+
+
+def make_mutual_step(
+    students: Sequence[Model],
+    objectives: Sequence[Objective],
+    optimizers: Sequence[optax.GradientTransformation],
+    *,
+    temperature: float = 1.0,
+    view_fn: ViewFn | None = None,
+    inputs_fn: InputsFn = itemgetter("image"),
+) -> MutualStep:
+    """Compile mutual learning: several students trained together, each taught by the others.
+
+    All see the same view of the batch. Each objective gets what the other students say in
+    training, before the step, as its teacher's outputs, which are constant to it. The students may
+    differ in everything but the classes.
+
+    Args:
+        students: two networks or more.
+        objectives: what each minimises, such as cross-entropy plus soft targets.
+        optimizers: how each does.
+        temperature: of the distillation, for what more than one peer says, see
+            `kdjax.teachers.peers`.
+        view_fn: augmentation, drawn at each step from the first state's key; None leaves the batch
+            as it is.
+        inputs_fn: what the networks are fed, `batch["image"]` by default.
+
+    Returns:
+        `step(states, batch) -> (states, metrics)`, jitted; the buffers of the states are donated.
+        The metrics are those of `kdjax.step.make_train_step` under `peer_<i>/`, and `loss`, the
+        sum of all students' losses.
+
+    Raises:
+        ValueError: if students, objectives and optimizers are not as many, or fewer than two.
+
+    References:
+        Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", 2017, arXiv:1706.00384.
+
+    Differs from the paper: all students are updated at once, from what all said before, where its
+    algorithm updates one after the other and asks the updated ones again.
+    """
+    _check_as_many("make_mutual_step", students, objectives, optimizers)
+
+    def loss_fn(
+        params: list[PyTree], states: Sequence[TrainState], batch: Batch
+    ) -> tuple[Array, tuple[list[PyTree], Metrics]]:
+        answers, model_states = zip(
+            *(
+                _forward(student, state, own, inputs_fn(batch))
+                for student, state, own in zip(students, states, params, strict=True)
+            ),
+            strict=True,
+        )
+        taught = teachers.peers(answers, temperature=temperature)
+        loss, carried = jnp.zeros(()), []
+        metrics: Metrics = {}
+        for i, (objective, state) in enumerate(zip(objectives, states, strict=True)):
+            inputs = TermInputs(batch, answers[i], taught[i], mask_of(batch))
+            own_loss, term_state, own = objective.apply(
+                params[i]["terms"], state.term_state, inputs, step=state.step
+            )
+            loss = loss + own_loss
+            carried.append((model_states[i], term_state))
+            metrics |= {f"peer_{i}/{name}": x for name, x in {**own, **hits(inputs)}.items()}
+        return loss, (carried, metrics)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(states: Sequence[TrainState], batch: Batch) -> tuple[tuple[TrainState, ...], Metrics]:
+        view = batch if view_fn is None else view_fn(step_key(states[0], VIEW_STREAM), batch)
+        params = [state.params for state in states]
+        grads, (carried, metrics) = jax.grad(loss_fn, has_aux=True)(params, states, view)
+        new = map(updated, states, optimizers, grads, carried)
+        return tuple(new), {"loss": _total(metrics, len(students)), **metrics}
+
+    return step
+
+
+def _student_of(state: TrainState) -> Variables:
+    return Variables(state.params["student"], state.model_state)
+
+
+def _forward(
+    student: Model, state: TrainState, params: PyTree, inputs: Any
+) -> tuple[Outputs, PyTree]:
+    key = step_key(state, STUDENT_STREAM)
+    return student.apply(params["student"], state.model_state, inputs, train=True, key=key)
+
+
+def _total(metrics: Metrics, num_peers: int) -> tuple[Array, Array]:
+    """Add the peers' losses; their counts are the same."""
+    losses = [metrics[f"peer_{i}/loss"] for i in range(num_peers)]
+    return sum((total for total, _ in losses), jnp.zeros(())), losses[0][1]
+
+
+def _check_as_many(function: str, *parts: Sequence[Any]) -> None:
+    counts = [len(part) for part in parts]
+    if len(set(counts)) != 1 or counts[0] < 2:
+        raise ValueError(
+            f"{function}: there are {counts[0]} students, {counts[1]} objectives and {counts[2]} "
+            "optimizers, expected as many of each and at least two"
+        )
