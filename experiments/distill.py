@@ -16,13 +16,20 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from experiments import cli
 from experiments import settings as groups
 
 if TYPE_CHECKING:
     from kdjax.data import Dataset
+
+METHODS = groups.method_lines()
+METHOD_HELP = "How the student is taught; + joins several, as in kd+crd.\n" + "".join(
+    f"{name}: {line}\n" for name, line in METHODS.items()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +43,11 @@ class Settings:
         default_factory=groups.OptimizerSettings
     )
     mesh: groups.MeshSettings = dataclasses.field(default_factory=groups.MeshSettings)
+    method: Annotated[str, tyro.conf.arg(help=METHOD_HELP)] = "kd"
     temperature: float = 4.0
-    """Softens both networks' probabilities."""
+    """Of kd: softens both networks' probabilities."""
     soft_weight: float = 0.9
-    """Weight of the soft targets; the labels have the rest."""
+    """Of kd: weight of the soft targets; the labels have the rest."""
     epochs: int | None = None
     """Passes of a student over its examples. Default: at least 30, and at least 2,000 steps."""
     batch_size: int | None = None
@@ -67,6 +75,9 @@ class Settings:
     """Steps between validations. Default: 20 in a training."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl."""
+    audit: bool = False
+    """First hold the objective against what it should satisfy, on the student's first batch; stop
+    if it does not."""
 
 
 def check(settings: Settings) -> None:
@@ -75,6 +86,8 @@ def check(settings: Settings) -> None:
     groups.check_network("--teacher", settings.teacher)
     groups.check_network("--student", settings.student)
     groups.check_optimizer(settings.optimizer)
+    known = all(name in METHODS for name in settings.method.split("+"))
+    groups.require(known, "--method", f"of {', '.join(METHODS)}", settings.method)
     temperature, soft_weight = settings.temperature, settings.soft_weight
     groups.require(0 < temperature < math.inf, "--temperature", "positive and finite", temperature)
     groups.require(0 <= soft_weight <= 1, "--soft-weight", "in [0, 1]", soft_weight)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import networks, training, workdir
+from experiments import methods, networks, training, workdir
 from experiments.console import say
 from experiments.networks import Network, NetworkSpec
 from experiments.settings import Augmentation, NetworkSettings
@@ -40,6 +40,15 @@ class TeacherResult(NamedTuple):
     network: Network
     validation: Arrays
     test: Arrays
+
+
+class Taught(NamedTuple):
+    """What a method trains, on which examples, and where the teacher's answers come from."""
+
+    model: Model
+    objective: Objective
+    teacher: Teacher
+    examples: Arrays
 
 
 class Student(NamedTuple):
@@ -144,7 +153,7 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
 
 
 def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Student]:
-    """Train, for every seed, a student on labels alone and one on the teacher's soft targets.
+    """Train, for every seed, a student on labels alone and one by the method of the settings.
 
     Both start from the same values and see the same examples in the same order. Where the views
     do not change from step to step, the teacher answers once and its logits are kept.
@@ -155,17 +164,7 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
     train = experiment.dataset.train
     chosen = balanced_subset(train.label, settings.data.student_examples or len(train.label))
     examples: Arrays = {name: array[chosen] for name, array in train._asdict().items()}
-    source = teachers.frozen(teacher.network.model, teacher.network.variables)
-    answered = examples
-    if training.make_views(settings.augment or (), crop_padding=1, jitter_pixels=1) is None:
-        answered, source = _with_logits(run, teacher.network, examples), teachers.stored()
-    distilling = combine(
-        {
-            "soft": terms.soft_targets(temperature=settings.temperature),
-            "hard": terms.cross_entropy(),
-        },
-        {"soft": settings.soft_weight, "hard": 1 - settings.soft_weight},
-    )
+    taught = _taught(experiment, teacher, spec, examples)
     common: dict[str, Any] = {"epochs": settings.epochs, "augment": settings.augment or ()}
     plans = [
         _plan(
@@ -173,15 +172,42 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
             examples, **common,
         ),
         _plan(
-            experiment, "distilled", model, settings.student, distilling, source, answered,
-            **common,
+            experiment, "distilled", taught.model, settings.student, taught.objective,
+            taught.teacher, taught.examples, **common,
         ),
     ]  # fmt: skip
+    if settings.audit:
+        training.audit(run, plans[-1], settings.seed, exempt=methods.BY_DESIGN)
     return [
         Student(plan.phase, seed, Network(spec, model, training.train(run, plan, seed)))
         for seed in range(settings.seed, settings.seed + (settings.num_seeds or 1))
         for plan in plans
     ]
+
+
+def _taught(
+    experiment: Experiment, teacher: TeacherResult, spec: NetworkSpec, examples: Arrays
+) -> Taught:
+    """Settle what the method trains, on what, and who answers."""
+    settings, (teacher_spec, model, variables) = experiment.settings, teacher.network
+    setup = methods.Setup(
+        student=methods.places_of(spec),
+        teacher=methods.places_of(teacher_spec),
+        teacher_params=variables.params,
+        num_examples=len(examples["label"]),
+        num_steps=_num_steps(settings, settings.epochs or 1, examples),
+        temperature=settings.temperature,
+        soft_weight=settings.soft_weight,
+    )
+    objective = methods.objective_of(settings.method, setup)
+    if methods.looks_at_features(settings.method):
+        source = teachers.frozen(methods.with_features(teacher_spec), variables)
+        return Taught(methods.with_features(spec), objective, source, examples)
+    student = networks.build(spec)
+    if training.make_views(settings.augment or (), crop_padding=1, jitter_pixels=1) is None:
+        answered = _with_logits(experiment.run, teacher.network, examples)
+        return Taught(student, objective, teachers.stored(), answered)
+    return Taught(student, objective, teachers.frozen(model, variables), examples)
 
 
 def summarize(
@@ -267,7 +293,7 @@ def _plan(
     """Settle how one network is trained; the step is compiled at its first use."""
     settings = experiment.settings
     batch_size = settings.batch_size or 1
-    num_steps = math.ceil(epochs * len(examples["label"]) / batch_size)
+    num_steps = _num_steps(settings, epochs, examples)
     optimizer = training.make_optimizer(
         settings.optimizer,
         batch_size=batch_size,
@@ -294,6 +320,10 @@ def _plan(
         batch_size=batch_size,
         num_steps=num_steps,
     )
+
+
+def _num_steps(settings: "Settings", epochs: int, examples: Arrays) -> int:
+    return math.ceil(epochs * len(examples["label"]) / (settings.batch_size or 1))
 
 
 def _labels_only() -> Objective:

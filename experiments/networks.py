@@ -1,6 +1,7 @@
 """Networks by the names that the command line knows, and trained ones on disk."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ class Network(NamedTuple):
     variables: Variables
 
 
-def build(spec: NetworkSpec) -> Model:
+def build(spec: NetworkSpec, *, features: Sequence[str] = ()) -> Model:
     """Make the network that a specification describes; it normalises raw images itself."""
     dtype = {"float32": None, "bfloat16": jnp.bfloat16}[spec.precision]
     if spec.name == "mlp":
@@ -49,10 +50,11 @@ def build(spec: NetworkSpec) -> Model:
             dropout=spec.dropout,
             input_dropout=spec.input_dropout,
             dtype=dtype,
+            features=features,
         )
     else:
         depth = int(spec.name.removeprefix("resnet"))
-        model = models.resnet(depth, spec.num_classes, dtype=dtype)
+        model = models.resnet(depth, spec.num_classes, dtype=dtype, features=features)
     return models.normalized(model, np.array(spec.mean), np.array(spec.std))
 
 

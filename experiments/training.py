@@ -125,6 +125,35 @@ def train(run: Run, training: Training, seed: int) -> Variables:
     return Variables(state.params["student"], state.model_state)
 
 
+def audit(
+    run: Run, training: Training, seed: int, *, exempt: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Hold the objective against what it should satisfy, on the first batch of a training.
+
+    Args:
+        run: where it takes place.
+        training: what is about to be trained.
+        seed: of that training.
+        exempt: for the name of a term, what it rightly breaks.
+
+    Raises:
+        ValueError: naming what does not hold, after the table that says why.
+    """
+    # Here and not above: its imports take time that most runs have no use for.
+    from kdjax import testing
+
+    batch = next(_batches(run, training, seed, 0))
+    outputs = training.teacher.apply(training.teacher.variables, batch)
+    variables = training.model.init(jax.random.key(seed), batch["image"])
+    student, _ = training.model.apply(*variables, batch["image"], train=False)
+    on_host = jax.device_get((batch, student, outputs))
+    report = testing.audit(training.objective, *on_host, exempt=exempt)
+    say(f"audit of {training.phase} on the first batch:\n{report}")
+    if not report.passed:
+        names = ", ".join(finding.name for finding in report.failures)
+        raise ValueError(f"--audit: does not hold: {names}; the table above says what to do")
+
+
 def measure(run: Run, eval_step: Any, variables: Variables, arrays: Arrays) -> dict[str, Any]:
     """Evaluate a network on every example once, as `{name: (total, count)}`."""
     return loop.evaluate(eval_step, variables, eval_batches(run, arrays))
