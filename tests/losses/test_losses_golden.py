@@ -19,6 +19,12 @@ SOFT = ("RepDistiller/KD", "mdistiller/kd_loss")
 TOTAL = ("mdistiller/KD_total", "attention-transfer/distillation", "tunix/LogitStrategy")
 OPTAX = ("optax/kl_divergence", "optax/kl_divergence_with_log_targets")
 HINT = ("RepDistiller/Hint", "mdistiller/FitNet")
+COVERED = {
+    **dict.fromkeys(SOFT, "test_soft_targets"),
+    **dict.fromkeys(OPTAX, "test_divergence_of_log_probabilities"),
+    "tunix/LogitStrategy": "test_soft_targets_and_labels, and of the top k test_the_top_k",
+}
+LEFT_OUT: dict[str, str] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -107,8 +113,8 @@ def test_divergence_of_log_probabilities(entry):
 
 
 @pytest.mark.parametrize("entry", golden.cases(TOTAL[2], choose=lambda e: e["hyper"]["top_k"]))
-def test_the_top_k_of_the_teacher_are_a_where(entry):
-    """Tunix restricts the soft part to the teacher's k largest classes, the labels to none."""
+def test_the_top_k(entry):
+    """They are a `where`: tunix restricts the soft part to them, the labels to no class."""
     arrays, hyper = golden.load(entry), entry["hyper"]
     student, teacher = logits(arrays)
     where = teacher >= np.sort(teacher, axis=-1)[..., -hyper["top_k"], None]
