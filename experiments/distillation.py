@@ -103,10 +103,13 @@ def open_experiment(
     mesh = sharding.make_mesh(data=settings.mesh.data)
     _check_fit(settings, dataset, mesh)
     # Before the directory is claimed: a teacher that does not fit must not leave a trace.
+    student, teacher = (_spec(settings, dataset, x) for x in (settings.student, settings.teacher))
     given_teacher = None
     if settings.teacher.checkpoint is not None:
-        spec = _spec(settings, dataset, settings.teacher)
-        given_teacher = networks.load_teacher(settings.teacher, spec)
+        given_teacher = networks.load_teacher(settings.teacher, teacher)
+        teacher = given_teacher.spec
+    places = methods.places_of(student), methods.places_of(teacher)
+    methods.check_fit(settings.method, *places)
     settings.workdir.mkdir(parents=True, exist_ok=True)
     config = workdir.plain(dataclasses.asdict(settings))
     if workdir.claim(settings.workdir, config, workdir.plain(dataclasses.asdict(requested))):

@@ -89,11 +89,8 @@ def objective_of(name: str, setup: Setup) -> Objective:
     """
     found: Weighted = {}
     labels: list[Any] = []
+    check_fit(name, setup.student, setup.teacher)
     for method in methods_in(name):
-        if method in SPATIAL and not (setup.student.spatial and setup.teacher.spatial):
-            raise ValueError(f"--method {method} needs feature maps: networks of convolutions")
-        if method in FEATURES and not (setup.student.stages and setup.teacher.stages):
-            raise ValueError(f"--method {method} needs features: networks with hidden layers")
         weighted = METHODS[method](setup)
         labels.append(weighted.pop("hard")[1])
         found |= weighted
@@ -102,6 +99,15 @@ def objective_of(name: str, setup: Setup) -> Objective:
         {term: loss for term, (loss, _) in found.items()},
         {term: weight for term, (_, weight) in found.items()},
     )
+
+
+def check_fit(name: str, student: Places, teacher: Places) -> None:
+    """Raise a ValueError unless two networks have the features that a method needs."""
+    for method in methods_in(name):
+        if method in SPATIAL and not (student.spatial and teacher.spatial):
+            raise ValueError(f"--method {method} needs feature maps: networks of convolutions")
+        if method in FEATURES and not (student.stages and teacher.stages):
+            raise ValueError(f"--method {method} needs features: networks with hidden layers")
 
 
 def looks_at_features(name: str) -> bool:

@@ -199,6 +199,8 @@ def test_another_mesh_resumes_and_agrees(finished, data_dir, tmp_path):
         (["--data.validation-fraction", "1"], "--data.validation-fraction must be in [0, 1)"),
         (["--epochs", "0"], "--epochs must be positive"),
         (["--student.widths", "0"], "--student.widths must be positive"),
+        (["--method", "kd+nothing"], "--method must be of scratch, kd"),
+        (["--method", "at"], "--method at needs feature maps"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_status_2(flags, words, capsys, tmp_path):
