@@ -60,7 +60,7 @@ def adaptive_kl_divergence(
     order = jnp.argsort(p, axis=-1, stable=True)
     gaps = jnp.take_along_axis(_mixtures.probability_gap(p, q), order, axis=-1)
     mass = jnp.cumsum(jnp.exp(jnp.take_along_axis(p, order, axis=-1)), axis=-1)
-    below = mass < tail_share * mass[..., -1:]
+    below = (mass <= tail_share * mass[..., -1:]) & (tail_share > 0)
     tail = jnp.sum(jnp.where(below.at[..., -1].set(False), gaps, 0), axis=-1)
     total = jnp.sum(gaps, axis=-1)
     equal = total == 0

@@ -60,7 +60,7 @@ def head_and_tail(q, p, head_mass):
     order = sorted(range(len(p)), key=lambda i: (p[i], i), reverse=True)
     head, mass = set(), 0.0
     for i in order:
-        if head and mass > head_mass * p.sum():
+        if head and mass >= head_mass * p.sum() and head_mass < 1:
             break
         head.add(i)
         mass += p[i]

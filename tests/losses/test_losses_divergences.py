@@ -205,6 +205,13 @@ def test_hyper_parameters_may_differ_by_example():
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+def test_a_head_that_has_its_mass_takes_no_further_class():
+    pair = jnp.log(jnp.array([0.25, 0.75])), jnp.log(jnp.array([0.5, 0.5]))
+    got = losses.adaptive_kl_divergence(*pair, head_mass=0.5)
+    forward, reverse = losses.kl_divergence(*pair), losses.reverse_kl_divergence(*pair)
+    np.testing.assert_allclose(got, (forward + reverse) / 2, rtol=1e-6)
+
+
 def taid_answer(t):
     def values(x, v, t):
         y = losses.taid_loss(x, v, interpolation=t)
