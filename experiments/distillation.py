@@ -167,7 +167,7 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
     train = experiment.dataset.train
     chosen = balanced_subset(train.label, settings.data.student_examples or len(train.label))
     examples: Arrays = {name: array[chosen] for name, array in train._asdict().items()}
-    taught = _taught(experiment, teacher, spec, examples)
+    taught = _taught(experiment, teacher, spec, model, examples)
     common: dict[str, Any] = {"epochs": settings.epochs, "augment": settings.augment or ()}
     plans = [
         _plan(
@@ -189,7 +189,11 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
 
 
 def _taught(
-    experiment: Experiment, teacher: TeacherResult, spec: NetworkSpec, examples: Arrays
+    experiment: Experiment,
+    teacher: TeacherResult,
+    spec: NetworkSpec,
+    student: Model,
+    examples: Arrays,
 ) -> Taught:
     """Settle what the method trains, on what, and who answers."""
     settings, (teacher_spec, model, variables) = experiment.settings, teacher.network
@@ -206,7 +210,6 @@ def _taught(
     if methods.looks_at_features(settings.method):
         source = teachers.frozen(methods.with_features(teacher_spec), variables)
         return Taught(methods.with_features(spec), objective, source, examples)
-    student = networks.build(spec)
     if training.make_views(settings.augment or (), crop_padding=1, jitter_pixels=1) is None:
         answered = _with_logits(experiment.run, teacher.network, examples)
         return Taught(student, objective, teachers.stored(), answered)

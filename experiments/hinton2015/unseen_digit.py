@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.hinton2015 import group, teacher
+from experiments.hinton2015 import group, mnist, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab
 from kdjax import teachers
@@ -83,7 +83,7 @@ def students(
     trained = group.train_group(
         lab,
         name,
-        group.mlp_spec(lab, lab.pick((800, 800), (32, 32))),
+        mnist.spec_of(lab),
         lab.pick(RECIPE, QUICK),
         examples,
         seeds=seeds,

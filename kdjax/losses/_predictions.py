@@ -40,6 +40,7 @@ class Predictions(NamedTuple):
 def as_predictions(
     name: str, student: Any, teacher: Any, axis: int, where: Array | None, mask: Any
 ) -> Predictions:
+    """Check and widen logits; rows that do not count become 0, the teacher's constant."""
     pair = _checks.as_pair(name, ("student_logits", "teacher_logits"), student, teacher)
     exists = ~jnp.isneginf(_checks.select_classes(name, jnp.zeros_like(pair[0]), where, axis))
     student, teacher = (_checks.select_classes(name, x, where, axis) for x in pair)
