@@ -2,8 +2,9 @@
 
 import os
 
+from xla import EIGHT_DEVICES, QUICK_COMPILATION
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+flags = os.environ.get("XLA_FLAGS", ""), QUICK_COMPILATION, EIGHT_DEVICES
+os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"

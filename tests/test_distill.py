@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from xla import EIGHT_DEVICES, QUICK_COMPILATION
 
 from experiments import cli, distill, settings, workdir
 
@@ -27,8 +28,8 @@ def command(data_dir, directory, *flags):
 
 
 def environment(**extra):
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "TFDS_DATA_DIR")}
-    return {**env, "JAX_PLATFORMS": "cpu", **extra}
+    env = {k: v for k, v in os.environ.items() if k != "TFDS_DATA_DIR"}
+    return {**env, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION, **extra}
 
 
 def run(data_dir, directory, *flags, **env):
@@ -173,7 +174,7 @@ def test_a_signal_saves_and_prints_the_command_that_goes_on(number, data_dir, tm
 
 def test_another_mesh_resumes_and_agrees(finished, data_dir, tmp_path):
     directory = tmp_path / "mesh"
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{QUICK_COMPILATION} {EIGHT_DEVICES}"
     done = run(data_dir, directory, XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
     assert "8 x cpu" in done.stdout

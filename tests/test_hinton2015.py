@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from xla import QUICK_COMPILATION
 
 from experiments.hinton2015 import gradient, group, regulariser, report, unseen_digit
 from experiments.hinton2015 import lab as labs
@@ -23,7 +24,7 @@ SCRIPTS = [
 
 
 def run(name, *args, check=True):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION}
     command = [sys.executable, "-m", f"experiments.hinton2015.{name}", *map(str, args)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=check)
 
