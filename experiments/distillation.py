@@ -162,23 +162,14 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
     do not change from step to step, the teacher answers once and its logits are kept.
     """
     settings, run = experiment.settings, experiment.run
-    spec = _spec(settings, experiment.dataset, settings.student)
-    model = networks.build(spec)
-    train = experiment.dataset.train
-    chosen = balanced_subset(train.label, settings.data.student_examples or len(train.label))
-    examples: Arrays = {name: array[chosen] for name, array in train._asdict().items()}
-    taught = _taught(experiment, teacher, spec, model, examples)
-    common: dict[str, Any] = {"epochs": settings.epochs, "augment": settings.augment or ()}
+    spec = student_spec(experiment)
+    model, examples = networks.build(spec), student_examples(experiment)
     plans = [
-        _plan(
-            experiment, "scratch", model, settings.student, _labels_only(), teachers.absent(),
-            examples, **common,
+        _plan_student(
+            experiment, "scratch", Taught(model, _labels_only(), teachers.absent(), examples)
         ),
-        _plan(
-            experiment, "distilled", taught.model, settings.student, taught.objective,
-            taught.teacher, taught.examples, **common,
-        ),
-    ]  # fmt: skip
+        plan_method(experiment, teacher, settings.method, examples, phase="distilled"),
+    ]
     if settings.audit:
         training.audit(run, plans[-1], settings.seed, exempt=methods.BY_DESIGN)
     return [
@@ -188,15 +179,51 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
     ]
 
 
-def _taught(
+def student_spec(experiment: Experiment) -> NetworkSpec:
+    """Describe the student of the settings."""
+    return _spec(experiment.settings, experiment.dataset, experiment.settings.student)
+
+
+def student_examples(experiment: Experiment) -> Arrays:
+    """Pick the training examples that students see, balanced over the classes."""
+    train = experiment.dataset.train
+    count = experiment.settings.data.student_examples or len(train.label)
+    chosen = balanced_subset(train.label, count)
+    return {name: array[chosen] for name, array in train._asdict().items()}
+
+
+def with_answers(experiment: Experiment, teacher: TeacherResult, examples: Arrays) -> Arrays:
+    """Put the teacher's logits beside examples whose views stay the same from step to step."""
+    augment = experiment.settings.augment or ()
+    if training.make_views(augment, crop_padding=1, jitter_pixels=1) is not None:
+        return examples
+    return _with_logits(experiment.run, teacher.network, examples)
+
+
+def plan_method(
     experiment: Experiment,
     teacher: TeacherResult,
-    spec: NetworkSpec,
-    student: Model,
+    method: str,
     examples: Arrays,
-) -> Taught:
-    """Settle what the method trains, on what, and who answers."""
-    settings, (teacher_spec, model, variables) = experiment.settings, teacher.network
+    *,
+    phase: str,
+    scale: float = 1.0,
+) -> Training:
+    """Settle how a method trains the student of the settings.
+
+    Args:
+        experiment: data and settings.
+        teacher: who teaches.
+        method: its name, or several joined by "+".
+        examples: what the student sees; the teacher's answers to it where it has some.
+        phase: what the training is called.
+        scale: what the weights of the method's terms are multiplied by.
+
+    Returns:
+        The training, whose step is compiled at its first use.
+    """
+    settings, (teacher_spec, _, variables) = experiment.settings, teacher.network
+    spec = student_spec(experiment)
     setup = methods.Setup(
         student=methods.places_of(spec),
         teacher=methods.places_of(teacher_spec),
@@ -206,14 +233,16 @@ def _taught(
         temperature=settings.temperature,
         soft_weight=settings.soft_weight,
     )
-    objective = methods.objective_of(settings.method, setup)
-    if methods.looks_at_features(settings.method):
+    objective = methods.objective_of(method, setup, scale=scale)
+    if methods.looks_at_features(method):
         source = teachers.frozen(methods.with_features(teacher_spec), variables)
-        return Taught(methods.with_features(spec), objective, source, examples)
-    if training.make_views(settings.augment or (), crop_padding=1, jitter_pixels=1) is None:
-        answered = _with_logits(experiment.run, teacher.network, examples)
-        return Taught(student, objective, teachers.stored(), answered)
-    return Taught(student, objective, teachers.frozen(model, variables), examples)
+        taught = Taught(methods.with_features(spec), objective, source, examples)
+        return _plan_student(experiment, phase, taught)
+    examples = with_answers(experiment, teacher, examples)
+    stored = "teacher_logits" in examples
+    source = teachers.stored() if stored else teachers.frozen(teacher.network.model, variables)
+    taught = Taught(networks.build(spec), objective, source, examples)
+    return _plan_student(experiment, phase, taught)
 
 
 def summarize(
@@ -313,6 +342,7 @@ def _plan(
     train_step = step.make_train_step(
         model, objective, optimizer, num_micro_batches=settings.num_micro_batches
     )
+    validation = experiment.dataset.validation._asdict()
     return Training(
         phase=phase,
         model=model,
@@ -322,9 +352,24 @@ def _plan(
         train_step=step.with_teacher(train_step, placed, view_fn=view_fn),
         eval_step=step.make_eval_step(model),
         examples=examples,
-        validation=experiment.dataset.validation._asdict(),
+        watched={"validation": validation} if len(validation["label"]) else {},
         batch_size=batch_size,
         num_steps=num_steps,
+    )
+
+
+def _plan_student(experiment: Experiment, phase: str, taught: Taught) -> Training:
+    settings = experiment.settings
+    return _plan(
+        experiment,
+        phase,
+        taught.model,
+        settings.student,
+        taught.objective,
+        taught.teacher,
+        taught.examples,
+        epochs=settings.epochs or 1,
+        augment=settings.augment or (),
     )
 
 
@@ -337,7 +382,7 @@ def _labels_only() -> Objective:
 
 
 def _with_logits(run: Run, network: Network, examples: Arrays) -> Arrays:
-    if not len(examples["label"]):
+    if "teacher_logits" in examples or not len(examples["label"]):
         return examples
     logits = training.predict_logits(run, network.model, network.variables, examples)
     return {**examples, "teacher_logits": logits}

@@ -68,7 +68,7 @@ SettingsT = TypeVar("SettingsT", bound=NetworkSettings)
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """The optimizer; the learning rate warms up over 2 % of the steps, then decays by a cosine."""
+    """The optimizer, and how its learning rate changes."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     """adamw, or sgd with Nesterov momentum 0.9."""
@@ -77,6 +77,9 @@ class OptimizerSettings:
     128."""
     weight_decay: float = 0.0
     """Decoupled for adamw, added to the gradient for sgd."""
+    schedule: Literal["cosine", "steps"] = "cosine"
+    """cosine: up over 2 % of the steps, then down to zero; steps: divided by ten after 62.5, 75 and
+    87.5 % of them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,8 @@ class Training:
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Any]]
     eval_step: Callable[[Variables, Batch], Any]
     examples: Arrays
-    validation: Arrays
+    watched: Mapping[str, Arrays]
+    """Splits that are measured now and then, by name; empty ones are left out."""
     batch_size: int
     num_steps: int
 
@@ -57,15 +58,22 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Make the optimizer of some settings for a training of that length."""
     peak = settings.learning_rate or default_learning_rate(settings.name, batch_size)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, peak, warmup_steps=max(1, num_steps // 50), decay_steps=max(2, num_steps)
-    )
+    schedule = _schedule(settings.schedule, peak, num_steps)
     if settings.name == "sgd":
         decay = optax.add_decayed_weights(settings.weight_decay)
         chain = [decay, optax.sgd(schedule, momentum=0.9, nesterov=True)]
     else:
         chain = [optax.adamw(schedule, weight_decay=settings.weight_decay)]
     return optax.chain(*chain, *([max_norm(norm_limit)] if norm_limit else []))
+
+
+def _schedule(name: str, peak: float, num_steps: int) -> optax.Schedule:
+    if name == "steps":
+        drops = {round(share * num_steps): 0.1 for share in (0.625, 0.75, 0.875)}
+        return optax.piecewise_constant_schedule(peak, drops)
+    return optax.warmup_cosine_decay_schedule(
+        0.0, peak, warmup_steps=max(1, num_steps // 50), decay_steps=max(2, num_steps)
+    )
 
 
 def make_views(
@@ -117,7 +125,7 @@ def train(run: Run, training: Training, seed: int) -> Variables:
                 log_every=run.log_every,
                 log_fn=log_fn,
                 eval_every=run.eval_every or cadence,
-                eval_fn=eval_fn if len(training.validation["label"]) else None,
+                eval_fn=eval_fn if training.watched else None,
                 checkpoint_every=run.checkpoint_every or max(500, cadence),
                 save_fn=lambda at, s: checkpoint.save(directory, at, s),
                 stop_fn=run.stop_fn,
@@ -204,8 +212,8 @@ def _batches(run: Run, training: Training, seed: int, start: int) -> Iterator[Ba
 
 
 def _observers(run: Run, training: Training, seed: int, update: Any) -> tuple[Any, Any]:
-    """Make the functions that log training and validation metrics and move the progress bar."""
-    notes = {"train": "", "validation": ""}
+    """Make the functions that log metrics and move the progress bar."""
+    notes = dict.fromkeys(("train", *training.watched), "")
 
     def write(at: int, split: str, measured: Mapping[str, Any]) -> None:
         numbers = {name: metrics.value(metric) for name, metric in measured.items()}
@@ -216,7 +224,8 @@ def _observers(run: Run, training: Training, seed: int, update: Any) -> tuple[An
 
     def eval_fn(at: int, state: TrainState) -> None:
         variables = Variables(state.params["student"], state.model_state)
-        measured = measure(run, training.eval_step, variables, training.validation)
-        write(at, "validation", {"loss": measured["nll"], **measured})
+        for split, arrays in training.watched.items():
+            measured = measure(run, training.eval_step, variables, arrays)
+            write(at, split, {"loss": measured["nll"], **measured})
 
     return lambda at, measured: write(at, "train", measured), eval_fn

@@ -2,12 +2,14 @@
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-# What may differ between a run and its continuation: where it runs and how often it speaks.
-FREE_SETTINGS = ("workdir", "mesh.data", "log_every", "audit")
+# What may differ between a run and its continuation: where it runs, how often it speaks, and what
+# is a training of its own.
+FREE_SETTINGS = ("workdir", "mesh.data", "log_every", "audit", "methods", "num_best", "scales")
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -88,6 +90,21 @@ def claim(directory: Path, config: dict[str, Any], requested: dict[str, Any]) ->
     if changed:
         raise ValueError(f"{directory} holds a run with other settings: {changed}")
     return True
+
+
+def commit() -> str:
+    """Name the commit that runs, marked where files differ from it."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()
 
 
 class MetricsLog:

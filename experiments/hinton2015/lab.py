@@ -5,7 +5,6 @@ import math
 import re
 import shlex
 import statistics
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -173,21 +172,6 @@ def spread(values: Sequence[float], digits: int | None = None) -> str:
     if len(values) == 1:
         return f"{mean:g}" if mean == round(mean) else f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-
-
-def commit() -> str:
-    """Name the commit that runs, marked where files differ from it."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return described.stdout.strip()
 
 
 def _portable(command: str) -> str:

@@ -1,6 +1,7 @@
 """What a run leaves behind to be read: a table, plots, and one page that holds them all."""
 
 from kdjax.report._lines import Line as Line
+from kdjax.report._lines import plot_dots as plot_dots
 from kdjax.report._lines import plot_lines as plot_lines
 from kdjax.report._page import Section as Section
 from kdjax.report._page import save_figure as save_figure
@@ -21,6 +22,7 @@ __all__ = [
     "format_table",
     "plot_curves",
     "plot_dark_knowledge",
+    "plot_dots",
     "plot_errors",
     "plot_lines",
     "read_metrics",
