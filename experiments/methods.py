@@ -244,7 +244,7 @@ def logit_mse(setup: Setup) -> Weighted:
 
 
 def skd(setup: Setup) -> Weighted:
-    """Cosines between examples' logits (SKD); the weight is ours."""
+    """Cosines between examples' logits (Jeong et al., 2026); the weight is ours."""
     return _with_labels(skd=(terms.direction_relation(), 1.0))
 
 
