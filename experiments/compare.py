@@ -11,11 +11,6 @@ was interrupted.
 """
 
 import dataclasses
-import shlex
-import sys
-import time
-import warnings
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -84,19 +79,8 @@ def run(settings: Settings, command: str) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    args = sys.argv[1:] if args is None else args
-    summary = (__doc__ or "").split("\n", 1)[0]
-    settings = cli.parse(Settings, "python -m experiments.compare", summary, args)
-    if settings.workdir is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        workdir = Path("runs") / f"compare-{settings.data.name.replace('/', '-')}-{stamp}"
-        settings = dataclasses.replace(settings, workdir=workdir)
-        args = [*args, "--workdir", str(workdir)]
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    command = shlex.join(["python", "-m", "experiments.compare", *args])
-    with cli.plain_errors(resume_with=command):
-        check(settings)
-        run(settings, command)
+    module = "experiments.compare"
+    cli.main(Settings, module, __doc__ or "", check, run, args, prefix="compare-")
 
 
 if __name__ == "__main__":

@@ -137,9 +137,7 @@ def report(
         title=f"Ways of distilling, {experiment.dataset.name}",
         sections=[section],
     )
-    widths = [max(len(row[i]) for row in (COLUMNS, *table)) for i in range(len(COLUMNS))]
-    for row in (COLUMNS, *table):
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    say("\n" + pages.format_rows([COLUMNS, *table]))
     say(f"\nreport: {page}")
 
 

@@ -11,10 +11,6 @@ arXiv:1503.02531. The same command on the same work directory goes on where it w
 
 import dataclasses
 import math
-import shlex
-import sys
-import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -156,19 +152,8 @@ def run(settings: Settings, command: str) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    args = sys.argv[1:] if args is None else args
-    summary = (__doc__ or "").split("\n", 1)[0]
-    settings = cli.parse(Settings, "python -m experiments.distill", summary, args)
-    if settings.workdir is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        workdir = Path("runs") / f"{settings.data.name.replace('/', '-')}-{stamp}"
-        settings = dataclasses.replace(settings, workdir=workdir)
-        args = [*args, "--workdir", str(workdir)]
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    command = shlex.join(["python", "-m", "experiments.distill", *args])
-    with cli.plain_errors(resume_with=command):
-        check(settings)
-        run(settings, command)
+    module = "experiments.distill"
+    cli.main(Settings, module, __doc__ or "", check, run, args)
 
 
 if __name__ == "__main__":

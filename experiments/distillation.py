@@ -148,11 +148,14 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
         )
         network = Network(spec, plan.model, training.train(run, plan, settings.seed))
     networks.save_network(run.workdir / "teacher", network.spec, network.variables)
+    return answered(experiment, network)
 
-    def answered(examples: data.Examples) -> Arrays:
-        return _with_logits(run, network, examples._asdict())
 
-    return TeacherResult(network, answered(dataset.validation), answered(dataset.test))
+def answered(experiment: Experiment, network: Network) -> TeacherResult:
+    """Let a network answer to the examples that networks are compared on: it can teach."""
+    run, dataset = experiment.run, experiment.dataset
+    splits = (dataset.validation._asdict(), dataset.test._asdict())
+    return TeacherResult(network, *(_with_logits(run, network, split) for split in splits))
 
 
 def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Student]:

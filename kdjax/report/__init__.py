@@ -12,6 +12,7 @@ from kdjax.report._plots import plot_dark_knowledge as plot_dark_knowledge
 from kdjax.report._plots import plot_errors as plot_errors
 from kdjax.report._plots import select_instructive as select_instructive
 from kdjax.report._rows import read_metrics as read_metrics
+from kdjax.report._tables import format_rows as format_rows
 from kdjax.report._tables import format_table as format_table
 from kdjax.report._tables import table_html as table_html
 from kdjax.report._tables import trainings_html as trainings_html
@@ -19,6 +20,7 @@ from kdjax.report._tables import trainings_html as trainings_html
 __all__ = [
     "Line",
     "Section",
+    "format_rows",
     "format_table",
     "plot_curves",
     "plot_dark_knowledge",
