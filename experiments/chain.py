@@ -1,7 +1,6 @@
 """The stages of `experiments.generations`: train a chain of networks, measure it, tabulate."""
 
 import dataclasses
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from experiments import networks, training, workdir
 from experiments.console import say
 from experiments.distillation import Experiment, TeacherResult
 from experiments.networks import Network
+from experiments.numbers import spread
 from experiments.settings import NetworkSettings
 from kdjax import models, teachers
 from kdjax import report as pages
@@ -154,10 +154,6 @@ def _measured(name: str, num_params: int, answers: list[Answers], truth: Answers
 
 
 def _row(entry: Measured) -> tuple[str, ...]:
-    def spread(values: tuple[float, ...], digits: int) -> str:
-        mean = f"{statistics.mean(values):.{digits}f}"
-        return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
-
     return (
         entry.name,
         f"{entry.num_params:,}",

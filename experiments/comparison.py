@@ -13,6 +13,7 @@ from experiments import distillation as job
 from experiments import methods, training, workdir
 from experiments.console import say
 from experiments.distillation import Experiment, TeacherResult
+from experiments.numbers import spread
 from experiments.training import Arrays
 from kdjax import report as pages
 
@@ -158,10 +159,10 @@ def rows(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
             entry.method,
             "" if entry.method == BASELINE else f"x {entry.scale:.3g}",
             str(len(entry.last)),
-            _spread(entry.last),
+            spread(entry.last, 2),
             "" if entry.method == BASELINE else f"{statistics.mean(entry.last) - baseline:+.2f}",
-            _spread(entry.best),
-            _spread(entry.validation),
+            spread(entry.best, 2),
+            spread(entry.validation, 2),
         )
         for entry in entries
     ]
@@ -228,8 +229,3 @@ def _epochs(experiment: Experiment) -> int:
 
 def _named(entries: Iterable[Entry], name: str) -> Entry:
     return next(entry for entry in entries if entry.method == name)
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = statistics.mean(values)
-    return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
