@@ -2,12 +2,15 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TypeVar
 
 import tyro
+
+from experiments.settings import DistributedSettings
 
 SettingsT = TypeVar("SettingsT")
 
@@ -78,6 +81,38 @@ def plain_errors(*, resume_with: str) -> Iterator[None]:
         if isinstance(error, loop.Stopped):
             fail(f"{error}, saved; go on with: {resume_with}", status=130)
         raise
+
+
+@contextlib.contextmanager
+def together(settings: DistributedSettings) -> Iterator[Callable[[], None]]:
+    """Make this process one of several, if the settings say so; only process 0 prints.
+
+    Args:
+        settings: the flags under `--distributed`.
+
+    Yields:
+        A function that joins the processes, to be called before anything touches a device.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def join() -> None:
+            if not settings.auto and settings.coordinator is None:
+                return
+            # Here and not above: flags are parsed before the seconds that this import takes.
+            from kdjax import distributed
+
+            stack.enter_context(distributed.leaving())
+            distributed.initialize(
+                coordinator=settings.coordinator,
+                num_processes=settings.num_processes,
+                process_id=settings.process_id,
+                timeout=settings.timeout,
+            )
+            if not distributed.is_leader():
+                silence = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(silence))
+
+        yield join
 
 
 def _one_line(page: str) -> str:

@@ -86,8 +86,8 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
         Row numbers, [examples of this process].
     """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    starts = {rows.indices(batch_size)[:2] for (rows,) in indices}
-    return np.concatenate([np.arange(*bounds) for bounds in sorted(starts)])
+    bounds = {index[0].indices(batch_size)[:2] for index in indices if index is not None}
+    return np.concatenate([np.arange(start, stop) for start, stop in sorted(bounds)])
 
 
 def _global(local: np.ndarray, mesh: Mesh, sharding: NamedSharding) -> jax.Array:
@@ -96,7 +96,7 @@ def _global(local: np.ndarray, mesh: Mesh, sharding: NamedSharding) -> jax.Array
     size = len(local) // len(local_rows(mesh, parts)) * parts
     rows = local_rows(mesh, size)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(size)
         first = int(np.searchsorted(rows, start))
         return local[first : first + stop - start]
