@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import shlex
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
+
+from experiments.settings import DistributedSettings
 
 SettingsT = TypeVar("SettingsT")
 
@@ -30,7 +33,8 @@ def main(
     """Run a script that leaves a work directory behind.
 
     Args:
-        settings_type: a dataclass whose fields are the flags; it has `workdir` and `data.name`.
+        settings_type: a dataclass whose fields are the flags; it has `workdir`, `data.name`
+            and `distributed`.
         module: what `python -m` runs.
         description: what it does, a docstring; its first line is shown.
         check_fn: raises a ValueError that names the first flag out of range.
@@ -50,8 +54,9 @@ def main(
         args = [*args, "--workdir", str(workdir)]
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     command = shlex.join(["python", "-m", module, *args])
-    with plain_errors(resume_with=command):
+    with together(settings.distributed) as join, plain_errors(resume_with=command):
         check_fn(settings)
+        join()
         run_fn(settings, command)
 
 
@@ -121,6 +126,38 @@ def plain_errors(*, resume_with: str) -> Iterator[None]:
         if isinstance(error, loop.Stopped):
             fail(f"{error}, saved; go on with: {resume_with}", status=130)
         raise
+
+
+@contextlib.contextmanager
+def together(settings: DistributedSettings) -> Iterator[Callable[[], None]]:
+    """Make this process one of several, if the settings say so; only process 0 prints.
+
+    Args:
+        settings: the flags under `--distributed`.
+
+    Yields:
+        A function that joins the processes, to be called before anything touches a device.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def join() -> None:
+            if not settings.auto and settings.coordinator is None:
+                return
+            # Here and not above: flags are parsed before the seconds that this import takes.
+            from kdjax import distributed
+
+            stack.enter_context(distributed.leaving())
+            distributed.initialize(
+                coordinator=settings.coordinator,
+                num_processes=settings.num_processes,
+                process_id=settings.process_id,
+                timeout=settings.timeout,
+            )
+            if not distributed.is_leader():
+                silence = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(silence))
+
+        yield join
 
 
 def _one_line(page: str) -> str:

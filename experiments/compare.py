@@ -65,16 +65,17 @@ def run(settings: Settings, command: str) -> None:
     with stop_on_signals() as stop_fn:
         dataset = job.load_dataset(settings)
         resolved = distill.resolve(settings, dataset)
-        experiment = job.open_experiment(settings, resolved, dataset, stop_fn)
-        teacher = job.obtain_teacher(experiment)
-        entries = comparison.train_all(
-            experiment,
-            teacher,
-            settings.methods or comparison.fitting(experiment, teacher),
-            num_best=settings.num_best,
-            scales=settings.scales,
-        )
-        comparison.report(experiment, teacher, entries, command)
+        opened = job.open_experiment(settings, resolved, dataset, stop_fn)
+        with opened as experiment:
+            teacher = job.obtain_teacher(experiment)
+            entries = comparison.train_all(
+                experiment,
+                teacher,
+                settings.methods or comparison.fitting(experiment, teacher),
+                num_best=settings.num_best,
+                scales=settings.scales,
+            )
+            comparison.report(experiment, teacher, entries, command)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -69,14 +69,13 @@ def run(settings: Settings, command: str) -> None:
 
     with stop_on_signals() as stop_fn:
         dataset = job.load_dataset(settings)
-        experiment = job.open_experiment(
-            settings, distill.resolve(settings, dataset), dataset, stop_fn
-        )
-        teacher = job.obtain_teacher(experiment)
-        plan = imagined.plan(experiment, teacher, settings.generator, settings.steps)
-        seeds = range(settings.seed, settings.seed + (experiment.settings.num_seeds or 1))
-        found = [imagined.train(experiment, teacher, plan, seed) for seed in seeds]
-        imagined.report(experiment, teacher, plan, found, command)
+        opened = job.open_experiment(settings, distill.resolve(settings, dataset), dataset, stop_fn)
+        with opened as experiment:
+            teacher = job.obtain_teacher(experiment)
+            plan = imagined.plan(experiment, teacher, settings.generator, settings.steps)
+            seeds = range(settings.seed, settings.seed + (experiment.settings.num_seeds or 1))
+            found = [imagined.train(experiment, teacher, plan, seed) for seed in seeds]
+            imagined.report(experiment, teacher, plan, found, command)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,8 +1,10 @@
 """The stages of `experiments.distill`: open, teacher, students, summary, report."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -14,9 +16,9 @@ from experiments.console import say
 from experiments.networks import Network, NetworkSpec
 from experiments.settings import Augmentation, NetworkSettings
 from experiments.training import Arrays, Run, Training
-from kdjax import data, metrics, models, sharding, step, teachers, terms
+from kdjax import data, distributed, metrics, models, sharding, step, teachers, terms
 from kdjax import report as pages
-from kdjax.checkpoint import params_sha256
+from kdjax.checkpoint import lock, params_sha256
 from kdjax.objective import combine
 from kdjax.types import Model, Objective, Teacher
 
@@ -84,10 +86,13 @@ def load_dataset(settings: "Settings") -> data.Dataset:
     )
 
 
+@contextlib.contextmanager
 def open_experiment(
     requested: "Settings", settings: "Settings", dataset: data.Dataset, stop_fn: Callable[[], bool]
-) -> Experiment:
+) -> Iterator[Experiment]:
     """Claim the work directory: write `config.json`, or hold it against that of an earlier run.
+
+    It is locked against other runs meanwhile.
 
     Args:
         requested: the settings as the flags gave them.
@@ -95,9 +100,13 @@ def open_experiment(
         dataset: the examples.
         stop_fn: says whether the run should stop.
 
+    Yields:
+        The experiment.
+
     Raises:
         ValueError: if the directory holds a run with other settings, or a setting does not fit the
             data or the devices.
+        OSError: if the directory cannot be written, or another run is at work in it.
     """
     assert settings.workdir is not None
     mesh = sharding.make_mesh(data=settings.mesh.data)
@@ -110,21 +119,27 @@ def open_experiment(
         teacher = given_teacher.spec
     places = methods.places_of(student), methods.places_of(teacher)
     methods.check_fit(settings.method, *places)
-    settings.workdir.mkdir(parents=True, exist_ok=True)
-    config = workdir.plain(dataclasses.asdict(settings))
-    if workdir.claim(settings.workdir, config, workdir.plain(dataclasses.asdict(requested))):
-        say(f"resuming the run in {settings.workdir}")
-    run = Run(
+    with lock(settings.workdir):
+        if _claim(settings.workdir, settings, requested):
+            say(f"resuming the run in {settings.workdir}")
+        run = _run_of(settings, mesh, stop_fn)
+        _describe(settings, dataset, run)
+        yield Experiment(settings, dataset, run, given_teacher)
+
+
+def _run_of(settings: "Settings", mesh: Mesh, stop_fn: Callable[[], bool]) -> Run:
+    assert settings.workdir is not None
+    return Run(
         workdir=settings.workdir,
         mesh=mesh,
-        log=workdir.MetricsLog(settings.workdir / "metrics.jsonl"),
+        log=workdir.MetricsLog(settings.workdir / "metrics.jsonl", writes=distributed.is_leader()),
         stop_fn=stop_fn,
         log_every=settings.log_every,
         eval_every=settings.eval_every,
         checkpoint_every=settings.checkpoint_every,
+        keep_last=settings.keep_last,
+        keep_best=settings.keep_best,
     )
-    _describe(settings, dataset, run)
-    return Experiment(settings, dataset, run, given_teacher)
 
 
 def obtain_teacher(experiment: Experiment) -> TeacherResult:
@@ -343,7 +358,11 @@ def _plan(
     )
     placed = teacher._replace(variables=sharding.replicate(teacher.variables, experiment.run.mesh))
     train_step = step.make_train_step(
-        model, objective, optimizer, num_micro_batches=settings.num_micro_batches
+        model,
+        objective,
+        optimizer,
+        num_micro_batches=settings.num_micro_batches,
+        skip_nonfinite=settings.on_nonfinite == "skip",
     )
     validation = experiment.dataset.validation._asdict()
     return Training(
@@ -374,6 +393,26 @@ def _plan_student(experiment: Experiment, phase: str, taught: Taught) -> Trainin
         epochs=settings.epochs or 1,
         augment=settings.augment or (),
     )
+
+
+def _claim(directory: Path, settings: "Settings", requested: "Settings") -> bool:
+    """Let process 0 claim the work directory, and the others see that it is the same for them.
+
+    Returns:
+        Whether a run is resumed.
+    """
+    resumed = False
+    if distributed.is_leader():
+        directory.mkdir(parents=True, exist_ok=True)
+        config, asked = (workdir.plain(dataclasses.asdict(x)) for x in (settings, requested))
+        resumed = workdir.claim(directory, config, asked)
+    distributed.exchange("claim", "done")
+    if not (directory / "config.json").exists():
+        raise ValueError(
+            f"--workdir {directory} must be on a file system that all processes share: process "
+            f"{jax.process_index()} does not see what process 0 has written there"
+        )
+    return resumed
 
 
 def _num_steps(settings: "Settings", epochs: int, examples: Arrays) -> int:
@@ -417,10 +456,12 @@ def _check_fit(settings: "Settings", dataset: data.Dataset, mesh: Mesh) -> None:
 
 
 def _describe(settings: "Settings", dataset: data.Dataset, run: Run) -> None:
-    device = jax.devices()[0]
+    device, processes = jax.devices()[0], jax.process_count()
+    where = f" in {processes} processes" if processes > 1 else ""
     say(
         f"{dataset.name}: {len(dataset.train.label)} training, {len(dataset.validation.label)} "
         f"validation, {len(dataset.test.label)} test images {dataset.image_shape}, "
         f"{dataset.num_classes} classes; students see {settings.data.student_examples}"
     )
-    say(f"{run.mesh.size} x {device.device_kind} ({device.platform}), writing to {run.workdir}")
+    what = f"{run.mesh.size} x {device.device_kind} ({device.platform}){where}"
+    say(f"{what}, writing to {run.workdir}")

@@ -64,15 +64,18 @@ def run(settings: Settings, command: str) -> None:
     with stop_on_signals() as stop_fn:
         dataset = job.load_dataset(settings)
         resolved = distill.resolve(settings, dataset)
-        experiment = job.open_experiment(settings, resolved, dataset, stop_fn)
-        teacher = job.obtain_teacher(experiment)
-        if settings.assistants:
-            links = {name: network_of(name) for name in settings.assistants}
-            chosen = {**links, "student": resolved.student}
-        else:
-            chosen = {f"generation {i + 1}": resolved.student for i in range(settings.generations)}
-        found = chain.train_all(experiment, teacher, chosen)
-        chain.report(experiment, found, command)
+        opened = job.open_experiment(settings, resolved, dataset, stop_fn)
+        with opened as experiment:
+            teacher = job.obtain_teacher(experiment)
+            if settings.assistants:
+                links = {name: network_of(name) for name in settings.assistants}
+                chosen = {**links, "student": resolved.student}
+            else:
+                chosen = {
+                    f"generation {i + 1}": resolved.student for i in range(settings.generations)
+                }
+            found = chain.train_all(experiment, teacher, chosen)
+            chain.report(experiment, found, command)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -91,6 +91,22 @@ class MeshSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedSettings:
+    """Several processes, on one machine or many, that train together."""
+
+    auto: bool = False
+    """Join the processes that TPU, SLURM or MPI have started, as JAX finds them."""
+    coordinator: str | None = None
+    """HOST:PORT where process 0 listens, if nothing can be found out; also joins."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this one is, from 0."""
+    timeout: float = 60.0
+    """Seconds without a sign of life after which a process counts as missing and all end."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Defaults:
     """What a setting of None becomes on a given set of data."""
 
@@ -195,6 +211,24 @@ def check_data(data: DataSettings) -> None:
     require(0 <= fraction < 1, "--data.validation-fraction", "in [0, 1)", fraction)
     require(seen is None or seen > 0, "--data.student-examples", "positive", seen)
     require(size is None or size > 0, "--data.image-size", "positive", size)
+
+
+def check_distributed(distributed: DistributedSettings) -> None:
+    """Raise a ValueError that names the flag of the first of these settings out of range."""
+    flag, timeout = "--distributed.timeout", distributed.timeout
+    require(3 <= timeout < math.inf, flag, "3 or more, in seconds", timeout)
+    explicit = (distributed.coordinator, distributed.num_processes, distributed.process_id)
+    if all(value is None for value in explicit):
+        return
+    for name, value in zip(("coordinator", "num-processes", "process-id"), explicit, strict=True):
+        together = "given with --distributed.coordinator, .num-processes and .process-id together"
+        require(value is not None or distributed.auto, f"--distributed.{name}", together, value)
+    address, count, own = explicit
+    port = (address or "a:1").rpartition(":")[2]
+    require(port.isdecimal(), "--distributed.coordinator", "HOST:PORT", address)
+    require(count is None or count > 0, "--distributed.num-processes", "positive", count)
+    below = own is None or 0 <= own < (count or math.inf)
+    require(below, "--distributed.process-id", f"from 0 to {count} - 1", own)
 
 
 def check_optimizer(optimizer: OptimizerSettings) -> None:

@@ -14,7 +14,8 @@ from experiments.console import progress, say
 from experiments.settings import Augmentation, OptimizerSettings, default_learning_rate
 from experiments.workdir import MetricsLog
 from kdjax import checkpoint, data, loop, metrics, step
-from kdjax.sharding import replicate, replicated, shard_batch
+from kdjax.distributed import gathered
+from kdjax.sharding import local_rows, replicate, replicated, shard_batch
 from kdjax.transforms import max_norm
 from kdjax.types import Batch, Model, Objective, Teacher, TrainState, Variables
 
@@ -33,6 +34,8 @@ class Run:
     log_every: int
     eval_every: int | None
     checkpoint_every: int | None
+    keep_last: int = 2
+    keep_best: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +111,17 @@ def train(run: Run, training: Training, seed: int) -> Variables:
     directory = run.workdir / "checkpoints" / f"{training.phase}-{seed}"
     state = _restored(run, training, directory, _initial_state(run, training, seed))
     start = int(state.step)
-    label = f"{training.phase}, seed {seed}"
+    label = label_of(training, seed)
     run.log.rewind(training.phase, seed, start)
     if start:
         done = "is trained" if start == training.num_steps else f"goes on from step {start}"
         say(f"{label:<14} {done} (read from its checkpoint)")
     if start < training.num_steps:
-        with progress(label, start, training.num_steps) as update:
-            log_fn, eval_fn = _observers(run, training, seed, update)
+        with (
+            progress(label, start, training.num_steps) as update,
+            checkpoint.saving(directory, keep=run.keep_last, keep_best=run.keep_best) as save_fn,
+        ):
+            log_fn, eval_fn = _observers(run, training, seed, update, save_fn)
             cadence = max(1, training.num_steps // 20)
             state = loop.fit(
                 training.train_step,
@@ -127,10 +133,15 @@ def train(run: Run, training: Training, seed: int) -> Variables:
                 eval_every=run.eval_every or cadence,
                 eval_fn=eval_fn if training.watched else None,
                 checkpoint_every=run.checkpoint_every or max(500, cadence),
-                save_fn=lambda at, s: checkpoint.save(directory, at, s),
+                save_fn=save_fn,
                 stop_fn=run.stop_fn,
             )
     return Variables(state.params["student"], state.model_state)
+
+
+def label_of(training: Training, seed: int) -> str:
+    """Name a training on the console."""
+    return f"{training.phase}, seed {seed}"
 
 
 def audit(
@@ -150,8 +161,8 @@ def audit(
     # Here and not above: its imports take time that most runs have no use for.
     from kdjax import testing
 
-    batch = next(_batches(run, training, seed, 0))
-    outputs = training.teacher.apply(training.teacher.variables, batch)
+    batch = next(data.train_batches(training.examples, seed=seed, batch_size=training.batch_size))
+    outputs = training.teacher.apply(gathered(training.teacher.variables), batch)
     variables = training.model.init(jax.random.key(seed), batch["image"])
     student, _ = training.model.apply(*variables, batch["image"], train=False)
     on_host = jax.device_get((batch, student, outputs))
@@ -171,7 +182,8 @@ def eval_batches(run: Run, arrays: Arrays) -> Iterator[Batch]:
     """Cut examples into padded, masked batches on the mesh."""
     devices = run.mesh.size
     size = -(-min(EVAL_BATCH_SIZE, len(arrays["label"])) // devices) * devices
-    for batch in data.eval_batches(arrays, batch_size=size):
+    rows = local_rows(run.mesh, size)
+    for batch in data.eval_batches(arrays, batch_size=size, rows=rows):
         yield shard_batch(batch, run.mesh)
 
 
@@ -205,27 +217,41 @@ def _restored(run: Run, training: Training, directory: Path, fresh: TrainState) 
 
 
 def _batches(run: Run, training: Training, seed: int, start: int) -> Iterator[Batch]:
+    size = training.batch_size
+    rows = local_rows(run.mesh, size)
     for batch in data.train_batches(
-        training.examples, seed=seed, batch_size=training.batch_size, start_step=start
+        training.examples, seed=seed, batch_size=size, start_step=start, rows=rows
     ):
         yield shard_batch(batch, run.mesh)
 
 
-def _observers(run: Run, training: Training, seed: int, update: Any) -> tuple[Any, Any]:
-    """Make the functions that log metrics and move the progress bar."""
-    notes = dict.fromkeys(("train", *training.watched), "")
+def _observers(
+    run: Run, training: Training, seed: int, update: Any, save_fn: checkpoint.Save
+) -> tuple[Any, Any]:
+    """Make the functions that log metrics and move the progress bar.
+
+    Where the best checkpoint is kept, that of validation saves it.
+    """
+    notes, best = dict.fromkeys(("train", *training.watched), ""), [-np.inf]
 
     def write(at: int, split: str, measured: Mapping[str, Any]) -> None:
         numbers = {name: metrics.value(metric) for name, metric in measured.items()}
         run.log.append(phase=training.phase, seed=seed, step=at, split=split, **numbers)
         loss = numbers["loss"] if split == "train" else numbers["nll"]
         notes[split] = f"{split} loss {loss:.3f}, {numbers['accuracy']:.1%} right"
+        if split == "train" and (skipped := int(measured.get("skipped", (0, 0))[0])):
+            say(f"{label_of(training, seed)} skipped {skipped} non-finite steps up to step {at}")
         update(at, "  ".join(filter(None, notes.values())))
 
     def eval_fn(at: int, state: TrainState) -> None:
         variables = Variables(state.params["student"], state.model_state)
+        scores = {}
         for split, arrays in training.watched.items():
             measured = measure(run, training.eval_step, variables, arrays)
+            scores[split] = metrics.value(measured["accuracy"])
             write(at, split, {"loss": measured["nll"], **measured})
+        if run.keep_best and scores.get("validation", -np.inf) > best[0]:
+            best[0] = scores["validation"]
+            save_fn(at, state, score=best[0])
 
     return lambda at, measured: write(at, "train", measured), eval_fn

@@ -22,6 +22,7 @@ LEVELS = [
     "online",
     "sweep",
     "bias",
+    "distributed",
     "sharding",
     "data",
     "specialists",
