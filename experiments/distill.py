@@ -57,7 +57,7 @@ class Settings:
     crop_padding: int = 4
     """Pixels of padding before the crop."""
     jitter_pixels: int = 2
-    """Largest shift of jitter (whole pixels) and of translate (real numbers), in pixels."""
+    """Largest shift of jitter (whole pixels), translate (real numbers) and warp (of parts)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the networks' arithmetic; parameters, losses and statistics stay float32."""
     num_micro_batches: int = 1

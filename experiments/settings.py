@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Literal, TypeVar
 
-Augmentation = Literal["crop", "flip", "jitter", "translate", "none"]
+Augmentation = Literal["crop", "flip", "jitter", "translate", "warp", "none"]
 NetworkName = Literal[
     "mlp", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"
 ]

@@ -88,6 +88,7 @@ def make_views(
         "flip": data.flip,
         "jitter": lambda key, images: data.jitter(key, images, max_shift=jitter_pixels),
         "translate": lambda key, images: data.translate(key, images, max_shift=jitter_pixels),
+        "warp": lambda key, images: data.warp(key, images, max_shift=jitter_pixels),
     }
     chosen = [functions[name] for name in augment if name != "none"]
     return data.augment(*chosen) if chosen else None
