@@ -126,7 +126,9 @@ class VisionTransformer(nn.Module):
             x = EncoderBlock(
                 self.num_heads, self.mlp_width, self.dropout, self.dtype, name=f"block_{i}"
             )(x, train=train)
-        x = Embedding(name="embedding")(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x))
+        x = Embedding(name="embedding")(
+            nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        )
         # Rounding logits to half precision moves them by more than networks may differ.
         wide = None if self.dtype is None else jnp.promote_types(self.dtype, jnp.float32)
         return nn.Dense(self.num_classes, dtype=wide, kernel_init=_INIT, name="head")(x)
