@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -59,7 +59,7 @@ class Settings:
     """Pixels of padding before the crop."""
     jitter_pixels: int = 2
     """Largest shift of jitter (whole pixels) and of translate (real numbers), in pixels."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: groups.Precision = "float32"
     """Of the networks' arithmetic; parameters, losses and statistics stay float32."""
     num_micro_batches: int = 1
     """Parts of a batch over which the gradient is accumulated."""
@@ -86,6 +86,7 @@ def check(settings: Settings) -> None:
     groups.check_network("--teacher", settings.teacher)
     groups.check_network("--student", settings.student)
     groups.check_optimizer(settings.optimizer)
+    groups.check_mesh(settings.mesh)
     known = all(name in METHODS for name in settings.method.split("+"))
     groups.require(known, "--method", f"of {', '.join(METHODS)}", settings.method)
     temperature, soft_weight = settings.temperature, settings.soft_weight

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 # What may differ between a run and its continuation: where it runs and how often it speaks.
-FREE_SETTINGS = ("workdir", "mesh.data", "log_every", "audit")
+FREE_SETTINGS = (
+    "workdir", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.split_teacher", "log_every", "audit",
+)  # fmt: skip
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

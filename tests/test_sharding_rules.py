@@ -110,7 +110,7 @@ def test_the_table_of_the_mlp():
         "params/hidden_0/bias": P("tensor"),
         "params/hidden_1/kernel": P("tensor", "fsdp"),
         "params/hidden_1/bias": P(),
-        "params/head/kernel": P(("fsdp", "tensor")),
+        "params/head/kernel": P(("tensor", "fsdp")),
         "params/head/bias": P(),
     }
 
@@ -146,7 +146,7 @@ def test_the_table_of_the_transformer():
         "block_0/mlp/up/kernel": P("fsdp", "tensor"),
         "block_0/mlp/down/kernel": P("tensor", "fsdp"),
         "patches/kernel": P(None, None, None, "fsdp"),
-        "head/kernel": P("fsdp"),
+        "head/kernel": P(("tensor", "fsdp")),
     }
 
 

@@ -18,7 +18,7 @@ from kdjax.sharding._placement import (
     place,
     shardings,
 )
-from kdjax.sharding._tables import MLP_RULES, RESNET_RULES, TRANSFORMER_RULES
+from kdjax.sharding._tables import MLP_RULES, NETWORK_RULES, RESNET_RULES, TRANSFORMER_RULES
 from kdjax.sharding._use import LayoutFn, gather, gathering, hold, layout_of
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "BATCH_AXES",
     "LOGICAL_AXES",
     "MLP_RULES",
+    "NETWORK_RULES",
     "RESNET_RULES",
     "TRANSFORMER_RULES",
     "LayoutFn",

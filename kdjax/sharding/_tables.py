@@ -4,7 +4,8 @@ The first pattern that is found in an array's path decides. `fsdp` splits what i
 before it is used; `tensor` splits the units of a layer, so that the layer behind it sums over
 them: of two layers in a row the first has them on its last axis and the second on its first, and
 nothing is gathered in between. Paths of optimizer moments end in the parameter's, so that the same
-line places them.
+line places them. Where both split an axis, `tensor` comes first: what is gathered again are then
+neighbours.
 """
 
 from jax.sharding import PartitionSpec as P
@@ -15,7 +16,7 @@ MLP_RULES: Rules = (
     (r"hidden_\d*[02468]/kernel$", P("fsdp", "tensor")),
     (r"hidden_\d*[02468]/bias$", P("tensor")),
     (r"hidden_\d*[13579]/kernel$", P("tensor", "fsdp")),
-    (r"head/kernel$", P(("fsdp", "tensor"), None)),
+    (r"head/kernel$", P(("tensor", "fsdp"), None)),
 )
 """For `kdjax.models.mlp`: kernels are [inputs, units]."""
 
@@ -24,7 +25,7 @@ RESNET_RULES: Rules = (
     (r"norm_1/(scale|bias|mean|var)$", P("tensor")),
     (r"conv_2/kernel$", P(None, None, "tensor", "fsdp")),
     (r"(stem|shortcut_conv)/kernel$", P(None, None, None, "fsdp")),
-    (r"head/kernel$", P("fsdp", None)),
+    (r"head/kernel$", P(("tensor", "fsdp"), None)),
 )
 """For `kdjax.models.resnet`: kernels are [height, width, inputs, channels]."""
 
@@ -37,6 +38,9 @@ TRANSFORMER_RULES: Rules = (
     (r"mlp/down/kernel$", P("tensor", "fsdp")),
     (r"patches/kernel$", P(None, None, None, "fsdp")),
     (r"tokens/position$", P(None, None, "fsdp")),
-    (r"head/kernel$", P("fsdp", None)),
+    (r"head/kernel$", P(("tensor", "fsdp"), None)),
 )
 """For `kdjax.models.vit`: kernels of attention are [width, heads, head_width], out's reversed."""
+
+NETWORK_RULES: Rules = (*MLP_RULES, *RESNET_RULES, *TRANSFORMER_RULES)
+"""For any of them: no path means two things."""
