@@ -58,7 +58,7 @@ class Settings:
     """Pixels of padding before the crop."""
     jitter_pixels: int = 2
     """Largest shift of jitter (whole pixels), translate (real numbers) and warp (of parts)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: groups.Precision = "float32"
     """Of the networks' arithmetic; parameters, losses and statistics stay float32."""
     num_micro_batches: int = 1
     """Parts of a batch over which the gradient is accumulated."""
@@ -92,6 +92,7 @@ def check(settings: Settings) -> None:
     groups.check_network("--teacher", settings.teacher)
     groups.check_network("--student", settings.student)
     groups.check_optimizer(settings.optimizer)
+    groups.check_mesh(settings.mesh)
     groups.check_distributed(settings.distributed)
     keep_last = settings.keep_last
     groups.require(keep_last >= 2, "--keep-last", "2 or more: one can be damaged", keep_last)

@@ -109,10 +109,12 @@ def open_experiment(
         OSError: if the directory cannot be written, or another run is at work in it.
     """
     assert settings.workdir is not None
-    mesh = sharding.make_mesh(data=settings.mesh.data)
+    mesh = _mesh(settings)
     _check_fit(settings, dataset, mesh)
     # Before the directory is claimed: a teacher that does not fit must not leave a trace.
     student, teacher = (_spec(settings, dataset, x) for x in (settings.student, settings.teacher))
+    networks.check_patches("--student", student)
+    networks.check_patches("--teacher", teacher)
     given_teacher = None
     if settings.teacher.checkpoint is not None:
         given_teacher = networks.load_teacher(settings.teacher, teacher)
@@ -147,7 +149,9 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
     settings, dataset, run = experiment.settings, experiment.dataset, experiment.run
     spec = _spec(settings, dataset, settings.teacher)
     if experiment.given_teacher is not None:
-        network = experiment.given_teacher
+        variables = experiment.given_teacher.variables
+        placed = jax.device_put(variables, run.layout_fn(variables))
+        network = experiment.given_teacher._replace(variables=placed)
         say(f"teacher        read from {settings.teacher.checkpoint}")
     else:
         plan = _plan(
@@ -215,7 +219,7 @@ def with_answers(experiment: Experiment, teacher: TeacherResult, examples: Array
     augment = experiment.settings.augment or ()
     if training.make_views(augment, crop_padding=1, jitter_pixels=1) is not None:
         return examples
-    return _with_logits(experiment.run, teacher.network, examples)
+    return _with_logits(experiment.run, _teaching(experiment, teacher.network), examples)
 
 
 def plan_method(
@@ -240,7 +244,8 @@ def plan_method(
     Returns:
         The training, whose step is compiled at its first use.
     """
-    settings, (teacher_spec, _, variables) = experiment.settings, teacher.network
+    settings, network = experiment.settings, _teaching(experiment, teacher.network)
+    teacher_spec, model, variables = network
     spec = student_spec(experiment)
     setup = methods.Setup(
         student=methods.places_of(spec),
@@ -258,9 +263,23 @@ def plan_method(
         return _plan_student(experiment, phase, taught)
     examples = with_answers(experiment, teacher, examples)
     stored = "teacher_logits" in examples
-    source = teachers.stored() if stored else teachers.frozen(teacher.network.model, variables)
+    source = teachers.stored() if stored else teachers.frozen(model, variables)
     taught = Taught(networks.build(spec), objective, source, examples)
     return _plan_student(experiment, phase, taught)
+
+
+def _teaching(experiment: Experiment, network: Network) -> Network:
+    """Give the teacher the precision and the place that it has while it teaches."""
+    settings, mesh = experiment.settings, experiment.run.mesh
+    precision = settings.teacher.precision or network.spec.precision
+    spec = dataclasses.replace(network.spec, precision=precision)
+    axes = dict(sharding.LOGICAL_AXES)
+    if settings.mesh.split_teacher:
+        axes["fsdp"] = sharding.BATCH_AXES
+    variables = sharding.place(
+        network.variables, mesh, sharding.NETWORK_RULES, axes=axes, dtype=settings.teacher.precision
+    )
+    return Network(spec, networks.build(spec), variables)
 
 
 def summarize(
@@ -278,8 +297,8 @@ def summarize(
     run = experiment.run
     summary: dict[str, Any] = {}
     eval_steps = {
-        "teacher": step.make_eval_step(teacher.network.model),
-        "student": step.make_eval_step(students[0].network.model),
+        "teacher": step.make_eval_step(teacher.network.model, layout_fn=run.layout_fn),
+        "student": step.make_eval_step(students[0].network.model, layout_fn=run.layout_fn),
     }
     measured = [("teacher", teacher.network)] + [(s.phase, s.network) for s in students]
     for phase, network in measured:
@@ -316,7 +335,7 @@ def balanced_subset(labels: np.ndarray, num_examples: int) -> np.ndarray:
 def _measure(
     run: Run, eval_step: Any, network: Network, teacher: TeacherResult
 ) -> dict[str, float | int | str | None]:
-    variables = sharding.replicate(network.variables, run.mesh)
+    variables = network.variables
     test = training.measure(run, eval_step, variables, teacher.test)
     correct, count = test["accuracy"]
     validation = None
@@ -356,13 +375,14 @@ def _plan(
     view_fn = training.make_views(
         augment, crop_padding=settings.crop_padding, jitter_pixels=settings.jitter_pixels
     )
-    placed = teacher._replace(variables=sharding.replicate(teacher.variables, experiment.run.mesh))
+    layout_fn = experiment.run.layout_fn
     train_step = step.make_train_step(
         model,
         objective,
         optimizer,
         num_micro_batches=settings.num_micro_batches,
         skip_nonfinite=settings.on_nonfinite == "skip",
+        layout_fn=layout_fn,
     )
     validation = experiment.dataset.validation._asdict()
     return Training(
@@ -370,9 +390,9 @@ def _plan(
         model=model,
         objective=objective,
         optimizer=optimizer,
-        teacher=placed,
-        train_step=step.with_teacher(train_step, placed, view_fn=view_fn),
-        eval_step=step.make_eval_step(model),
+        teacher=teacher,
+        train_step=step.with_teacher(train_step, teacher, view_fn=view_fn),
+        eval_step=step.make_eval_step(model, layout_fn=layout_fn),
         examples=examples,
         watched={"validation": validation} if len(validation["label"]) else {},
         batch_size=batch_size,
@@ -428,6 +448,16 @@ def _with_logits(run: Run, network: Network, examples: Arrays) -> Arrays:
         return examples
     logits = training.predict_logits(run, network.model, network.variables, examples)
     return {**examples, "teacher_logits": logits}
+
+
+def _mesh(settings: "Settings") -> Mesh:
+    """Arrange the devices as the flags say."""
+    sizes = {"data": settings.mesh.data, "fsdp": settings.mesh.fsdp, "tensor": settings.mesh.tensor}
+    try:
+        return sharding.make_mesh(**sizes)
+    except ValueError as error:
+        flags = ", ".join(f"--mesh.{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"{flags}: {str(error).removeprefix('make_mesh: ')}") from error
 
 
 def _spec(settings: "Settings", dataset: data.Dataset, network: NetworkSettings) -> NetworkSpec:

@@ -24,8 +24,9 @@ class Places(NamedTuple):
     """Where a network's features are: module paths.
 
     `stages` are its maps or hidden layers after the ReLU, from the input to the output, `bare` the
-    same before the ReLU, and `embedding` is what its classifier reads. `spatial` tells maps
-    [batch, height, width, channels] from vectors.
+    same before the ReLU (in a transformer: hidden units before the GELU), and `embedding` is what
+    its classifier reads. `spatial` tells maps [batch, height, width, channels] from vectors and
+    tokens.
     """
 
     stages: tuple[str, ...]
@@ -40,11 +41,16 @@ class Places(NamedTuple):
 
 
 def places_of(spec: NetworkSpec) -> Places:
-    """Say where the features of a network are."""
+    """Say where the features of a network are; of a transformer, four blocks stand for stages."""
     if spec.name == "mlp":
         layers = range(len(spec.widths))
         stages, bare = (tuple(f"{kind}_{i}" for i in layers) for kind in ("drop", "hidden"))
         return Places(stages, bare, stages[-1] if stages else "", spatial=False)
+    if networks.is_vit(spec.name):
+        depth = getattr(models, spec.name).keywords["depth"]
+        blocks = sorted({max(1, depth * i // 4) - 1 for i in range(1, 5)})
+        stages, bare = (tuple(f"block_{i}{inner}" for i in blocks) for inner in ("", "/mlp/up"))
+        return Places(stages, bare, "embedding", spatial=False)
     last = (int(spec.name.removeprefix("resnet")) - 2) // 6 - 1
     stages = ("stage_1", "stage_2", "stage_3")
     bare = tuple(f"{stage}/block_{last}/sum" for stage in stages)

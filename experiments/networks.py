@@ -27,6 +27,7 @@ class NetworkSpec:
     dropout: float = 0.0
     input_dropout: float = 0.0
     precision: str = "float32"
+    patch_size: int = 0
 
 
 class Network(NamedTuple):
@@ -49,6 +50,14 @@ def build(spec: NetworkSpec, *, features: Sequence[str] = ()) -> Model:
             widths=spec.widths,
             dropout=spec.dropout,
             input_dropout=spec.input_dropout,
+            dtype=dtype,
+            features=features,
+        )
+    elif is_vit(spec.name):
+        model = getattr(models, spec.name)(
+            spec.num_classes,
+            patch_size=spec.patch_size,
+            dropout=spec.dropout,
             dtype=dtype,
             features=features,
         )
@@ -78,7 +87,23 @@ def make_spec(
         dropout=settings.dropout,
         input_dropout=settings.input_dropout,
         precision=precision,
+        patch_size=_patch_size(settings, image_shape),
     )
+
+
+def is_vit(name: str) -> bool:
+    """Whether a network of that name is a vision transformer."""
+    return name.startswith("vit_")
+
+
+def check_patches(flag: str, spec: NetworkSpec) -> None:
+    """Raise a ValueError that names the flag unless the images divide into a network's patches."""
+    height, width, _ = spec.image_shape
+    if is_vit(spec.name) and (height % spec.patch_size or width % spec.patch_size):
+        raise ValueError(
+            f"{flag}.patch-size is {spec.patch_size}, which does not divide images of "
+            f"{height} x {width}"
+        )
 
 
 def save_network(directory: Path, spec: NetworkSpec, variables: Variables) -> None:
@@ -142,6 +167,14 @@ def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
     except ValueError as error:
         raise ValueError(f"--teacher.checkpoint {path} is not a {spec.name}: {error}") from error
     return Network(spec, model, variables)
+
+
+def _patch_size(settings: NetworkSettings, image_shape: tuple[int, ...]) -> int:
+    if not is_vit(settings.name or ""):
+        return 0
+    side = min(image_shape[:2])
+    default = 16 if side >= 112 else 8 if side >= 64 else 4 if side >= 16 else 2
+    return settings.patch_size or default
 
 
 def _checked(path: Path, teacher: Network, settings: TeacherSettings, num_classes: int) -> Network:

@@ -8,8 +8,10 @@ from typing import Literal, TypeVar
 
 Augmentation = Literal["crop", "flip", "jitter", "translate", "warp", "none"]
 NetworkName = Literal[
-    "mlp", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"
-]
+    "mlp", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
+    "vit_mu", "vit_ti", "vit_s", "vit_b",
+]  # fmt: skip
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,11 @@ class NetworkSettings:
     """The architecture. Default: mlp, or what the teacher's checkpoint holds."""
     widths: tuple[int, ...] | None = None
     """Units of each hidden layer of an mlp. Default: 256 256 for a teacher, 32 for a student."""
+    patch_size: int | None = None
+    """Pixels a side of a vit's patches. Default: 16 on images of 112 pixels or more, 8 from 64 on,
+    4 from 16 on, else 2."""
     dropout: float = 0.0
-    """Share of hidden units that an mlp drops in training."""
+    """Share of hidden units that an mlp or a vit drops in training."""
     input_dropout: float = 0.0
     """Share of inputs that an mlp drops in training."""
     max_norm: float | None = None
@@ -61,6 +66,9 @@ class TeacherSettings(NetworkSettings):
     """Channel means, in [0, 1], that a PyTorch teacher's inputs were normalised with."""
     std: tuple[float, ...] | None = None
     """Channel standard deviations likewise."""
+    precision: Precision | None = None
+    """Of the teacher's arithmetic and stored arrays while it teaches. Default: as it was
+    trained."""
 
 
 SettingsT = TypeVar("SettingsT", bound=NetworkSettings)
@@ -87,7 +95,13 @@ class MeshSettings:
     """How devices are arranged."""
 
     data: int = -1
-    """Devices that split the batch; -1 for all."""
+    """Devices that split the batch; -1 for all that the others leave."""
+    fsdp: int = 1
+    """Devices that split the batch, and parameters and optimizer state with it."""
+    tensor: int = 1
+    """Devices that split the units of layers."""
+    split_teacher: bool = False
+    """Split the teacher over the devices of data as well, where each holds the whole student."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +215,17 @@ def check_network(flag: str, network: NetworkSettings) -> None:
     require(
         0 <= network.input_dropout < 1, f"{flag}.input-dropout", "in [0, 1)", network.input_dropout
     )
+    patch = network.patch_size
+    require(patch is None or patch > 0, f"{flag}.patch-size", "positive", patch)
     limit = network.max_norm
     require(limit is None or limit > 0, f"{flag}.max-norm", "positive", limit)
+
+
+def check_mesh(mesh: MeshSettings) -> None:
+    """Raise a ValueError that names the flag of the first mesh setting out of range."""
+    require(mesh.data == -1 or mesh.data > 0, "--mesh.data", "positive, or -1 for all", mesh.data)
+    require(mesh.fsdp > 0, "--mesh.fsdp", "positive", mesh.fsdp)
+    require(mesh.tensor > 0, "--mesh.tensor", "positive", mesh.tensor)
 
 
 def check_data(data: DataSettings) -> None:

@@ -13,11 +13,21 @@ from jax.sharding import Mesh
 from experiments.console import progress, say
 from experiments.settings import Augmentation, OptimizerSettings, default_learning_rate
 from experiments.workdir import MetricsLog
-from kdjax import checkpoint, data, loop, metrics, step
+from kdjax import checkpoint, data, loop, metrics, sharding, step
 from kdjax.distributed import gathered
-from kdjax.sharding import local_rows, replicate, replicated, shard_batch
+from kdjax.sharding import local_rows, shard_batch
 from kdjax.transforms import max_norm
-from kdjax.types import Batch, Model, Objective, Teacher, TrainState, Variables
+from kdjax.types import (
+    Array,
+    Batch,
+    Model,
+    Objective,
+    Outputs,
+    PyTree,
+    Teacher,
+    TrainState,
+    Variables,
+)
 
 Arrays = Mapping[str, np.ndarray]
 EVAL_BATCH_SIZE = 500
@@ -36,6 +46,10 @@ class Run:
     checkpoint_every: int | None
     keep_last: int = 2
     keep_best: bool = False
+
+    def layout_fn(self, tree: PyTree) -> PyTree:
+        """Say where arrays of ours live: a training's state, a network's variables."""
+        return sharding.shardings(tree, self.mesh, sharding.NETWORK_RULES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +124,7 @@ def train(run: Run, training: Training, seed: int) -> Variables:
         loop.Stopped: if the run was asked to stop; the state is saved.
     """
     directory = run.workdir / "checkpoints" / f"{training.phase}-{seed}"
-    state = _restored(run, training, directory, _initial_state(run, training, seed))
+    state = _restored_or_made(run, training, directory, seed)
     start = int(state.step)
     label = label_of(training, seed)
     run.log.rewind(training.phase, seed, start)
@@ -189,32 +203,32 @@ def eval_batches(run: Run, arrays: Arrays) -> Iterator[Batch]:
 
 
 def predict_logits(run: Run, model: Model, variables: Variables, arrays: Arrays) -> np.ndarray:
-    """Compute a network's logits for every example, [examples, num_classes]."""
+    """Compute the logits of a network on the mesh for every example, [examples, num_classes]."""
+    layout = sharding.layout_of(variables)
 
     @jax.jit
     def apply(variables: Variables, batch: Batch) -> Any:
+        variables = sharding.gather(variables, layout)
         outputs, _ = model.apply(*variables, batch["image"], train=False)
         return outputs.logits.astype(np.float32)
 
-    placed = replicate(variables, run.mesh)
-    return loop.predict(lambda batch: apply(placed, batch), eval_batches(run, arrays))
+    return loop.predict(lambda batch: apply(variables, batch), eval_batches(run, arrays))
 
 
-def _initial_state(run: Run, training: Training, seed: int) -> TrainState:
+def _restored_or_made(run: Run, training: Training, directory: Path, seed: int) -> TrainState:
+    """Read the newest state, or make one, where its arrays live on this run's mesh."""
+
+    def make(key: Array, batch: Batch, outputs: Outputs | None) -> TrainState:
+        return step.init_train_state(
+            key, training.model, training.objective, training.optimizer, batch, outputs
+        )
+
     batch = next(_batches(run, training, seed, 0))
-    outputs = training.teacher.apply(training.teacher.variables, batch)
-    state = step.init_train_state(
-        jax.random.key(seed), training.model, training.objective, training.optimizer, batch, outputs
-    )
-    return replicate(state, run.mesh)
-
-
-def _restored(run: Run, training: Training, directory: Path, fresh: TrainState) -> TrainState:
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(run.mesh)), fresh
-    )
+    outputs = jax.jit(training.teacher.apply)(training.teacher.variables, batch)
+    args = jax.random.key(seed), batch, outputs
+    like = sharding.abstract(make, *args, layout_fn=run.layout_fn)
     found = checkpoint.restore(directory, like)
-    return fresh if found is None else found[1]
+    return found[1] if found else sharding.initialise(make, *args, layout_fn=run.layout_fn)
 
 
 def _batches(run: Run, training: Training, seed: int, start: int) -> Iterator[Batch]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from kdjax import metrics as measures
+from kdjax import sharding
 from kdjax.teachers import InputsFn
 from kdjax.types import (
     Array,
@@ -86,6 +87,7 @@ def make_train_step(
     num_micro_batches: int = 1,
     skip_nonfinite: bool = False,
     inputs_fn: InputsFn = itemgetter("image"),
+    layout_fn: sharding.LayoutFn | None = None,
 ) -> TrainStep:
     """Compile training: forward, loss, gradient, update.
 
@@ -103,6 +105,9 @@ def make_train_step(
             gradient is not finite. The step then adds nothing to the metrics, and 1 to `skipped`,
             whose mean is the share of such steps.
         inputs_fn: what the network is fed, `batch["image"]` by default.
+        layout_fn: where the arrays of the state live, the same that it was made with: gradients
+            and the new state are kept there. None leaves that to the compiler, which does well
+            where every device holds the whole state.
 
     Returns:
         `train_step(state, batch, teacher_outputs) -> (state, metrics)`, jitted; the state's
@@ -132,6 +137,11 @@ def make_train_step(
         metrics = {**metrics, **hits(inputs)}
         return loss * share, ((model_state, term_state), metrics)
 
+    def grad_fn(*args: Any) -> tuple[PyTree, tuple[PyTree, Metrics]]:
+        loss = sharding.gathering(loss_fn, layout_fn)
+        grads, aux = jax.grad(loss, has_aux=True)(*args)
+        return sharding.hold(grads, layout_fn), aux
+
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(
         state: TrainState, batch: Batch, teacher_outputs: Outputs | None
@@ -140,8 +150,8 @@ def make_train_step(
         parts = _split(batch, teacher_outputs, num_micro_batches)
         if num_micro_batches > 1:
             _check_coupling(objective, state)
-        grads, carried, metrics = _accumulate(loss_fn, state, key, parts, num_micro_batches)
-        new = updated(state, optimizer, grads, carried)
+        grads, carried, metrics = _accumulate(grad_fn, state, key, parts, num_micro_batches)
+        new = sharding.hold(updated(state, optimizer, grads, carried), layout_fn)
         return _unless_nonfinite(state, new, grads, metrics) if skip_nonfinite else (new, metrics)
 
     return train_step
@@ -153,7 +163,9 @@ def with_teacher(
     """Run the teacher inside the compiled step, on the view of the batch that the student sees.
 
     The teacher's variables are passed to the compiled function as an argument at every call; they
-    are neither copied into the program nor changed.
+    are neither copied into the program nor changed. They may be split over the mesh in their own
+    way, see `kdjax.sharding.place`: what is split over the axes of the batch is gathered when the
+    teacher runs.
 
     Args:
         train_step: what `make_train_step` returns.
@@ -166,24 +178,31 @@ def with_teacher(
         `step(state, batch) -> (state, metrics)`, jitted; the state's buffers are donated.
     """
 
+    layout = sharding.layout_of(teacher.variables)
+
     @functools.partial(jax.jit, donate_argnums=0)
     def step(
         state: TrainState, batch: Batch, *, teacher_variables: PyTree
     ) -> tuple[TrainState, Metrics]:
         view = batch if view_fn is None else view_fn(step_key(state, VIEW_STREAM), batch)
-        return train_step(state, view, teacher.apply(teacher_variables, view))
+        whole = sharding.gather(teacher_variables, layout)
+        return train_step(state, view, teacher.apply(whole, view))
 
     return functools.partial(step, teacher_variables=teacher.variables)
 
 
 def make_eval_step(
-    model: Model, *, inputs_fn: InputsFn = itemgetter("image")
+    model: Model,
+    *,
+    inputs_fn: InputsFn = itemgetter("image"),
+    layout_fn: sharding.LayoutFn | None = None,
 ) -> Callable[[Variables, Batch], Metrics]:
     """Compile evaluation of a network in evaluation mode.
 
     Args:
         model: the network.
         inputs_fn: what it is fed, `batch["image"]` by default.
+        layout_fn: where its variables live, as in `make_train_step`.
 
     Returns:
         `eval_step(variables, batch) -> metrics`: `accuracy`, `nll` (nats) and `ece` against
@@ -193,6 +212,8 @@ def make_eval_step(
 
     @jax.jit
     def eval_step(variables: Variables, batch: Batch) -> Metrics:
+        if layout_fn is not None:
+            variables = sharding.gather(variables, layout_fn(variables))
         outputs, _ = model.apply(
             variables.params, variables.state, inputs_fn(batch), train=False, key=None
         )
@@ -279,10 +300,9 @@ def _split(
 
 
 def _accumulate(
-    loss_fn: Callable[..., Any], state: TrainState, key: Array, parts: PyTree, num_parts: int
+    grad_fn: Callable[..., Any], state: TrainState, key: Array, parts: PyTree, num_parts: int
 ) -> tuple[PyTree, PyTree, Metrics]:
     """Sum gradients and metrics over the parts; each part hands its state on to the next."""
-    grad_fn = jax.grad(loss_fn, has_aux=True)
 
     def body(carry: PyTree, index_and_part: PyTree) -> tuple[PyTree, Metrics]:
         grads, carried = carry

@@ -21,12 +21,14 @@ from kdjax.models._networks import (
 )
 from kdjax.models._nnx import from_nnx, variables_of
 from kdjax.models._pytorch import from_pytorch, normalisation_of, read_state_dict
+from kdjax.models._transformer import VisionTransformer, vit, vit_b, vit_mu, vit_s, vit_ti
 
 __all__ = [
     "MLP",
     "BasicBlock",
     "Pool",
     "ResNet",
+    "VisionTransformer",
     "from_linen",
     "from_nnx",
     "from_pytorch",
@@ -45,5 +47,10 @@ __all__ = [
     "resnet110",
     "simkd",
     "variables_of",
+    "vit",
+    "vit_b",
+    "vit_mu",
+    "vit_s",
+    "vit_ti",
     "with_class_maps",
 ]

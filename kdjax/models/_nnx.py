@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import nnx, traverse_util
 
 from kdjax.models._calls import (
@@ -36,6 +37,9 @@ def from_nnx(
     `deterministic` and `use_running_average` it takes. In training every random stream is seeded
     anew from `key`; in evaluation from a constant, and the state holds none.
 
+    Where a variable has axis names (`nnx.with_partitioning`), so has its array: it comes in a
+    `flax.linen.Partitioned`, as from Linen, and `kdjax.sharding` places it by them.
+
     Args:
         make_module: makes the module, as in `lambda rngs: Net(32, rngs=rngs)`; it returns logits
             [batch..., num_classes].
@@ -64,7 +68,7 @@ def from_nnx(
         return as_logits("from_nnx", module, (call_fn or call_module)(module, inputs, train))
 
     def init(key: Array, inputs: Any) -> Variables:
-        variables = variables_of(make_module(nnx.Rngs(key)))
+        variables = variables_of(_made(make_module, nnx.Rngs(key)))
         jax.eval_shape(functools.partial(apply, train=False), *variables, inputs)
         return variables
 
@@ -108,12 +112,18 @@ def _blueprint(make_module: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
             f"from_nnx: make_module is a {type(make_module).__name__}, expected a function of rngs "
             "that makes one; the variables of a live module are variables_of(module)"
         )
-    blueprint = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
+    blueprint = nnx.eval_shape(lambda: _made(make_module, nnx.Rngs(0)))
     if not isinstance(blueprint, nnx.Module):
         raise TypeError(
             "from_nnx: make_module made no nnx.Module; expected lambda rngs: Net(..., rngs=rngs)"
         )
     return blueprint
+
+
+def _made(make_module: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
+    # Otherwise axis names would ask for a mesh here: arrays are placed later, by the whole tree.
+    with nnx.use_eager_sharding(False):
+        return make_module(rngs)
 
 
 def _split(module: nnx.Module) -> tuple[Any, list[nnx.State]]:
@@ -130,9 +140,15 @@ def _value(leaf: Any) -> Any:
     return leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
 
 
+def _array(leaf: Any) -> Any:
+    """Return a variable's array, in a box with the names of its axes if it has some."""
+    names = leaf.get_metadata().get("out_sharding") if isinstance(leaf, nnx.Variable) else None
+    return nn.Partitioned(_value(leaf), tuple(names)) if names else _value(leaf)
+
+
 def _nested(state: nnx.State) -> PyTree:
     # Indices of lists become strings: a dictionary with keys of two types is no pytree.
-    leaves = {tuple(map(str, path)): _value(leaf) for path, leaf in nnx.to_flat_state(state)}
+    leaves = {tuple(map(str, path)): _array(leaf) for path, leaf in nnx.to_flat_state(state)}
     return traverse_util.unflatten_dict(leaves)
 
 
@@ -142,6 +158,7 @@ def _filled(like: nnx.State, tree: PyTree) -> nnx.State:
 
     def fill(path: tuple[Any, ...], leaf: Any) -> Any:
         array = arrays[tuple(map(str, path))]
+        array = array.value if isinstance(array, nn.Partitioned) else array
         return leaf.replace(array) if isinstance(leaf, nnx.Variable) else array
 
     return nnx.from_flat_state({path: fill(path, leaf) for path, leaf in nnx.to_flat_state(like)})

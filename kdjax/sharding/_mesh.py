@@ -1,5 +1,6 @@
-"""The mesh, and how arrays are laid out on it. One device is a mesh of one."""
+"""The mesh itself, and batches on it."""
 
+import math
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from kdjax.types import PyTree
 
 AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -48,7 +50,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Return the layout of an array whose first axis, the batch, is split."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -115,7 +117,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, num_micro_batches: int = 1)
     Raises:
         ValueError: with the nearest sizes that fit.
     """
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     unit = devices * num_micro_batches
     if batch_size < 1 or batch_size % unit:
         below = batch_size // unit * unit

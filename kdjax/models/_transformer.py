@@ -1,0 +1,198 @@
+"""Vision transformers, in Linen: patches as tokens, blocks of attention and perceptrons."""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from kdjax.models._linen import from_linen
+from kdjax.models._networks import DType
+from kdjax.types import Array, Model
+
+_INIT = nn.initializers.truncated_normal(0.02)
+
+
+class Tokens(nn.Module):
+    """Puts a class token before the patches and adds learned positions to all."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Return [batch, 1 + height * width, width] for [batch, height, width, width]."""
+        x = jnp.reshape(x, (x.shape[0], -1, x.shape[-1]))
+        first = self.param("class_token", _INIT, (1, 1, x.shape[-1]))
+        first = jnp.broadcast_to(first, (x.shape[0], 1, x.shape[-1])).astype(x.dtype)
+        x = jnp.concatenate([first, x], axis=1)
+        position = self.param("position", _INIT, (1, *x.shape[1:]))
+        return x + jnp.broadcast_to(position, x.shape).astype(x.dtype)
+
+
+class FeedForward(nn.Module):
+    """Two dense layers around a GELU: `up`, `down`."""
+
+    width: int
+    dropout: float = 0.0
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Return [batch, tokens, width of x]."""
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_INIT)
+        y = nn.gelu(dense(self.width, name="up")(x), approximate=False)
+        y = nn.Dropout(self.dropout, deterministic=not train, name="drop")(y)
+        return dense(x.shape[-1], name="down")(y)
+
+
+class EncoderBlock(nn.Module):
+    """Attention and a perceptron, each behind a LayerNorm and added to what it read.
+
+    Modules: `norm_1`, `attention` (`query`, `key`, `value`, `out`), `norm_2`, `mlp` (`up`, `down`).
+    """
+
+    num_heads: int
+    mlp_width: int
+    dropout: float = 0.0
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Return [batch, tokens, width of x]."""
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        drop = functools.partial(nn.Dropout, self.dropout, deterministic=not train)
+        attention = nn.MultiHeadDotProductAttention(
+            self.num_heads,
+            dtype=self.dtype,
+            kernel_init=_INIT,
+            force_fp32_for_softmax=True,
+            name="attention",
+        )
+        y = attention(norm(name="norm_1")(x))
+        x = x + drop(name="drop_1")(y)
+        feed_forward = FeedForward(self.mlp_width, self.dropout, self.dtype, name="mlp")
+        y = feed_forward(norm(name="norm_2")(x), train=train)
+        return x + drop(name="drop_2")(y)
+
+
+class Embedding(nn.Module):
+    """The class token, a module so that what the classifier reads can be captured."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Return [batch, width] for [batch, tokens, width]."""
+        return x[:, 0]
+
+
+class VisionTransformer(nn.Module):
+    """A transformer over the patches of an image.
+
+    Modules: `patches`, `tokens`, `block_0`, `block_1`, ..., `norm`, `embedding`, `head`; those
+    within a block are in `EncoderBlock`. What a block returns is [batch, tokens, width], the class
+    token first.
+
+    References:
+        Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at
+        Scale", 2020, arXiv:2010.11929.
+        Touvron, Cord, Douze, Massa, Sablayrolles, Jegou, "Training data-efficient image
+        transformers & distillation through attention", 2020, arXiv:2012.12877 (sizes, initial
+        values).
+    """
+
+    num_classes: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    dropout: float = 0.0
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(self, inputs: Array, *, train: bool) -> Array:
+        """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
+        _check_image(inputs.shape, self.patch_size)
+        sides = (self.patch_size, self.patch_size)
+        x = nn.Conv(
+            self.width,
+            sides,
+            strides=sides,
+            padding="VALID",
+            dtype=self.dtype,
+            kernel_init=_INIT,
+            name="patches",
+        )(inputs)
+        x = Tokens(name="tokens")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train, name="drop_tokens")(x)
+        for i in range(self.depth):
+            x = EncoderBlock(
+                self.num_heads, self.mlp_width, self.dropout, self.dtype, name=f"block_{i}"
+            )(x, train=train)
+        x = Embedding(name="embedding")(
+            nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        )
+        # Rounding logits to half precision moves them by more than networks may differ.
+        wide = None if self.dtype is None else jnp.promote_types(self.dtype, jnp.float32)
+        return nn.Dense(self.num_classes, dtype=wide, kernel_init=_INIT, name="head")(x)
+
+
+def vit(
+    num_classes: int,
+    *,
+    patch_size: int,
+    width: int,
+    depth: int,
+    num_heads: int,
+    mlp_width: int | None = None,
+    dropout: float = 0.0,
+    dtype: DType = None,
+    features: Sequence[str] = (),
+) -> Model:
+    """Make a vision transformer of [batch, height, width, channels].
+
+    `vit_mu`, `vit_ti`, `vit_s` and `vit_b` are this with the field's sizes; `vit_s(1000,
+    patch_size=16)` is ViT-S/16.
+
+    Args:
+        num_classes: the number of logits.
+        patch_size: pixels a side of a patch; it divides height and width.
+        width: of the tokens, a multiple of `num_heads`.
+        depth: the number of blocks.
+        num_heads: attention heads.
+        mlp_width: hidden units of a block's perceptron, four times the width by default.
+        dropout: rate on the tokens, on hidden units and on what a block adds.
+        dtype: what the layers compute in, for example `jnp.bfloat16`; parameters, the softmax of
+            the attention and the logits are float32 all the same. None: the inputs' type, float32
+            at least.
+        features: paths to capture: "block_3", "block_0/attention", "embedding", ...
+
+    Returns:
+        A model; its parameters depend on the images' size through the positions.
+
+    Raises:
+        ValueError: if a number is out of range; from init and apply, if the images do not divide
+            into patches.
+    """
+    sizes = {"num_classes": num_classes, "patch_size": patch_size, "width": width}
+    sizes |= {"depth": depth, "num_heads": num_heads}
+    sizes |= {"mlp_width": 4 * width if mlp_width is None else mlp_width}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"vit: {name} is {size}, expected at least 1")
+    if width % num_heads:
+        raise ValueError(f"vit: width is {width}, expected a multiple of num_heads, {num_heads}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"vit: dropout is {dropout}, expected a rate in [0, 1)")
+    return from_linen(VisionTransformer(**sizes, dropout=dropout, dtype=dtype), features=features)
+
+
+vit_mu = functools.partial(vit, width=32, depth=1, num_heads=2)
+vit_ti = functools.partial(vit, width=192, depth=12, num_heads=3)
+vit_s = functools.partial(vit, width=384, depth=12, num_heads=6)
+vit_b = functools.partial(vit, width=768, depth=12, num_heads=12)
+
+
+def _check_image(shape: tuple[int, ...], patch_size: int) -> None:
+    if len(shape) != 4 or shape[1] % patch_size or shape[2] % patch_size:
+        raise ValueError(
+            f"vit: inputs have shape {shape}, expected [batch, height, width, channels] that "
+            f"divide into patches of {patch_size} x {patch_size}"
+        )

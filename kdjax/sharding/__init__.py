@@ -1,0 +1,50 @@
+"""The mesh, and how arrays are laid out on it. One device is a mesh of one."""
+
+from kdjax.sharding._mesh import (
+    AXES,
+    BATCH_AXES,
+    batch_sharding,
+    check_batch_size,
+    local_rows,
+    make_mesh,
+    replicate,
+    replicated,
+    shard_batch,
+)
+from kdjax.sharding._placement import (
+    LOGICAL_AXES,
+    Rules,
+    abstract,
+    initialise,
+    place,
+    shardings,
+)
+from kdjax.sharding._tables import MLP_RULES, NETWORK_RULES, RESNET_RULES, TRANSFORMER_RULES
+from kdjax.sharding._use import LayoutFn, gather, gathering, hold, layout_of
+
+__all__ = [
+    "AXES",
+    "BATCH_AXES",
+    "LOGICAL_AXES",
+    "MLP_RULES",
+    "NETWORK_RULES",
+    "RESNET_RULES",
+    "TRANSFORMER_RULES",
+    "LayoutFn",
+    "Rules",
+    "abstract",
+    "batch_sharding",
+    "check_batch_size",
+    "gather",
+    "gathering",
+    "hold",
+    "initialise",
+    "layout_of",
+    "local_rows",
+    "make_mesh",
+    "place",
+    "replicate",
+    "replicated",
+    "shard_batch",
+    "shardings",
+]

@@ -1,0 +1,147 @@
+"""The vision transformer: sizes, arithmetic against one written by hand, precision, misuse."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from kdjax import models
+
+KEY = jax.random.key(0)
+IMAGES = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
+SIZES = {"patch_size": 4, "width": 8, "depth": 2, "num_heads": 2}
+PATHS = ("patches", "tokens", "block_0", "block_0/attention", "block_1/mlp", "norm", "embedding")
+
+
+@functools.cache
+def small(**changed):
+    return models.vit(5, **{**SIZES, "features": PATHS, **changed})
+
+
+@functools.cache
+def initial():
+    return jax.jit(small().init)(KEY, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [(models.vit_ti, 5_717_416), (models.vit_s, 22_050_664), (models.vit_b, 86_567_656)],
+)
+def test_sizes_are_the_fields(make, count):
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    shapes = jax.eval_shape(make(1000, patch_size=16).init, KEY, images)
+    assert models.num_params(shapes.params) == count
+    assert shapes.state == {}
+
+
+def test_features_of_every_block_by_path():
+    outputs, state = small().apply(*initial(), IMAGES, train=False)
+    chex.assert_shape(outputs.logits, (4, 5))
+    shapes = {name: x.shape[1:] for name, x in outputs.features.items()}
+    tokens = (5, 8)
+    assert shapes == {
+        "patches": (2, 2, 8),
+        **dict.fromkeys(PATHS[1:-1], tokens),
+        "embedding": (8,),
+    }
+    assert state == {}
+
+
+def by_hand(params, images):
+    """The network in float64, one head and one token at a time."""
+
+    def norm(p, x):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+    def attention(p, x):
+        total = np.zeros_like(x)
+        for head in range(SIZES["num_heads"]):
+            q, k, v = (
+                x @ p[n]["kernel"][:, head] + p[n]["bias"][head] for n in ("query", "key", "value")
+            )
+            scores = np.exp(q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]))
+            total += scores / scores.sum(-1, keepdims=True) @ v @ p["out"]["kernel"][head]
+        return total + p["out"]["bias"]
+
+    def feed_forward(p, x):
+        y = x @ p["up"]["kernel"] + p["up"]["bias"]
+        return y * (1 + erf(y / np.sqrt(2))) / 2 @ p["down"]["kernel"] + p["down"]["bias"]
+
+    patches = images.reshape(4, 2, 4, 2, 4, 3).swapaxes(2, 3).reshape(4, 4, -1)
+    x = patches @ params["patches"]["kernel"].reshape(48, 8) + params["patches"]["bias"]
+    first = np.broadcast_to(params["tokens"]["class_token"], (4, 1, 8))
+    x = np.concatenate([first, x], axis=1) + params["tokens"]["position"]
+    for block in (params["block_0"], params["block_1"]):
+        x = x + attention(block["attention"], norm(block["norm_1"], x))
+        x = x + feed_forward(block["mlp"], norm(block["norm_2"], x))
+    return norm(params["norm"], x)[:, 0] @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def test_the_arithmetic_by_hand():
+    # Larger than at first, so that attention is far from uniform and every bias counts.
+    params = jax.tree.map(
+        lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), initial().params
+    )
+    outputs, _ = small().apply(params, {}, IMAGES, train=False)
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    expected = by_hand(wide, np.asarray(IMAGES, np.float64))
+    np.testing.assert_allclose(outputs.logits, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_dropout_is_drawn_in_training_alone():
+    model = small(dropout=0.5)
+    still, _ = model.apply(*initial(), IMAGES, train=False)
+    expected, _ = small().apply(*initial(), IMAGES, train=False)
+    chex.assert_trees_all_equal(still, expected)
+    apply = jax.jit(lambda key: model.apply(*initial(), IMAGES, train=True, key=key)[0].logits)
+    assert jnp.any(apply(KEY) != apply(jax.random.key(1)))
+    np.testing.assert_array_equal(apply(KEY), apply(KEY))
+
+
+def test_every_parameter_gets_a_gradient():
+    def loss(params):
+        return jnp.sum(small().apply(params, {}, IMAGES, train=True, key=KEY)[0].logits ** 2)
+
+    grads = jax.jit(jax.grad(loss))(initial().params)
+    # Softmax ignores what all keys have in common: the bias of the keys has none.
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert name.endswith("key/bias") or jnp.any(grad != 0), name
+
+
+def test_bfloat16_keeps_parameters_and_logits_in_float32():
+    model = small(dtype=jnp.bfloat16)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        jax.eval_shape(model.init, KEY, IMAGES), initial()
+    )
+    outputs, _ = model.apply(*initial(), IMAGES, train=False)
+    assert outputs.features["block_0"].dtype == jnp.bfloat16
+    assert outputs.logits.dtype == jnp.float32
+    expected, _ = small().apply(*initial(), IMAGES, train=False)
+    np.testing.assert_allclose(outputs.logits, expected.logits, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"depth": 0}, "depth is 0"),
+        ({"patch_size": 0}, "patch_size is 0"),
+        ({"mlp_width": 0}, "mlp_width is 0"),
+        ({"num_heads": 3}, "width is 8, expected a multiple of num_heads, 3"),
+        ({"dropout": 1.0}, r"dropout is 1.0, expected a rate in \[0, 1\)"),
+    ],
+)
+def test_misuse_names_the_argument(changed, words):
+    with pytest.raises(ValueError, match=f"vit: {words}"):
+        models.vit(5, **{**SIZES, **changed})
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 32, 3), (1, 32, 30, 3), (1, 32, 32)])
+def test_images_that_do_not_divide_into_patches_are_refused(shape):
+    with pytest.raises(ValueError, match=r"divide into patches of 4 x 4"):
+        jax.eval_shape(small().init, KEY, jnp.zeros(shape))
