@@ -24,7 +24,7 @@ from kdjax.types import Batch
 
 BATCH_SIZE, NUM_CLASSES, NUM_EXAMPLES, STEPS = 64, 100, 50_000, 1
 BAR = 1.25
-OWN_NETWORKS = ("ft", "review", "mgd", "semckd")
+OWN_NETWORKS = ("ft", "review", "mgd", "simkd", "semckd")
 """Methods that train further networks: convolutions on the features."""
 
 
@@ -60,9 +60,11 @@ def prepare(method: str, batch: Batch) -> tuple[Callable[[], None], int]:
     """
     student_spec, teacher_spec = spec_of("resnet8"), spec_of("resnet20")
     looks = methods.looks_at_features(method)
-    build = methods.with_features if looks else methods.networks.build
-    student, teacher_model = build(student_spec), build(teacher_spec)
+    teacher_model = (methods.with_features if looks else methods.networks.build)(teacher_spec)
     variables = jax.jit(teacher_model.init)(jax.random.key(1), batch["image"])
+    own = methods.student_of(method, student_spec, variables.params)
+    head = variables.params["head"]
+    student = methods.with_features(own, classifier=head) if looks else methods.networks.build(own)
     setup = methods.Setup(
         methods.places_of(student_spec),
         methods.places_of(teacher_spec),

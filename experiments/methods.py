@@ -6,6 +6,7 @@ are from the RepDistiller tables (Tian, Krishnan, Isola, "Contrastive Representa
 2019, arXiv:1910.10699).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -57,11 +58,28 @@ def places_of(spec: NetworkSpec) -> Places:
     return Places(stages, bare, "pool", spatial=True)
 
 
-def with_features(spec: NetworkSpec) -> Model:
-    """Build a network that captures all that a method may look at; what none does costs nothing."""
+def with_features(spec: NetworkSpec, *, classifier: PyTree = None) -> Model:
+    """Build a network that captures all that a method may look at; what none does costs nothing.
+
+    Args:
+        spec: describes it.
+        classifier: the teacher's, where the network answers through it.
+
+    Returns:
+        A model.
+    """
     places = places_of(spec)
-    model = networks.build(spec, features=places.all)
-    return models.with_class_maps(model, feature=places.stages[-1]) if places.spatial else model
+    model = networks.build(dataclasses.replace(spec, reused_width=0), features=places.all)
+    if places.spatial:
+        model = models.with_class_maps(model, feature=places.stages[-1])
+    return networks.reusing(model, spec, classifier) if spec.reused_width else model
+
+
+def student_of(name: str, spec: NetworkSpec, teacher_params: PyTree) -> NetworkSpec:
+    """Describe what a method makes of a student: the same, but for those that deploy more."""
+    if "simkd" not in methods_in(name):
+        return spec
+    return dataclasses.replace(spec, reused_width=teacher_params["head"]["kernel"].shape[0])
 
 
 class Setup(NamedTuple):
@@ -371,6 +389,11 @@ def mgd(setup: Setup) -> Weighted:
     return _with_labels(mgd=(terms.masked_generation(*_last(setup)), 7e-5))
 
 
+def simkd(setup: Setup) -> Weighted:
+    """The teacher's classifier on a map that learns to be the teacher's (Chen et al., 2022)."""
+    return _with_labels(0.0, simkd=(terms.simkd(setup.teacher.stages[-1]), 1.0))
+
+
 def semckd(setup: Setup) -> Weighted:
     """All stages from all stages, by learned attention (Chen et al., 2020)."""
     return _with_labels(semckd=(terms.semantic_calibration(*_stages(setup)), 400.0))
@@ -445,7 +468,7 @@ LOGITS = _named(
     reverse_kl, js, skew_kl, skew_reverse_kl, total_variation, akl, taid,
 )  # fmt: skip
 FEATURES = _named(uskd, hint, ab, vid, pad, srrl, rkd, sp, cc, pkt, darkrank, itrd, crd)
-SPATIAL = _named(at, nst, fsp, ft, ofd, review, cat, cwd, mgd, semckd, ickd)
+SPATIAL = _named(at, nst, fsp, ft, ofd, review, cat, cwd, mgd, simkd, semckd, ickd)
 METHODS: Mapping[str, Callable[[Setup], Weighted]] = {**LOGITS, **FEATURES, **SPATIAL}
 """What `--method` knows: methods of logits, of features of any shape, and of feature maps."""
 

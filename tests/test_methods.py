@@ -26,6 +26,7 @@ def outputs(seed):
     features = {name: draw(s, s, WIDTH) for name, s in zip(PLACES.stages, sizes, strict=True)}
     features |= {name: draw(s, s, WIDTH) for name, s in zip(PLACES.bare, sizes, strict=True)}
     features |= {"e": draw(WIDTH), "class_maps": draw(2, 2, CLASSES)}
+    features |= {"projected": draw(2, 2, WIDTH)}
     return Outputs(draw(CLASSES), features)
 
 
