@@ -20,7 +20,7 @@ import optax
 
 from kdjax import models, sharding, step, teachers, terms
 from kdjax.objective import combine
-from kdjax.types import PyTree, TrainState
+from kdjax.types import PyTree, TrainState, Variables
 
 MESHES = ((8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2))
 BATCH, CLASSES = 8, 1000
@@ -46,7 +46,7 @@ def compile_on(mesh: jax.sharding.Mesh, *, split_teacher: bool) -> tuple[TrainSt
         "image": jax.ShapeDtypeStruct((BATCH, 224, 224, 3), np.float32, sharding=split),
         "label": jax.ShapeDtypeStruct((BATCH,), np.int32, sharding=split),
     }
-    frozen = teachers.frozen(model, None)
+    frozen = teachers.frozen(model, Variables((), ()))
 
     def make(key: Any, batch: Any) -> tuple[TrainState, PyTree]:
         variables = model.init(key, batch["image"])
@@ -59,7 +59,7 @@ def compile_on(mesh: jax.sharding.Mesh, *, split_teacher: bool) -> tuple[TrainSt
 
     state, variables = sharding.abstract(make, jax.random.key(0), batch, layout_fn=lives)
     train_step = step.make_train_step(model, objective, optimizer, layout_fn=layout)
-    run = step.with_teacher(train_step, teachers.Teacher(variables, frozen.apply))
+    run: Any = step.with_teacher(train_step, teachers.Teacher(variables, frozen.apply))
     return state, variables, run.func.lower(state, batch, teacher_variables=variables).compile()
 
 
