@@ -1,15 +1,63 @@
 """From the command line to settings, and from a user's mistake to one line on the error stream."""
 
 import contextlib
+import dataclasses
 import io
+import os
 import re
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from typing import NoReturn, TypeVar
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from experiments.settings import DistributedSettings
+
 SettingsT = TypeVar("SettingsT")
+
+
+def main(
+    settings_type: type[Any],
+    module: str,
+    description: str,
+    check_fn: Callable[[Any], None],
+    run_fn: Callable[[Any, str], None],
+    args: Sequence[str] | None = None,
+    *,
+    prefix: str = "",
+) -> None:
+    """Run a script that leaves a work directory behind.
+
+    Args:
+        settings_type: a dataclass whose fields are the flags; it has `workdir`, `data.name`
+            and `distributed`.
+        module: what `python -m` runs.
+        description: what it does, a docstring; its first line is shown.
+        check_fn: raises a ValueError that names the first flag out of range.
+        run_fn: does the work: (settings, command that goes on with it).
+        args: the flags; those of the process by default.
+        prefix: of the folder's name in runs/, where no work directory was asked for.
+
+    Raises:
+        SystemExit: as `parse` and `plain_errors` do.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    settings = parse(settings_type, f"python -m {module}", description.split("\n", 1)[0], args)
+    if settings.workdir is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        workdir = Path("runs") / f"{prefix}{settings.data.name.replace('/', '-')}-{stamp}"
+        settings = dataclasses.replace(settings, workdir=workdir)
+        args = [*args, "--workdir", str(workdir)]
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    command = shlex.join(["python", "-m", module, *args])
+    with together(settings.distributed) as join, plain_errors(resume_with=command):
+        check_fn(settings)
+        join()
+        run_fn(settings, command)
 
 
 def parse(
@@ -78,6 +126,38 @@ def plain_errors(*, resume_with: str) -> Iterator[None]:
         if isinstance(error, loop.Stopped):
             fail(f"{error}, saved; go on with: {resume_with}", status=130)
         raise
+
+
+@contextlib.contextmanager
+def together(settings: DistributedSettings) -> Iterator[Callable[[], None]]:
+    """Make this process one of several, if the settings say so; only process 0 prints.
+
+    Args:
+        settings: the flags under `--distributed`.
+
+    Yields:
+        A function that joins the processes, to be called before anything touches a device.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def join() -> None:
+            if not settings.auto and settings.coordinator is None:
+                return
+            # Here and not above: flags are parsed before the seconds that this import takes.
+            from kdjax import distributed
+
+            stack.enter_context(distributed.leaving())
+            distributed.initialize(
+                coordinator=settings.coordinator,
+                num_processes=settings.num_processes,
+                process_id=settings.process_id,
+                timeout=settings.timeout,
+            )
+            if not distributed.is_leader():
+                silence = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(silence))
+
+        yield join
 
 
 def _one_line(page: str) -> str:

@@ -11,12 +11,8 @@ arXiv:1503.02531. The same command on the same work directory goes on where it w
 
 import dataclasses
 import math
-import shlex
-import sys
-import time
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -43,6 +39,9 @@ class Settings:
         default_factory=groups.OptimizerSettings
     )
     mesh: groups.MeshSettings = dataclasses.field(default_factory=groups.MeshSettings)
+    distributed: groups.DistributedSettings = dataclasses.field(
+        default_factory=groups.DistributedSettings
+    )
     method: Annotated[str, tyro.conf.arg(help=METHOD_HELP)] = "kd"
     temperature: float = 4.0
     """Of kd: softens both networks' probabilities."""
@@ -58,7 +57,7 @@ class Settings:
     crop_padding: int = 4
     """Pixels of padding before the crop."""
     jitter_pixels: int = 2
-    """Largest shift of jitter (whole pixels) and of translate (real numbers), in pixels."""
+    """Largest shift of jitter (whole pixels), translate (real numbers) and warp (of parts)."""
     precision: groups.Precision = "float32"
     """Of the networks' arithmetic; parameters, losses and statistics stay float32."""
     num_micro_batches: int = 1
@@ -71,6 +70,13 @@ class Settings:
     """Where everything is written. Default: a new folder in runs/."""
     checkpoint_every: int | None = None
     """Steps between checkpoints. Default: 20 in a training, but 500 steps apart at least."""
+    keep_last: int = 2
+    """How many of the newest checkpoints of a training stay, two at least: one may be damaged."""
+    keep_best: bool = False
+    """Also write a checkpoint at every validation that is the best so far, and keep it."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss that is nan or infinite does: stop the run, naming step and term, or skip the
+    step, leaving everything as it was, also where only the gradient is not finite."""
     eval_every: int | None = None
     """Steps between validations. Default: 20 in a training."""
     log_every: int = 50
@@ -87,6 +93,9 @@ def check(settings: Settings) -> None:
     groups.check_network("--student", settings.student)
     groups.check_optimizer(settings.optimizer)
     groups.check_mesh(settings.mesh)
+    groups.check_distributed(settings.distributed)
+    keep_last = settings.keep_last
+    groups.require(keep_last >= 2, "--keep-last", "2 or more: one can be damaged", keep_last)
     known = all(name in METHODS for name in settings.method.split("+"))
     groups.require(known, "--method", f"of {', '.join(METHODS)}", settings.method)
     temperature, soft_weight = settings.temperature, settings.soft_weight
@@ -148,28 +157,18 @@ def run(settings: Settings, command: str) -> None:
         return
     with stop_on_signals() as stop_fn:
         dataset = job.load_dataset(settings)
-        experiment = job.open_experiment(settings, resolve(settings, dataset), dataset, stop_fn)
-        teacher = job.obtain_teacher(experiment)
-        students = job.train_students(experiment, teacher)
-        summary = job.summarize(experiment, teacher, students)
-        reporting.report(experiment, teacher, summary, command)
+        resolved = resolve(settings, dataset)
+        with job.open_experiment(settings, resolved, dataset, stop_fn) as experiment:
+            teacher = job.obtain_teacher(experiment)
+            students = job.train_students(experiment, teacher)
+            summary = job.summarize(experiment, teacher, students)
+            reporting.report(experiment, teacher, summary, command)
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    args = sys.argv[1:] if args is None else args
-    summary = (__doc__ or "").split("\n", 1)[0]
-    settings = cli.parse(Settings, "python -m experiments.distill", summary, args)
-    if settings.workdir is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        workdir = Path("runs") / f"{settings.data.name.replace('/', '-')}-{stamp}"
-        settings = dataclasses.replace(settings, workdir=workdir)
-        args = [*args, "--workdir", str(workdir)]
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    command = shlex.join(["python", "-m", "experiments.distill", *args])
-    with cli.plain_errors(resume_with=command):
-        check(settings)
-        run(settings, command)
+    module = "experiments.distill"
+    cli.main(Settings, module, __doc__ or "", check, run, args)
 
 
 if __name__ == "__main__":

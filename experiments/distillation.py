@@ -1,8 +1,10 @@
 """The stages of `experiments.distill`: open, teacher, students, summary, report."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -14,9 +16,9 @@ from experiments.console import say
 from experiments.networks import Network, NetworkSpec
 from experiments.settings import Augmentation, NetworkSettings
 from experiments.training import Arrays, Run, Training
-from kdjax import data, metrics, models, sharding, step, teachers, terms
+from kdjax import data, distributed, metrics, models, sharding, step, teachers, terms
 from kdjax import report as pages
-from kdjax.checkpoint import params_sha256
+from kdjax.checkpoint import lock, params_sha256
 from kdjax.objective import combine
 from kdjax.types import Model, Objective, Teacher
 
@@ -84,10 +86,13 @@ def load_dataset(settings: "Settings") -> data.Dataset:
     )
 
 
+@contextlib.contextmanager
 def open_experiment(
     requested: "Settings", settings: "Settings", dataset: data.Dataset, stop_fn: Callable[[], bool]
-) -> Experiment:
+) -> Iterator[Experiment]:
     """Claim the work directory: write `config.json`, or hold it against that of an earlier run.
+
+    It is locked against other runs meanwhile.
 
     Args:
         requested: the settings as the flags gave them.
@@ -95,9 +100,13 @@ def open_experiment(
         dataset: the examples.
         stop_fn: says whether the run should stop.
 
+    Yields:
+        The experiment.
+
     Raises:
         ValueError: if the directory holds a run with other settings, or a setting does not fit the
             data or the devices.
+        OSError: if the directory cannot be written, or another run is at work in it.
     """
     assert settings.workdir is not None
     mesh = _mesh(settings)
@@ -112,21 +121,27 @@ def open_experiment(
         teacher = given_teacher.spec
     places = methods.places_of(student), methods.places_of(teacher)
     methods.check_fit(settings.method, *places)
-    settings.workdir.mkdir(parents=True, exist_ok=True)
-    config = workdir.plain(dataclasses.asdict(settings))
-    if workdir.claim(settings.workdir, config, workdir.plain(dataclasses.asdict(requested))):
-        say(f"resuming the run in {settings.workdir}")
-    run = Run(
+    with lock(settings.workdir):
+        if _claim(settings.workdir, settings, requested):
+            say(f"resuming the run in {settings.workdir}")
+        run = _run_of(settings, mesh, stop_fn)
+        _describe(settings, dataset, run)
+        yield Experiment(settings, dataset, run, given_teacher)
+
+
+def _run_of(settings: "Settings", mesh: Mesh, stop_fn: Callable[[], bool]) -> Run:
+    assert settings.workdir is not None
+    return Run(
         workdir=settings.workdir,
         mesh=mesh,
-        log=workdir.MetricsLog(settings.workdir / "metrics.jsonl"),
+        log=workdir.MetricsLog(settings.workdir / "metrics.jsonl", writes=distributed.is_leader()),
         stop_fn=stop_fn,
         log_every=settings.log_every,
         eval_every=settings.eval_every,
         checkpoint_every=settings.checkpoint_every,
+        keep_last=settings.keep_last,
+        keep_best=settings.keep_best,
     )
-    _describe(settings, dataset, run)
-    return Experiment(settings, dataset, run, given_teacher)
 
 
 def obtain_teacher(experiment: Experiment) -> TeacherResult:
@@ -152,11 +167,14 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
         )
         network = Network(spec, plan.model, training.train(run, plan, settings.seed))
     networks.save_network(run.workdir / "teacher", network.spec, network.variables)
+    return answered(experiment, network)
 
-    def answered(examples: data.Examples) -> Arrays:
-        return _with_logits(run, network, examples._asdict())
 
-    return TeacherResult(network, answered(dataset.validation), answered(dataset.test))
+def answered(experiment: Experiment, network: Network) -> TeacherResult:
+    """Let a network answer to the examples that networks are compared on: it can teach."""
+    run, dataset = experiment.run, experiment.dataset
+    splits = (dataset.validation._asdict(), dataset.test._asdict())
+    return TeacherResult(network, *(_with_logits(run, network, split) for split in splits))
 
 
 def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Student]:
@@ -166,23 +184,14 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
     do not change from step to step, the teacher answers once and its logits are kept.
     """
     settings, run = experiment.settings, experiment.run
-    spec = _spec(settings, experiment.dataset, settings.student)
-    model = networks.build(spec)
-    train = experiment.dataset.train
-    chosen = balanced_subset(train.label, settings.data.student_examples or len(train.label))
-    examples: Arrays = {name: array[chosen] for name, array in train._asdict().items()}
-    taught = _taught(experiment, teacher, spec, model, examples)
-    common: dict[str, Any] = {"epochs": settings.epochs, "augment": settings.augment or ()}
+    spec = student_spec(experiment)
+    model, examples = networks.build(spec), student_examples(experiment)
     plans = [
-        _plan(
-            experiment, "scratch", model, settings.student, _labels_only(), teachers.absent(),
-            examples, **common,
+        _plan_student(
+            experiment, "scratch", Taught(model, _labels_only(), teachers.absent(), examples)
         ),
-        _plan(
-            experiment, "distilled", taught.model, settings.student, taught.objective,
-            taught.teacher, taught.examples, **common,
-        ),
-    ]  # fmt: skip
+        plan_method(experiment, teacher, settings.method, examples, phase="distilled"),
+    ]
     if settings.audit:
         training.audit(run, plans[-1], settings.seed, exempt=methods.BY_DESIGN)
     return [
@@ -192,16 +201,52 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
     ]
 
 
-def _taught(
+def student_spec(experiment: Experiment) -> NetworkSpec:
+    """Describe the student of the settings."""
+    return _spec(experiment.settings, experiment.dataset, experiment.settings.student)
+
+
+def student_examples(experiment: Experiment) -> Arrays:
+    """Pick the training examples that students see, balanced over the classes."""
+    train = experiment.dataset.train
+    count = experiment.settings.data.student_examples or len(train.label)
+    chosen = balanced_subset(train.label, count)
+    return {name: array[chosen] for name, array in train._asdict().items()}
+
+
+def with_answers(experiment: Experiment, teacher: TeacherResult, examples: Arrays) -> Arrays:
+    """Put the teacher's logits beside examples whose views stay the same from step to step."""
+    augment = experiment.settings.augment or ()
+    if training.make_views(augment, crop_padding=1, jitter_pixels=1) is not None:
+        return examples
+    return _with_logits(experiment.run, _teaching(experiment, teacher.network), examples)
+
+
+def plan_method(
     experiment: Experiment,
     teacher: TeacherResult,
-    spec: NetworkSpec,
-    student: Model,
+    method: str,
     examples: Arrays,
-) -> Taught:
-    """Settle what the method trains, on what, and who answers."""
+    *,
+    phase: str,
+    scale: float = 1.0,
+) -> Training:
+    """Settle how a method trains the student of the settings.
+
+    Args:
+        experiment: data and settings.
+        teacher: who teaches.
+        method: its name, or several joined by "+".
+        examples: what the student sees; the teacher's answers to it where it has some.
+        phase: what the training is called.
+        scale: what the weights of the method's terms are multiplied by.
+
+    Returns:
+        The training, whose step is compiled at its first use.
+    """
     settings, network = experiment.settings, _teaching(experiment, teacher.network)
     teacher_spec, model, variables = network
+    spec = student_spec(experiment)
     setup = methods.Setup(
         student=methods.places_of(spec),
         teacher=methods.places_of(teacher_spec),
@@ -211,14 +256,16 @@ def _taught(
         temperature=settings.temperature,
         soft_weight=settings.soft_weight,
     )
-    objective = methods.objective_of(settings.method, setup)
-    if methods.looks_at_features(settings.method):
+    objective = methods.objective_of(method, setup, scale=scale)
+    if methods.looks_at_features(method):
         source = teachers.frozen(methods.with_features(teacher_spec), variables)
-        return Taught(methods.with_features(spec), objective, source, examples)
-    if training.make_views(settings.augment or (), crop_padding=1, jitter_pixels=1) is None:
-        answered = _with_logits(experiment.run, network, examples)
-        return Taught(student, objective, teachers.stored(), answered)
-    return Taught(student, objective, teachers.frozen(model, variables), examples)
+        taught = Taught(methods.with_features(spec), objective, source, examples)
+        return _plan_student(experiment, phase, taught)
+    examples = with_answers(experiment, teacher, examples)
+    stored = "teacher_logits" in examples
+    source = teachers.stored() if stored else teachers.frozen(model, variables)
+    taught = Taught(networks.build(spec), objective, source, examples)
+    return _plan_student(experiment, phase, taught)
 
 
 def _teaching(experiment: Experiment, network: Network) -> Network:
@@ -334,8 +381,10 @@ def _plan(
         objective,
         optimizer,
         num_micro_batches=settings.num_micro_batches,
+        skip_nonfinite=settings.on_nonfinite == "skip",
         layout_fn=layout_fn,
     )
+    validation = experiment.dataset.validation._asdict()
     return Training(
         phase=phase,
         model=model,
@@ -345,10 +394,45 @@ def _plan(
         train_step=step.with_teacher(train_step, teacher, view_fn=view_fn),
         eval_step=step.make_eval_step(model, layout_fn=layout_fn),
         examples=examples,
-        validation=experiment.dataset.validation._asdict(),
+        watched={"validation": validation} if len(validation["label"]) else {},
         batch_size=batch_size,
         num_steps=num_steps,
     )
+
+
+def _plan_student(experiment: Experiment, phase: str, taught: Taught) -> Training:
+    settings = experiment.settings
+    return _plan(
+        experiment,
+        phase,
+        taught.model,
+        settings.student,
+        taught.objective,
+        taught.teacher,
+        taught.examples,
+        epochs=settings.epochs or 1,
+        augment=settings.augment or (),
+    )
+
+
+def _claim(directory: Path, settings: "Settings", requested: "Settings") -> bool:
+    """Let process 0 claim the work directory, and the others see that it is the same for them.
+
+    Returns:
+        Whether a run is resumed.
+    """
+    resumed = False
+    if distributed.is_leader():
+        directory.mkdir(parents=True, exist_ok=True)
+        config, asked = (workdir.plain(dataclasses.asdict(x)) for x in (settings, requested))
+        resumed = workdir.claim(directory, config, asked)
+    distributed.exchange("claim", "done")
+    if not (directory / "config.json").exists():
+        raise ValueError(
+            f"--workdir {directory} must be on a file system that all processes share: process "
+            f"{jax.process_index()} does not see what process 0 has written there"
+        )
+    return resumed
 
 
 def _num_steps(settings: "Settings", epochs: int, examples: Arrays) -> int:
@@ -360,7 +444,7 @@ def _labels_only() -> Objective:
 
 
 def _with_logits(run: Run, network: Network, examples: Arrays) -> Arrays:
-    if not len(examples["label"]):
+    if "teacher_logits" in examples or not len(examples["label"]):
         return examples
     logits = training.predict_logits(run, network.model, network.variables, examples)
     return {**examples, "teacher_logits": logits}
@@ -402,10 +486,12 @@ def _check_fit(settings: "Settings", dataset: data.Dataset, mesh: Mesh) -> None:
 
 
 def _describe(settings: "Settings", dataset: data.Dataset, run: Run) -> None:
-    device = jax.devices()[0]
+    device, processes = jax.devices()[0], jax.process_count()
+    where = f" in {processes} processes" if processes > 1 else ""
     say(
         f"{dataset.name}: {len(dataset.train.label)} training, {len(dataset.validation.label)} "
         f"validation, {len(dataset.test.label)} test images {dataset.image_shape}, "
         f"{dataset.num_classes} classes; students see {settings.data.student_examples}"
     )
-    say(f"{run.mesh.size} x {device.device_kind} ({device.platform}), writing to {run.workdir}")
+    what = f"{run.mesh.size} x {device.device_kind} ({device.platform}){where}"
+    say(f"{what}, writing to {run.workdir}")

@@ -80,7 +80,7 @@ class Setup(NamedTuple):
         return max(1, round(of * self.num_steps))
 
 
-def objective_of(name: str, setup: Setup) -> Objective:
+def objective_of(name: str, setup: Setup, *, scale: float = 1.0) -> Objective:
     """Make the objective of a method, or of several joined by "+".
 
     The terms of several are added, each with its weight; the cross-entropy with the labels, which
@@ -89,6 +89,7 @@ def objective_of(name: str, setup: Setup) -> Objective:
     Args:
         name: such as "kd" or "kd+crd".
         setup: what the methods need to know.
+        scale: what all weights but the labels' are multiplied by.
 
     Raises:
         ValueError: if a method is unknown, or needs maps where a network has none.
@@ -103,8 +104,12 @@ def objective_of(name: str, setup: Setup) -> Objective:
     found["hard"] = terms.cross_entropy(), max(labels, key=float)
     return combine(
         {term: loss for term, (loss, _) in found.items()},
-        {term: weight for term, (_, weight) in found.items()},
+        {term: _scaled(w, 1.0 if term == "hard" else scale) for term, (_, w) in found.items()},
     )
+
+
+def _scaled(weight: Weight, scale: float) -> Weight:
+    return (lambda step: scale * weight(step)) if callable(weight) else scale * weight
 
 
 def check_fit(name: str, student: Places, teacher: Places) -> None:
@@ -114,6 +119,15 @@ def check_fit(name: str, student: Places, teacher: Places) -> None:
             raise ValueError(f"--method {method} needs feature maps: networks of convolutions")
         if method in FEATURES and not (student.stages and teacher.stages):
             raise ValueError(f"--method {method} needs features: networks with hidden layers")
+
+
+def fits(name: str, student: Places, teacher: Places) -> bool:
+    """Whether two networks have the features that a method needs."""
+    try:
+        check_fit(name, student, teacher)
+    except ValueError:
+        return False
+    return True
 
 
 def looks_at_features(name: str) -> bool:
@@ -236,7 +250,7 @@ def logit_mse(setup: Setup) -> Weighted:
 
 
 def skd(setup: Setup) -> Weighted:
-    """Cosines between examples' logits (SKD); the weight is ours."""
+    """Cosines between examples' logits (Jeong et al., 2026); the weight is ours."""
     return _with_labels(skd=(terms.direction_relation(), 1.0))
 
 

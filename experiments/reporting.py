@@ -9,6 +9,7 @@ from experiments import workdir
 from experiments.console import say
 from kdjax import data
 from kdjax import report as pages
+from kdjax.distributed import is_leader
 
 if TYPE_CHECKING:
     from experiments.distill import Settings
@@ -27,7 +28,12 @@ DIGITS_CHOICE = (
 def report(
     experiment: "Experiment", teacher: "TeacherResult", summary: dict[str, Any], command: str
 ) -> None:
-    """Write the plots, `report.html` and, last of all, `summary.json`; print the table."""
+    """Write the plots, `report.html` and, last of all, `summary.json`; print the table.
+
+    Of several processes, the first does.
+    """
+    if not is_leader():
+        return
     settings, dataset, run = experiment.settings, experiment.dataset, experiment.run
     rows = run.log.rows()
     logits = teacher.test["teacher_logits"]

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Literal, TypeVar
 
-Augmentation = Literal["crop", "flip", "jitter", "translate", "none"]
+Augmentation = Literal["crop", "flip", "jitter", "translate", "warp", "none"]
 NetworkName = Literal[
     "mlp", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
     "vit_mu", "vit_ti", "vit_s", "vit_b",
@@ -76,7 +76,7 @@ SettingsT = TypeVar("SettingsT", bound=NetworkSettings)
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """The optimizer; the learning rate warms up over 2 % of the steps, then decays by a cosine."""
+    """The optimizer, and how its learning rate changes."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     """adamw, or sgd with Nesterov momentum 0.9."""
@@ -85,6 +85,9 @@ class OptimizerSettings:
     128."""
     weight_decay: float = 0.0
     """Decoupled for adamw, added to the gradient for sgd."""
+    schedule: Literal["cosine", "steps"] = "cosine"
+    """cosine: up over 2 % of the steps, then down to zero; steps: divided by ten after 62.5, 75 and
+    87.5 % of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,22 @@ class MeshSettings:
     """Devices that split the units of layers."""
     split_teacher: bool = False
     """Split the teacher over the devices of data as well, where each holds the whole student."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedSettings:
+    """Several processes, on one machine or many, that train together."""
+
+    auto: bool = False
+    """Join the processes that TPU, SLURM or MPI have started, as JAX finds them."""
+    coordinator: str | None = None
+    """HOST:PORT where process 0 listens, if nothing can be found out; also joins."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this one is, from 0."""
+    timeout: float = 60.0
+    """Seconds without a sign of life after which a process counts as missing and all end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +234,24 @@ def check_data(data: DataSettings) -> None:
     require(0 <= fraction < 1, "--data.validation-fraction", "in [0, 1)", fraction)
     require(seen is None or seen > 0, "--data.student-examples", "positive", seen)
     require(size is None or size > 0, "--data.image-size", "positive", size)
+
+
+def check_distributed(distributed: DistributedSettings) -> None:
+    """Raise a ValueError that names the flag of the first of these settings out of range."""
+    flag, timeout = "--distributed.timeout", distributed.timeout
+    require(3 <= timeout < math.inf, flag, "3 or more, in seconds", timeout)
+    explicit = (distributed.coordinator, distributed.num_processes, distributed.process_id)
+    if all(value is None for value in explicit):
+        return
+    for name, value in zip(("coordinator", "num-processes", "process-id"), explicit, strict=True):
+        together = "given with --distributed.coordinator, .num-processes and .process-id together"
+        require(value is not None or distributed.auto, f"--distributed.{name}", together, value)
+    address, count, own = explicit
+    port = (address or "a:1").rpartition(":")[2]
+    require(port.isdecimal(), "--distributed.coordinator", "HOST:PORT", address)
+    require(count is None or count > 0, "--distributed.num-processes", "positive", count)
+    below = own is None or 0 <= own < (count or math.inf)
+    require(below, "--distributed.process-id", f"from 0 to {count} - 1", own)
 
 
 def check_optimizer(optimizer: OptimizerSettings) -> None:

@@ -14,7 +14,8 @@ from experiments.console import progress, say
 from experiments.settings import Augmentation, OptimizerSettings, default_learning_rate
 from experiments.workdir import MetricsLog
 from kdjax import checkpoint, data, loop, metrics, sharding, step
-from kdjax.sharding import shard_batch
+from kdjax.distributed import gathered
+from kdjax.sharding import local_rows, shard_batch
 from kdjax.transforms import max_norm
 from kdjax.types import (
     Array,
@@ -43,6 +44,8 @@ class Run:
     log_every: int
     eval_every: int | None
     checkpoint_every: int | None
+    keep_last: int = 2
+    keep_best: bool = False
 
     def layout_fn(self, tree: PyTree) -> PyTree:
         """Say where arrays of ours live: a training's state, a network's variables."""
@@ -61,7 +64,8 @@ class Training:
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Any]]
     eval_step: Callable[[Variables, Batch], Any]
     examples: Arrays
-    validation: Arrays
+    watched: Mapping[str, Arrays]
+    """Splits that are measured now and then, by name; empty ones are left out."""
     batch_size: int
     num_steps: int
 
@@ -71,15 +75,22 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Make the optimizer of some settings for a training of that length."""
     peak = settings.learning_rate or default_learning_rate(settings.name, batch_size)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, peak, warmup_steps=max(1, num_steps // 50), decay_steps=max(2, num_steps)
-    )
+    schedule = _schedule(settings.schedule, peak, num_steps)
     if settings.name == "sgd":
         decay = optax.add_decayed_weights(settings.weight_decay)
         chain = [decay, optax.sgd(schedule, momentum=0.9, nesterov=True)]
     else:
         chain = [optax.adamw(schedule, weight_decay=settings.weight_decay)]
     return optax.chain(*chain, *([max_norm(norm_limit)] if norm_limit else []))
+
+
+def _schedule(name: str, peak: float, num_steps: int) -> optax.Schedule:
+    if name == "steps":
+        drops = {round(share * num_steps): 0.1 for share in (0.625, 0.75, 0.875)}
+        return optax.piecewise_constant_schedule(peak, drops)
+    return optax.warmup_cosine_decay_schedule(
+        0.0, peak, warmup_steps=max(1, num_steps // 50), decay_steps=max(2, num_steps)
+    )
 
 
 def make_views(
@@ -91,6 +102,7 @@ def make_views(
         "flip": data.flip,
         "jitter": lambda key, images: data.jitter(key, images, max_shift=jitter_pixels),
         "translate": lambda key, images: data.translate(key, images, max_shift=jitter_pixels),
+        "warp": lambda key, images: data.warp(key, images, max_shift=jitter_pixels),
     }
     chosen = [functions[name] for name in augment if name != "none"]
     return data.augment(*chosen) if chosen else None
@@ -114,14 +126,17 @@ def train(run: Run, training: Training, seed: int) -> Variables:
     directory = run.workdir / "checkpoints" / f"{training.phase}-{seed}"
     state = _restored_or_made(run, training, directory, seed)
     start = int(state.step)
-    label = f"{training.phase}, seed {seed}"
+    label = label_of(training, seed)
     run.log.rewind(training.phase, seed, start)
     if start:
         done = "is trained" if start == training.num_steps else f"goes on from step {start}"
         say(f"{label:<14} {done} (read from its checkpoint)")
     if start < training.num_steps:
-        with progress(label, start, training.num_steps) as update:
-            log_fn, eval_fn = _observers(run, training, seed, update)
+        with (
+            progress(label, start, training.num_steps) as update,
+            checkpoint.saving(directory, keep=run.keep_last, keep_best=run.keep_best) as save_fn,
+        ):
+            log_fn, eval_fn = _observers(run, training, seed, update, save_fn)
             cadence = max(1, training.num_steps // 20)
             state = loop.fit(
                 training.train_step,
@@ -131,12 +146,17 @@ def train(run: Run, training: Training, seed: int) -> Variables:
                 log_every=run.log_every,
                 log_fn=log_fn,
                 eval_every=run.eval_every or cadence,
-                eval_fn=eval_fn if len(training.validation["label"]) else None,
+                eval_fn=eval_fn if training.watched else None,
                 checkpoint_every=run.checkpoint_every or max(500, cadence),
-                save_fn=lambda at, s: checkpoint.save(directory, at, s),
+                save_fn=save_fn,
                 stop_fn=run.stop_fn,
             )
     return Variables(state.params["student"], state.model_state)
+
+
+def label_of(training: Training, seed: int) -> str:
+    """Name a training on the console."""
+    return f"{training.phase}, seed {seed}"
 
 
 def audit(
@@ -156,8 +176,8 @@ def audit(
     # Here and not above: its imports take time that most runs have no use for.
     from kdjax import testing
 
-    batch = next(_batches(run, training, seed, 0))
-    outputs = training.teacher.apply(training.teacher.variables, batch)
+    batch = next(data.train_batches(training.examples, seed=seed, batch_size=training.batch_size))
+    outputs = training.teacher.apply(gathered(training.teacher.variables), batch)
     variables = training.model.init(jax.random.key(seed), batch["image"])
     student, _ = training.model.apply(*variables, batch["image"], train=False)
     on_host = jax.device_get((batch, student, outputs))
@@ -177,7 +197,8 @@ def eval_batches(run: Run, arrays: Arrays) -> Iterator[Batch]:
     """Cut examples into padded, masked batches on the mesh."""
     devices = run.mesh.size
     size = -(-min(EVAL_BATCH_SIZE, len(arrays["label"])) // devices) * devices
-    for batch in data.eval_batches(arrays, batch_size=size):
+    rows = local_rows(run.mesh, size)
+    for batch in data.eval_batches(arrays, batch_size=size, rows=rows):
         yield shard_batch(batch, run.mesh)
 
 
@@ -211,26 +232,41 @@ def _restored_or_made(run: Run, training: Training, directory: Path, seed: int) 
 
 
 def _batches(run: Run, training: Training, seed: int, start: int) -> Iterator[Batch]:
+    size = training.batch_size
+    rows = local_rows(run.mesh, size)
     for batch in data.train_batches(
-        training.examples, seed=seed, batch_size=training.batch_size, start_step=start
+        training.examples, seed=seed, batch_size=size, start_step=start, rows=rows
     ):
         yield shard_batch(batch, run.mesh)
 
 
-def _observers(run: Run, training: Training, seed: int, update: Any) -> tuple[Any, Any]:
-    """Make the functions that log training and validation metrics and move the progress bar."""
-    notes = {"train": "", "validation": ""}
+def _observers(
+    run: Run, training: Training, seed: int, update: Any, save_fn: checkpoint.Save
+) -> tuple[Any, Any]:
+    """Make the functions that log metrics and move the progress bar.
+
+    Where the best checkpoint is kept, that of validation saves it.
+    """
+    notes, best = dict.fromkeys(("train", *training.watched), ""), [-np.inf]
 
     def write(at: int, split: str, measured: Mapping[str, Any]) -> None:
         numbers = {name: metrics.value(metric) for name, metric in measured.items()}
         run.log.append(phase=training.phase, seed=seed, step=at, split=split, **numbers)
         loss = numbers["loss"] if split == "train" else numbers["nll"]
         notes[split] = f"{split} loss {loss:.3f}, {numbers['accuracy']:.1%} right"
+        if split == "train" and (skipped := int(measured.get("skipped", (0, 0))[0])):
+            say(f"{label_of(training, seed)} skipped {skipped} non-finite steps up to step {at}")
         update(at, "  ".join(filter(None, notes.values())))
 
     def eval_fn(at: int, state: TrainState) -> None:
         variables = Variables(state.params["student"], state.model_state)
-        measured = measure(run, training.eval_step, variables, training.validation)
-        write(at, "validation", {"loss": measured["nll"], **measured})
+        scores = {}
+        for split, arrays in training.watched.items():
+            measured = measure(run, training.eval_step, variables, arrays)
+            scores[split] = metrics.value(measured["accuracy"])
+            write(at, split, {"loss": measured["nll"], **measured})
+        if run.keep_best and scores.get("validation", -np.inf) > best[0]:
+            best[0] = scores["validation"]
+            save_fn(at, state, score=best[0])
 
     return lambda at, measured: write(at, "train", measured), eval_fn

@@ -2,14 +2,19 @@
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-# What may differ between a run and its continuation: where it runs and how often it speaks.
+# What may differ between a run and its continuation: where it runs, what it keeps, how often it
+# speaks, what it does about a loss that is not finite, which it may just have stopped at, and what
+# is a training of its own.
 FREE_SETTINGS = (
-    "workdir", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.split_teacher", "log_every", "audit",
-)  # fmt: skip
+    *("workdir", "log_every", "audit", "keep_last", "keep_best", "on_nonfinite"),
+    *("methods", "num_best", "scales"),
+)
+FREE_GROUPS = ("mesh.", "distributed.")
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -61,7 +66,8 @@ def changed_setting(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """
     before, after = flatten(old), flatten(new)
     for name in sorted(before.keys() | after.keys()):
-        if name not in FREE_SETTINGS and before.get(name) != after.get(name):
+        free = name in FREE_SETTINGS or name.startswith(FREE_GROUPS)
+        if not free and before.get(name) != after.get(name):
             flag = "--" + name.replace("_", "-")
             return f"{flag} was {before.get(name)}, is now {after.get(name)}"
     return None
@@ -92,21 +98,41 @@ def claim(directory: Path, config: dict[str, Any], requested: dict[str, Any]) ->
     return True
 
 
-class MetricsLog:
-    """Appends to `metrics.jsonl`: one JSON object a line, with phase, seed, step and time."""
+def commit() -> str:
+    """Name the commit that runs, marked where files differ from it."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()
 
-    def __init__(self, path: Path):
-        self.path = path
+
+class MetricsLog:
+    """Appends to `metrics.jsonl`: one JSON object a line, with phase, seed, step and time.
+
+    Of several processes only the one that is told so writes.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True):
+        self.path, self.writes = path, writes
 
     def append(self, **row: Any) -> None:
         """Write one line, with the wall time in seconds since the epoch."""
+        if not self.writes:
+            return
         line = json.dumps({**row, "wall_time": round(time.time(), 3)})
         with self.path.open("a") as file:
             file.write(line + "\n")
 
     def rewind(self, phase: str, seed: int, step: int) -> None:
         """Drop the lines of a phase behind a step: it is about to be trained again from there."""
-        if not self.path.exists():
+        if not self.writes or not self.path.exists():
             return
         kept = [
             r for r in self.rows() if (r["phase"], r["seed"]) != (phase, seed) or r["step"] <= step

@@ -1,13 +1,17 @@
 """Training and evaluation over many batches: the host's side, which never stalls the device."""
 
 import contextlib
+import itertools
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental.multihost_utils import reached_preemption_sync_point
 
 from kdjax import metrics as measures
+from kdjax.distributed import gathered
 from kdjax.types import Array, Batch, Metrics, TrainState, Variables
 
 HostMetrics = dict[str, Any]
@@ -88,6 +92,8 @@ def fit(
                 log_fn(step, window)
             window = {}
         if eval_fn is not None and (last or _due(step, eval_every)):
+            # It may save what it finds good.
+            read(keep=0)
             eval_fn(step, state)
         if save_fn is not None and (last or stopping or _due(step, checkpoint_every)):
             read(keep=0)
@@ -130,7 +136,7 @@ def predict(apply_fn: Callable[[Batch], Array], batches: Iterable[Batch]) -> np.
     Returns:
         The answers to the examples that count, [examples, ...].
     """
-    parts = [np.asarray(apply_fn(batch))[np.asarray(batch["mask"])] for batch in batches]
+    parts = [gathered(apply_fn(batch))[gathered(batch["mask"])] for batch in batches]
     return np.concatenate(parts)
 
 
@@ -138,19 +144,27 @@ def predict(apply_fn: Callable[[Batch], Array], batches: Iterable[Batch]) -> np.
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM into a polite request; a second Ctrl-C interrupts at once.
 
+    Where several processes train together, the request to one of them stops all, at the same step.
+
     Yields:
-        A function that says whether a signal has come, to be passed as `fit(stop_fn=...)`.
+        A function that says whether to stop, to be passed as `fit(stop_fn=...)`.
     """
     received: list[int] = []
+    alone = jax.process_count() == 1
 
     def handle(number: int, frame: Any) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
+        if not alone:
+            signal.raise_signal(signal.SIGTERM)
 
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    # JAX's preemption service takes SIGTERM itself, to agree on a step with the other processes.
+    taken = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
+    previous = {s: signal.signal(s, handle) for s in taken}
+    steps = itertools.count(1)
     try:
-        yield lambda: bool(received)
+        yield lambda: bool(received) if alone else reached_preemption_sync_point(next(steps))
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

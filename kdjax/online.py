@@ -18,6 +18,7 @@ from kdjax.step import (
     ViewFn,
     hits,
     init_train_state,
+    kept_if,
     mask_of,
     step_key,
     updated,
@@ -98,6 +99,8 @@ def with_online_teacher(
         view = batch if view_fn is None else view_fn(step_key(state, VIEW_STREAM), batch)
         new, metrics = train_step(state, view, teacher.apply(state.teacher_state, view))
         renewed = teacher.update(state.teacher_state, _student_of(new), new.step)
+        if "skipped" in metrics:
+            renewed = kept_if(metrics["skipped"][0] > 0, state.teacher_state, renewed)
         return dataclasses.replace(new, teacher_state=renewed), metrics
 
     return step

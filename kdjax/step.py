@@ -85,6 +85,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     num_micro_batches: int = 1,
+    skip_nonfinite: bool = False,
     inputs_fn: InputsFn = itemgetter("image"),
     layout_fn: sharding.LayoutFn | None = None,
 ) -> TrainStep:
@@ -100,6 +101,9 @@ def make_train_step(
         objective: what to minimise.
         optimizer: any optax transformation.
         num_micro_batches: over how many parts of the batch the gradient is accumulated.
+        skip_nonfinite: leave everything as it was but the step's number where the loss or the
+            gradient is not finite. The step then adds nothing to the metrics, and 1 to `skipped`,
+            whose mean is the share of such steps.
         inputs_fn: what the network is fed, `batch["image"]` by default.
         layout_fn: where the arrays of the state live, the same that it was made with: gradients
             and the new state are kept there. None leaves that to the compiler, which does well
@@ -147,7 +151,8 @@ def make_train_step(
         if num_micro_batches > 1:
             _check_coupling(objective, state)
         grads, carried, metrics = _accumulate(grad_fn, state, key, parts, num_micro_batches)
-        return sharding.hold(updated(state, optimizer, grads, carried), layout_fn), metrics
+        new = sharding.hold(updated(state, optimizer, grads, carried), layout_fn)
+        return _unless_nonfinite(state, new, grads, metrics) if skip_nonfinite else (new, metrics)
 
     return train_step
 
@@ -243,6 +248,11 @@ def updated(
     )
 
 
+def kept_if(skipped: Array, state: PyTree, new: PyTree) -> PyTree:
+    """Choose the arrays from before a step that is skipped, or the new ones."""
+    return jax.tree.map(lambda old, x: jnp.where(skipped, old, x), state, new)
+
+
 def step_key(state: TrainState, stream: int) -> Array:
     """Return the key of a step for one of its uses."""
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), stream)
@@ -309,6 +319,18 @@ def _accumulate(
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     (grads, carried), metrics = jax.lax.scan(body, (zeros, carried), (jnp.arange(num_parts), parts))
     return grads, carried, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+
+
+def _unless_nonfinite(
+    state: TrainState, new: TrainState, grads: PyTree, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+    """Take back a step whose loss or gradient is not finite; its number stays, its metrics go."""
+    leaves = [metrics["loss"][0], *jax.tree.leaves(grads)]
+    skipped = ~jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    chosen = dataclasses.replace(kept_if(skipped, state, new), step=new.step)
+    counted = kept_if(skipped, jax.tree.map(jnp.zeros_like, metrics), metrics)
+    share = skipped.astype(jnp.float32), jnp.ones(())
+    return chosen, {**counted, "skipped": share}
 
 
 def _check_coupling(objective: Objective, state: TrainState) -> None:

@@ -120,5 +120,4 @@ def test_four_blocks_of_a_transformer_stand_for_stages(name, stages):
 def test_help_knows_every_method_and_its_paper():
     lines = settings.method_lines()
     assert list(lines) and set(lines) == set(METHODS)
-    unnamed = {"scratch", "skd"}
-    assert all(re.search(r"(19|20)[0-9]{2}", lines[name]) for name in set(lines) - unnamed)
+    assert all(re.search(r"(19|20)[0-9]{2}", lines[name]) for name in set(lines) - {"scratch"})

@@ -23,6 +23,7 @@ LEVELS = [
     "online",
     "sweep",
     "bias",
+    "distributed",
     "data",
     "specialists",
     "checkpoint",

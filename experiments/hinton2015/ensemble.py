@@ -3,7 +3,7 @@
     python -m experiments.hinton2015.ensemble --data.dir DIR
 
 Ten nets that differ in nothing but their seed, the mean of their probabilities, and one net that
-learns from it. The paper does this for speech, which is not public; here it is MNIST.
+learns from it. The paper does this for speech, which is not public; here it is CIFAR-100.
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
 """
 
@@ -11,45 +11,60 @@ from typing import Any
 
 import numpy as np
 
-from experiments.hinton2015 import group, teacher
+from experiments.hinton2015 import group
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
 from kdjax import teachers
 
 NUM_MEMBERS, TEMPERATURES, HARD_WEIGHT = 10, (1.0, 2.0, 5.0, 10.0), 0.5
-# Of 25 shifted copies: the steps of 40 passes over the images as they are.
-RECIPE, QUICK = group.Recipe(epochs=1.6), group.Recipe(epochs=2, batch_size=64)
+MEMBER, STUDENT = group.Recipe(epochs=8), group.Recipe(epochs=30)
+QUICK = group.Recipe(epochs=20, batch_size=64)
 NOTES = [
     "The gain is the ensemble's accuracy less the mean accuracy of its members; what is "
     "transferred is the part of it that the mean distilled net has. Members and distilled nets are "
-    "784-100-100-10 without regularisation, trained alike. The ensemble averages probabilities at "
-    "the temperature of the distillation. All four temperatures of the paper are shown; the row "
-    "of the claim is T = 2.",
+    "3072-256-256-100 without regularisation, 8 and 30 passes over the images as they are; the "
+    "second row trains from labels for as long as the students do. The ensemble averages "
+    "probabilities at the temperature of the distillation. All four temperatures of the paper are "
+    "shown; the row of the claim is T = 2.",
+    "Chosen on 5,000 validation images, one student each: at T = 2, 10 passes transferred 68 % of "
+    "the gain and 30 passes 105 %. What did not work is the same protocol on MNIST: members of "
+    "784-100-100-10 fit their training images to 99.97 %, where their mean is hardly softer than "
+    "the labels are, and 15 % of the gain was transferred; on all shifted copies of the images "
+    "they cannot fit them, the student can as little, and -5 % was.",
 ]
 
 
 def run(lab: Lab) -> Findings:
     """Train the members at once, then the students of their mean, and compare."""
-    spec = group.mlp_spec(lab, lab.pick((100, 100), (16, 16)))
-    recipe = lab.pick(RECIPE, QUICK)
-    examples = teacher.shifted(lab.train._asdict(), max_shift=lab.pick(2, 1))
-    truth = lab.test.label
+    spec = group.mlp_spec(lab, lab.pick((256, 256), (16, 16)))
+    recipe = lab.pick(STUDENT, QUICK)
+    examples, truth = lab.train._asdict(), lab.test.label
     members = group.train_group(
-        lab, "ensemble/members", spec, recipe, examples, seeds=range(NUM_MEMBERS)
+        lab,
+        "ensemble/members",
+        spec,
+        lab.pick(MEMBER, QUICK),
+        examples,
+        seeds=range(NUM_MEMBERS),
     )
+    # Seeds that no member has: a student must not start as one of them.
+    seeds = [NUM_MEMBERS + seed for seed in lab.seeds(3)]
+    longer = group.train_group(lab, "ensemble/longer", spec, recipe, examples, seeds=seeds)
+    alone = accuracies(group.test_logits(lab, longer), truth)
     logits = group.test_logits(lab, members)
     single = accuracies(logits, truth)
     together = accuracies(group.mean_of(logits, 1.0)[None], truth)
     train_logits = group.all_logits(members, examples["image"])
     rows = [
         ("one member", f"{labs.spread(single, 2)} %", ""),
+        ("one net, trained as long as students", f"{labs.spread(alone, 2)} %", ""),
         ("the ensemble of ten", f"{together[0]:.2f} %", "100 %"),
     ]
     gain = together[0] - float(np.mean(single))
     shares = {}
     for temperature in lab.pick(TEMPERATURES, TEMPERATURES[:2]):
         answered = {**examples, "teacher_logits": group.mean_of(train_logits, temperature)}
-        accuracy = students(lab, spec, recipe, answered, temperature)
+        accuracy = students(lab, spec, recipe, answered, temperature, seeds)
         shares[temperature] = tuple(100 * (a - np.mean(single)) / gain for a in accuracy)
         share = f"{np.mean(shares[temperature]):.0f} %"
         rows.append((f"distilled, T = {temperature:g}", f"{labs.spread(accuracy, 2)} %", share))
@@ -70,11 +85,14 @@ def run(lab: Lab) -> Findings:
 
 
 def students(
-    lab: Lab, spec: Any, recipe: group.Recipe, answered: group.Arrays, temperature: float
+    lab: Lab,
+    spec: Any,
+    recipe: group.Recipe,
+    answered: group.Arrays,
+    temperature: float,
+    seeds: list[int],
 ) -> tuple[float, ...]:
     """Distil the stored ensemble at a temperature; return test accuracies in per cent."""
-    # Seeds that no member has: a student must not start as one of them.
-    seeds = [NUM_MEMBERS + seed for seed in lab.seeds(5)]
     trained = group.train_group(
         lab,
         f"ensemble/distilled_{temperature:g}",
@@ -96,7 +114,7 @@ def accuracies(logits: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    labs.main("ensemble", __doc__ or "", run, args)
+    labs.main("ensemble", __doc__ or "", run, args, data_name="cifar100")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import jax
 import kdjax
 from experiments import workdir
 from experiments.console import say
-from experiments.hinton2015.lab import Claim, Findings, Lab, commit, spread
+from experiments.hinton2015.lab import Claim, Findings, Lab, spread
 from kdjax import report as pages
 
 CLAIM_COLUMNS = ("", "paper", "ours", "wanted", "met")
@@ -25,7 +25,7 @@ def write(lab: Lab, title: str, found: Findings, *, command: str) -> None:
     device = jax.devices()[0]
     facts = {
         "Command": command,
-        "Commit": commit(),
+        "Commit": workdir.commit(),
         "Device": f"{device.device_kind} ({device.platform})",
         "Training time": _times(lab),
         "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",

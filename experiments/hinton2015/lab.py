@@ -1,11 +1,8 @@
 """What the scripts of this folder share: flags, data, and where results go."""
 
 import dataclasses
-import math
 import re
 import shlex
-import statistics
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from experiments import cli, settings, workdir
+from experiments.numbers import spread as spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,36 +156,6 @@ def main(
             lab = _open(asked, section, data_name, stop_fn)
             found = body(lab)
             findings.write(lab, title, found, command=_portable(command))
-
-
-def spread(values: Sequence[float], digits: int | None = None) -> str:
-    """Format mean and sample standard deviation, or the one value there is.
-
-    Args:
-        values: by seed.
-        digits: after the point; by default one, below one as many as show two that count.
-    """
-    mean = sum(values) / len(values)
-    if digits is None:
-        digits = 1 if abs(mean) >= 1 or not mean else 1 - math.floor(math.log10(abs(mean)))
-    if len(values) == 1:
-        return f"{mean:g}" if mean == round(mean) else f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-
-
-def commit() -> str:
-    """Name the commit that runs, marked where files differ from it."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return described.stdout.strip()
 
 
 def _portable(command: str) -> str:

@@ -10,7 +10,7 @@ from kdjax import data
 from kdjax.types import Model, Variables
 
 # Chosen on 6,000 validation examples; see the notes of `experiments.hinton2015.mnist`.
-RECIPE = group.Recipe(epochs=120, augment=("translate",), max_norm=3.5)
+RECIPE = group.Recipe(epochs=140, batch_size=128, augment=("translate", "warp"), max_norm=3.5)
 QUICK = group.Recipe(epochs=20, batch_size=64, max_norm=3.5)
 TEMPERATURE = 20.0
 

@@ -2,7 +2,7 @@
 
 from kdjax.data.batches import batch_indices, eval_batches, example_order, train_batches
 from kdjax.data.sources import Dataset, Examples, LazyImages, load, take
-from kdjax.data.views import all_shifts, augment, flip, jitter, pad_and_crop, translate
+from kdjax.data.views import all_shifts, augment, flip, jitter, pad_and_crop, translate, warp
 
 __all__ = [
     "Dataset",
@@ -20,4 +20,5 @@ __all__ = [
     "take",
     "train_batches",
     "translate",
+    "warp",
 ]

@@ -52,6 +52,7 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield this process's share of every batch, without end.
 
@@ -65,6 +66,7 @@ def train_batches(
         start_step: the first batch to yield.
         process_index: which share of each batch, from 0.
         process_count: into how many a batch is split.
+        rows: the share itself, where a mesh has laid it out otherwise: `sharding.local_rows`.
 
     Yields:
         The arrays' rows and their `index`, [batch_size / process_count, ...].
@@ -72,12 +74,8 @@ def train_batches(
     Raises:
         ValueError: if the batch does not divide over the processes.
     """
-    if batch_size % process_count:
-        raise ValueError(
-            f"train_batches: a batch of {batch_size} does not divide over {process_count} processes"
-        )
-    num_examples, share = len(arrays["label"]), batch_size // process_count
-    mine = slice(process_index * share, (process_index + 1) * share)
+    num_examples = len(arrays["label"])
+    mine = _share("train_batches", batch_size, process_index, process_count, rows)
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
         index = batch_indices(seed, step, batch_size=batch_size, num_examples=num_examples)[mine]
@@ -92,7 +90,12 @@ def train_batches(
 
 
 def eval_batches(
-    arrays: Arrays, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    arrays: Arrays,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield every example exactly once; the last batch is filled up and masked.
 
@@ -101,6 +104,7 @@ def eval_batches(
         batch_size: examples in a batch, over all processes.
         process_index: which share of each batch, from 0.
         process_count: into how many a batch is split.
+        rows: the share itself, where a mesh has laid it out otherwise: `sharding.local_rows`.
 
     Yields:
         The arrays' rows, and `mask` [batch], false where a row only fills up. Every process yields
@@ -109,17 +113,32 @@ def eval_batches(
     Raises:
         ValueError: if the batch does not divide over the processes.
     """
-    if batch_size % process_count:
-        raise ValueError(
-            f"eval_batches: a batch of {batch_size} does not divide over {process_count} processes"
-        )
-    num_examples, share = len(arrays["label"]), batch_size // process_count
+    num_examples = len(arrays["label"])
+    mine = _share("eval_batches", batch_size, process_index, process_count, rows)
     for start in range(0, num_examples, batch_size):
-        positions = start + process_index * share + np.arange(share)
+        positions = start + mine
         mask = positions < num_examples
         # Filled up with the first example: any will do, the mask keeps it out.
-        rows = np.where(mask, positions, 0)
-        yield {name: array[rows] for name, array in arrays.items()} | {"mask": mask}
+        chosen = np.where(mask, positions, 0)
+        yield {name: array[chosen] for name, array in arrays.items()} | {"mask": mask}
+
+
+def _share(
+    function: str,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    rows: np.ndarray | None,
+) -> np.ndarray:
+    """Settle which rows of a batch this process reads."""
+    if rows is not None:
+        return rows
+    if batch_size % process_count:
+        raise ValueError(
+            f"{function}: a batch of {batch_size} does not divide over {process_count} processes"
+        )
+    share = batch_size // process_count
+    return np.arange(process_index * share, (process_index + 1) * share)
 
 
 def _streamed(batch_at: Any, start_step: int) -> Iterator[dict[str, np.ndarray]]:

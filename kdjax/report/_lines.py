@@ -1,4 +1,4 @@
-"""A plot of measured lines with their spread."""
+"""Plots of measured values with their spread: along lines, and name by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -77,3 +77,33 @@ def plot_lines(
 
 def _of(value: float) -> str:
     return f"{float(np.asarray(value)):.4g}"
+
+
+def plot_dots(
+    values: Mapping[str, Sequence[float]], *, xlabel: str, baseline: float | None = None
+) -> Figure:
+    """Draw a row per name: a dot per value, a bar at their mean.
+
+    Args:
+        values: by name, the first on top.
+        xlabel: what they are, with the unit.
+        baseline: where a line is drawn across all rows.
+
+    Returns:
+        The figure; its label says in words what the first and the last row have.
+    """
+    figure = Figure(figsize=(WIDTH, 1.0 + 0.2 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    plain(axes, grid="x")
+    for row, found in enumerate(values.values()):
+        axes.plot(found, [row] * len(found), "o", color=LINE_COLORS[0], markersize=4)
+        axes.plot(np.mean(found), row, "|", color=LINE_COLORS[0], markersize=12, mew=2)
+    if baseline is not None:
+        axes.axvline(baseline, color=LINE_COLORS[1], linestyle="--")
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.set_xlabel(xlabel, fontsize=SMALL, color=MUTED)
+    ends = [(name, float(np.mean(values[name]))) for name in (next(iter(values)), [*values][-1])]
+    said = "; ".join(f"{name}: {mean:.2f}" for name, mean in ends)
+    figure.set_label(f"{xlabel}, first and last of {len(values)}: {said}.")
+    return figure

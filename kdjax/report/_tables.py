@@ -37,6 +37,22 @@ COLUMNS = (
 )
 
 
+def format_rows(rows: Sequence[Sequence[str]]) -> str:
+    """Lay rows of text out as plain text, one column under the other.
+
+    Args:
+        rows: the names of the columns, then the cells, as many in every row.
+
+    Returns:
+        A line per row, columns two spaces apart.
+    """
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
 def format_table(summary: Summary) -> str:
     """Lay the results out as plain text, at most 100 characters wide.
 

@@ -62,7 +62,7 @@ def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Make global arrays out of this process's share of a batch.
 
     Args:
-        batch: NumPy arrays, [examples of this process, ...].
+        batch: NumPy arrays, [examples of this process, ...]: the rows `local_rows` of the batch.
         mesh: the mesh to split them over.
 
     Returns:
@@ -71,10 +71,39 @@ def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(x))
-        for name, x in batch.items()
-    }
+    return {name: _global(np.asarray(x), mesh, sharding) for name, x in batch.items()}
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Return which rows of a batch the devices of this process hold, in order.
+
+    They need not be next to one another, and processes that split an axis other than the batch
+    hold the same ones.
+
+    Args:
+        mesh: the mesh that splits the batch.
+        batch_size: examples in a batch, over all processes.
+
+    Returns:
+        Row numbers, [examples of this process].
+    """
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    bounds = {index[0].indices(batch_size)[:2] for index in indices if index is not None}
+    return np.concatenate([np.arange(start, stop) for start, stop in sorted(bounds)])
+
+
+def _global(local: np.ndarray, mesh: Mesh, sharding: NamedSharding) -> jax.Array:
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    # The share of one device is known from how many different ones this process holds.
+    size = len(local) // len(local_rows(mesh, parts)) * parts
+    rows = local_rows(mesh, size)
+
+    def part(index: Any) -> np.ndarray:
+        start, stop, _ = index[0].indices(size)
+        first = int(np.searchsorted(rows, start))
+        return local[first : first + stop - start]
+
+    return jax.make_array_from_callback((size, *local.shape[1:]), sharding, part)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, num_micro_batches: int = 1) -> None:

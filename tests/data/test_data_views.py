@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.data import all_shifts, augment, flip, jitter, pad_and_crop, translate
+from kdjax.data import all_shifts, augment, flip, jitter, pad_and_crop, translate, warp
 from kdjax.sharding import batch_sharding, make_mesh
 
 KEY = jax.random.key(0)
@@ -177,3 +177,40 @@ def test_translate_by_nothing_is_the_identity_and_explains_misuse():
     np.testing.assert_array_equal(translate(KEY, images, max_shift=0), images.astype(jnp.float32))
     with pytest.raises(ValueError, match=r"translate: max_shift is -0.5, images are \(6, 8\)"):
         translate(KEY, images, max_shift=-0.5)
+
+
+def ramps(height=9, width=12):
+    """Images whose two channels say which row and column a pixel is from, two wide of the edge."""
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    return np.tile(np.stack([rows, columns], -1)[None].astype(np.float32), (50, 1, 1, 1))
+
+
+def test_warp_moves_every_pixel_by_less_than_it_may_and_neighbours_alike():
+    images = ramps()
+    moved = np.asarray(warp(KEY, jnp.asarray(images), max_shift=1.5, num_points=3))
+    assert moved.dtype == np.float32 and moved.shape == images.shape
+    # Away from the edges, where black enters, a pixel says where it was taken from.
+    inner = (moved - images)[:, 2:-2, 2:-2]
+    assert np.abs(inner).max() <= 1.5 + 1e-4 and np.abs(inner).max() > 1
+    assert abs(inner.mean()) < 0.15
+    assert np.abs(np.diff(inner, axis=1)).max() <= 3 / 4 + 1e-4, "linear between the points"
+    assert np.abs(inner - inner.mean((1, 2), keepdims=True)).max() > 0.3, "parts move apart"
+    assert len(np.unique(inner[:, 0, 0, 0].round(4))) == len(images), "each image by its own field"
+
+
+def test_warp_of_two_points_bends_nothing():
+    images = ramps()
+    moved = np.asarray(warp(KEY, jnp.asarray(images), max_shift=1.0, num_points=2))
+    inner = (moved - images)[:, 2:-2, 2:-2]
+    np.testing.assert_allclose(np.diff(inner, 2, axis=1), 0, atol=1e-4)
+    np.testing.assert_allclose(np.diff(inner, 2, axis=2), 0, atol=1e-4)
+
+
+def test_warp_by_nothing_is_the_identity_and_explains_misuse():
+    images = make_images(3)
+    same = warp(KEY, images, max_shift=0)
+    np.testing.assert_allclose(same, images.astype(jnp.float32), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"warp: max_shift is 6, images are \(6, 8\)"):
+        warp(KEY, images, max_shift=6)
+    with pytest.raises(ValueError, match="warp: num_points is 1, expected 2 or more"):
+        warp(KEY, images, num_points=1)

@@ -1,0 +1,163 @@
+"""The stages of `experiments.generations`: train a chain of networks, measure it, tabulate."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import kdjax
+from experiments import distillation as job
+from experiments import networks, training, workdir
+from experiments.console import say
+from experiments.distillation import Experiment, TeacherResult
+from experiments.networks import Network
+from experiments.numbers import spread
+from experiments.settings import NetworkSettings
+from kdjax import models, teachers
+from kdjax import report as pages
+from kdjax.types import Outputs, Teacher
+
+DIRECT, TOGETHER = "student, of the teacher alone", "all generations together"
+COLUMNS = ("network", "parameters", "test errors", "test %", "validation %")
+
+
+class Measured(NamedTuple):
+    """A network of the chain, or several together, by seed."""
+
+    name: str
+    num_params: int
+    test_errors: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    validation_accuracy: tuple[float, ...]
+
+
+class Answers(NamedTuple):
+    """Logits [examples, num_classes] for both splits, or labels [examples]."""
+
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def train_all(
+    experiment: Experiment, teacher: TeacherResult, chosen: Mapping[str, NetworkSettings]
+) -> list[Measured]:
+    """Train the chain for every seed, and the last network from the teacher alone.
+
+    Args:
+        experiment: data and settings.
+        teacher: where the chain begins.
+        chosen: the networks by name, each taught by the one before.
+
+    Returns:
+        The teacher, every network of the chain, the student without the chain, and where all of
+        the chain have one architecture the mean of their probabilities.
+    """
+    settings, dataset = experiment.settings, experiment.dataset
+    alike = len(set(chosen.values())) == 1
+    found: dict[str, list[Network]] = {}
+    answers: dict[str, list[Answers]] = {}
+
+    def keep(name: str, network: Network, given: Answers) -> None:
+        found.setdefault(name, []).append(network)
+        answers.setdefault(name, []).append(given)
+
+    keep("teacher", teacher.network, _answers(teacher))
+    for seed in range(settings.seed, settings.seed + (settings.num_seeds or 1)):
+        source = teacher
+        for name, network in chosen.items():
+            source = _student(experiment, source, network, name, seed)
+            keep(name, source.network, _answers(source))
+        if not alike:
+            direct = _student(experiment, teacher, network, DIRECT, seed)
+            keep(DIRECT, direct.network, _answers(direct))
+    truth = Answers(dataset.validation.label, dataset.test.label)
+    measured = [
+        _measured(name, models.num_params(networks[0].variables.params), answers[name], truth)
+        for name, networks in found.items()
+    ]
+    if alike:
+        by_seed = zip(*(answers[name] for name in chosen), strict=True)
+        together = [Answers(*(_mean(z) for z in zip(*each, strict=True))) for each in by_seed]
+        num_params = sum(entry.num_params for entry in measured[1:])
+        measured.append(_measured(TOGETHER, num_params, together, truth))
+    return measured
+
+
+def report(experiment: Experiment, measured: list[Measured], command: str) -> None:
+    """Write `summary.json`, the plot and the page; print the table."""
+    run, settings, device = experiment.run, experiment.settings, jax.devices()[0]
+    facts = {
+        "Command": command,
+        "Commit": workdir.commit(),
+        "Device": f"{run.mesh.size} x {device.device_kind} ({device.platform})",
+        "Training": f"{settings.method}, {settings.epochs} epochs, seeds from {settings.seed}",
+        "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",
+    }
+    rows = [_row(entry) for entry in measured]
+    figure = pages.plot_dots({m.name: m.accuracy for m in measured}, xlabel="test accuracy (%)")
+    pages.save_figure(run.workdir, "chain", figure)
+    section = pages.Section(
+        heading="Every network learns from the one before it",
+        tables=[("", COLUMNS, rows)],
+        figures=[((run.workdir / "chain.svg").read_bytes(), "A dot is a seed, a bar their mean.")],
+        notes=[],
+        facts=facts,
+    )
+    title = f"A chain of students, {experiment.dataset.name}"
+    page = pages.write_page(run.workdir / "report.html", title=title, sections=[section])
+    summary: dict[str, Any] = {"facts": facts, "networks": [m._asdict() for m in measured]}
+    workdir.write_json(run.workdir / "summary.json", summary)
+    say("\n" + pages.format_rows([COLUMNS, *rows]))
+    say(f"\nreport: {page}")
+
+
+def _student(
+    experiment: Experiment, teacher: TeacherResult, network: NetworkSettings, phase: str, seed: int
+) -> TeacherResult:
+    """Train one network of the chain; it answers in its turn."""
+    settings = dataclasses.replace(experiment.settings, student=network)
+    own = dataclasses.replace(experiment, settings=settings)
+    plan = job.plan_method(
+        own, teacher, settings.method, job.student_examples(own), phase=phase.replace(" ", "_")
+    )
+    spec = job.student_spec(own)
+    trained = Network(spec, networks.build(spec), training.train(own.run, plan, seed))
+
+    return job.answered(own, trained)
+
+
+def _answers(result: TeacherResult) -> Answers:
+    none = np.zeros((0, result.network.spec.num_classes), np.float32)
+    return Answers(*(x.get("teacher_logits", none) for x in (result.validation, result.test)))
+
+
+def _mean(logits: Sequence[np.ndarray]) -> np.ndarray:
+    """Average the probabilities of several networks: logits again."""
+    given = [Teacher(z, lambda variables, batch: Outputs(variables)) for z in logits]
+    mean = teachers.ensemble(given)
+    return np.asarray(mean.apply(mean.variables, {}).logits)
+
+
+def _measured(name: str, num_params: int, answers: list[Answers], truth: Answers) -> Measured:
+    def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+        return 100 * float((logits.argmax(-1) == labels).mean()) if len(labels) else float("nan")
+
+    return Measured(
+        name,
+        num_params,
+        tuple(int((a.test.argmax(-1) != truth.test).sum()) for a in answers),
+        tuple(accuracy(a.test, truth.test) for a in answers),
+        tuple(accuracy(a.validation, truth.validation) for a in answers),
+    )
+
+
+def _row(entry: Measured) -> tuple[str, ...]:
+    return (
+        entry.name,
+        f"{entry.num_params:,}",
+        spread(entry.test_errors, 1),
+        spread(entry.accuracy, 2),
+        spread(entry.validation_accuracy, 2),
+    )

@@ -1,0 +1,136 @@
+"""One checkpoint, written and read by all processes: Orbax's arrays, and a record of digests."""
+
+import contextlib
+import itertools
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from kdjax.checkpoint._digests import (
+    RECORD,
+    Leaf,
+    describe,
+    digest,
+    disagreement,
+    file_digests,
+    merged,
+)
+from kdjax.checkpoint._files import UNFINISHED, first_line, remove
+from kdjax.distributed import exchange, is_leader
+from kdjax.types import PyTree
+
+ARRAYS = "arrays"
+_turns: dict[Path, Iterator[int]] = defaultdict(itertools.count)
+
+
+class Damaged(Exception):
+    """Why a checkpoint cannot be trusted."""
+
+
+def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
+    """Write arrays and record under a passing name, then give them theirs."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    try:
+        if is_leader():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
+        with _checkpointer(path) as checkpointer:
+            checkpointer.save(unfinished / ARRAYS, args=ocp.args.StandardSave(tree))
+        processes = _share()
+        mine = {"leaves": describe(tree), "files": file_digests(unfinished, **processes)}
+        parts = [json.loads(text) for text in exchange(f"write {path}", json.dumps(mine))]
+        if is_leader():
+            files = {n: d for part in parts for n, d in part["files"].items() if d is not None}
+            leaves = merged([part["leaves"] for part in parts])
+            record = {"leaves": leaves, "files": files, "metadata": metadata}
+            sealed = {**record, "sha256": digest(record)}
+            (unfinished / RECORD).write_text(json.dumps(sealed, indent=1))
+            remove(path)
+            unfinished.rename(path)
+        exchange(f"write {path}", "done")
+    except Exception as error:
+        # Orbax and TensorStore report a full disk in exceptions of their own.
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"cannot write {path}: {first_line(error)}") from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the record of a checkpoint after holding every file against it, each process its share.
+
+    Raises:
+        Damaged: in all processes, if one of them found a damage.
+    """
+    record, damage = {}, ""
+    try:
+        record = _checked_record(path)
+    except Damaged as found:
+        damage = str(found)
+    _agree(path, damage)
+    return record
+
+
+def read_arrays(path: Path, leaves: dict[str, Leaf], like: PyTree | None) -> PyTree:
+    """Read the arrays and hold every leaf against its digest.
+
+    Raises:
+        Damaged: in all processes, if one of them found a damage.
+    """
+    try:
+        with _checkpointer(path) as checkpointer:
+            tree = checkpointer.restore(path / ARRAYS, args=ocp.args.StandardRestore(like))
+    except Exception as error:
+        raise Damaged(f"its arrays cannot be read ({first_line(error)})") from error
+    wrong = disagreement(tree, leaves)
+    _agree(path, f"{wrong} does not match its digest" if wrong else "")
+    return tree
+
+
+def _agree(path: Path, damage: str) -> None:
+    for found in exchange(f"read {path}", damage):
+        if found:
+            raise Damaged(found)
+
+
+def _checked_record(path: Path) -> dict[str, Any]:
+    try:
+        content, found = (path / RECORD).read_bytes(), file_digests(path, **_share())
+    except OSError as error:
+        raise Damaged(f"it cannot be read ({first_line(error)})") from error
+    try:
+        record = json.loads(content)
+        seal = record.pop("sha256")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise Damaged(f"{RECORD} is not the JSON that was written") from error
+    if seal != digest(record):
+        raise Damaged(f"{RECORD} does not match its own digest")
+    for name, expected in record["files"].items():
+        if name not in found:
+            raise Damaged(f"{name} is missing")
+        if found[name] not in (expected, None):
+            raise Damaged(f"{name} does not match its digest")
+    return record
+
+
+def _share() -> dict[str, int]:
+    return {"part": jax.process_index(), "parts": jax.process_count()}
+
+
+@contextlib.contextmanager
+def _checkpointer(path: Path) -> Iterator[ocp.Checkpointer]:
+    """Open Orbax, with barriers that need no device: a thread must not use one beside the step."""
+    options = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        options = ocp.options.MultiprocessingOptions(
+            primary_host=0,
+            active_processes=set(range(jax.process_count())),
+            barrier_sync_key_prefix=f"{path}/{next(_turns[path])}",
+        )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
+        yield checkpointer

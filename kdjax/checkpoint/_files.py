@@ -1,0 +1,66 @@
+"""The folder of one training's checkpoints: a complete one has its step for a name."""
+
+import json
+import shutil
+from pathlib import Path
+
+from kdjax.checkpoint._digests import RECORD
+
+UNFINISHED, REMOVED = ".unfinished", ".removed"
+
+
+def steps_in(directory: Path) -> list[int]:
+    """List the steps of the checkpoints in a directory, in order."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def best_step(directory: str | Path) -> int | None:
+    """Return the step of the checkpoint with the highest score, None if none has a score.
+
+    Args:
+        directory: where `save` or `saving` wrote, with scores.
+
+    Returns:
+        A step to be passed to `restore(step=...)`; the earliest of equals.
+    """
+    scores = {step: _score(Path(directory) / str(step)) for step in steps_in(Path(directory))}
+    scored = {step: score for step, score in scores.items() if score is not None}
+    return max(scored, key=lambda step: scored[step], default=None)
+
+
+def prune(directory: Path, step: int, keep: int, *, keep_best: bool = False) -> None:
+    """Remove all but the newest checkpoints up to a step, and what a kill left behind."""
+    for later in [s for s in steps_in(directory) if s > step]:
+        remove(directory / str(later))
+    kept = set(steps_in(directory)[-keep:])
+    if keep_best:
+        kept |= {best_step(directory)} - {None}  # type: ignore[arg-type]
+    for old in set(steps_in(directory)) - kept:
+        remove(directory / str(old))
+    for leftover in directory.iterdir():
+        if leftover.suffix in (UNFINISHED, REMOVED):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; killed midway, it leaves nothing that looks like one."""
+    if path.exists():
+        removed = path.with_name(path.name + REMOVED)
+        shutil.rmtree(removed, ignore_errors=True)
+        path.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+def first_line(error: Exception) -> str:
+    """Cut the message of an exception down to what fits in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _score(path: Path) -> float | None:
+    try:
+        return json.loads((path / RECORD).read_text())["metadata"].get("score")
+    except (OSError, ValueError, KeyError, AttributeError):
+        # A damaged record: reading that checkpoint would say so.
+        return None

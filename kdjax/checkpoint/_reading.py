@@ -1,0 +1,94 @@
+"""Reading what was saved: the newest checkpoint that is sound, on any mesh."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kdjax.checkpoint._arrays import Damaged, read_arrays, read_record
+from kdjax.checkpoint._digests import Leaf, name_of, type_of
+from kdjax.checkpoint._files import steps_in
+from kdjax.distributed import exchange, is_leader
+from kdjax.types import PyTree
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint is damaged and an older one is used in its place."""
+
+
+class CheckpointError(ValueError):
+    """No checkpoint of a directory can be used."""
+
+
+def restore(
+    directory: str | Path, like: PyTree, *, step: int | None = None
+) -> tuple[int, PyTree] | None:
+    """Read the newest checkpoint that is sound, and warn of newer ones that are not.
+
+    Where several processes train together, all of them must call; they may be others, in number
+    and with another mesh, than those that saved.
+
+    Args:
+        directory: where `save` wrote.
+        like: arrays or `jax.ShapeDtypeStruct`s of the expected structure; their shardings say
+            where the restored arrays go, whatever mesh they were written from.
+        step: read the checkpoint of that step and no other; see `best_step`.
+
+    Returns:
+        The step and the tree, or None if there is no checkpoint.
+
+    Raises:
+        CheckpointError: if there are checkpoints and none is sound, or not that of `step`.
+        ValueError: if a sound one holds other arrays than `like`.
+    """
+    directory = Path(directory).absolute()
+    steps = _common_steps(directory)
+    if step is not None:
+        if step not in steps:
+            raise CheckpointError(f"{directory} has no checkpoint of step {step}, only {steps}")
+        steps = [step]
+    for at in reversed(steps):
+        path = directory / str(at)
+        try:
+            leaves = read_record(path)["leaves"]
+            _check_structure(path, leaves, like)
+            return at, read_arrays(path, leaves, jax.tree.map(_abstract, like))
+        except Damaged as damage:
+            _warn(f"the checkpoint of step {at} in {directory} is damaged and not used: {damage}")
+    if steps:
+        raise CheckpointError(
+            f"all checkpoints in {directory} are damaged (steps {', '.join(map(str, steps))}): "
+            "delete that folder to start anew"
+        )
+    return None
+
+
+def _common_steps(directory: Path) -> list[int]:
+    """List the steps as process 0 sees them."""
+    said = exchange(f"steps {directory}", " ".join(map(str, steps_in(directory))))
+    return [int(word) for word in said[0].split()]
+
+
+def _check_structure(path: Path, leaves: dict[str, Leaf], like: PyTree) -> None:
+    """Raise a ValueError that names the first array that only one side has, or in another shape."""
+    expected = {name_of(keys): type_of(x) for keys, x in jax.tree_util.tree_leaves_with_path(like)}
+    stored = {name: leaf["type"] for name, leaf in leaves.items()}
+    for name in sorted(expected.keys() | stored.keys()):
+        if expected.get(name) != stored.get(name):
+            raise ValueError(
+                f"restore: the checkpoint {path} holds {name} as {stored.get(name, 'nothing')}, "
+                f"expected {expected.get(name, 'nothing')}"
+            )
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    # Otherwise Orbax would ask for the devices that the arrays were written from.
+    here = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+
+
+def _warn(message: str) -> None:
+    if is_leader():
+        warnings.warn(message, CheckpointWarning, stacklevel=3)

@@ -1,0 +1,116 @@
+"""Comparing methods: what is trained, what is chosen on which examples, what is written."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from xla import QUICK_COMPILATION
+
+from experiments import compare, comparison, presets, workdir
+from experiments.comparison import Entry, Trial
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*flags):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION}
+    command = [sys.executable, "-m", "experiments.compare", *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_a_comparison_is_written_and_goes_on(tmp_path):
+    flags = ["--epochs", "2", "--teacher.epochs", "2", "--num-best", "1", "--num-seeds", "2"]
+    flags += ["--scales", "3", "--workdir", tmp_path]
+    done = run("--methods", "kd", "rkd", *flags)
+    assert done.returncode == 0, done.stderr
+    entries = {e.method: e for e in comparison.read(tmp_path / "comparison.json")}
+    assert set(entries) == {"scratch", "kd", "rkd"}
+    assert sorted(len(e.last) for e in entries.values()) == [1, 2, 2]
+    assert all(0 <= x <= 100 for e in entries.values() for x in (*e.last, *e.best, *e.validation))
+    assert all(b >= x for e in entries.values() for b, x in zip(e.best, e.last, strict=True))
+    assert "scratch" in (tmp_path / "report.html").read_text()
+    again = run("--methods", "kd", "rkd", *flags)
+    assert again.returncode == 0 and " steps in " not in again.stdout
+    assert again.stdout.splitlines()[-6:] == done.stdout.splitlines()[-6:]
+
+
+def test_wrong_use_is_one_line(tmp_path):
+    for flags, message in (
+        (["--methods", "kd+nothing"], "--methods must be of scratch, kd"),
+        (["--scales", "0"], "--scales must be positive"),
+        (["--num-best", "-1"], "--num-best must be zero or more"),
+        (["--methods", "at", "--workdir", tmp_path], "--method at needs feature maps"),
+    ):
+        done = run(*flags)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert message in done.stderr
+
+
+def fake(accuracies, trained):
+    """Stand in for training: validation accuracy by (method, scale)."""
+
+    def train(experiment, teacher, examples, trial):
+        trained.append(trial)
+        value = accuracies[trial.method, trial.scale]
+        count = len(trial.seeds)
+        # The test set prefers what validation does not.
+        return Entry(trial.method, trial.scale, (100 - value,) * count, (99.0,) * count,
+                     (value,) * count)  # fmt: skip
+
+    return train
+
+
+def test_the_best_by_validation_are_tuned_and_repeated(monkeypatch):
+    trained = []
+    accuracies = {("scratch", 1): 50, ("a", 1): 60, ("b", 1): 70, ("c", 1): 65}
+    accuracies |= {("b", 3): 69, ("b", 0.3): 71, ("c", 3): 66, ("c", 0.3): 64}
+    monkeypatch.setattr(comparison, "_train", fake(accuracies, trained))
+    monkeypatch.setattr(comparison.job, "with_answers", lambda *_: {})
+    monkeypatch.setattr(comparison.job, "student_examples", lambda _: {})
+    experiment = SimpleNamespace(settings=SimpleNamespace(seed=4, num_seeds=3))
+    entries = comparison.train_all(
+        experiment, None, ["a", "b", "c", "b"], num_best=2, scales=(0.3, 3)
+    )
+    assert trained[:4] == [Trial(name, 1, (4,)) for name in ("scratch", "a", "b", "c")]
+    assert {(e.method, e.scale, len(e.last)) for e in entries} == {
+        ("scratch", 1, 3), ("a", 1, 1), ("b", 0.3, 3), ("c", 3, 3),
+    }  # fmt: skip
+    assert [e.method for e in entries] == ["scratch", "a", "c", "b"], "sorted by the test set"
+
+
+def test_rows_state_the_gain_over_labels_alone():
+    entries = [
+        Entry("kd", 3.0, (52.0, 54.0), (53.0, 55.0), (50.0, 51.0)),
+        Entry("scratch", 1.0, (50.0, 51.0), (50.0, 51.0), (49.0, 49.0)),
+    ]
+    kd, scratch = comparison.rows(entries)
+    assert kd == (
+        "kd", "x 3", "2", "53.00 ± 1.41", "+2.50", "54.00 ± 1.41", "50.50 ± 0.71",
+    )  # fmt: skip
+    assert scratch[1] == scratch[4] == ""
+
+
+def test_the_log_tells_the_last_epoch_from_the_best():
+    rows = [
+        {"phase": "kd x 3", "seed": 0, "split": split, "step": at, "accuracy": accuracy}
+        for split, values in (("test", (0.3, 0.5, 0.4)), ("validation", (0.2, 0.1, 0.6)))
+        for at, accuracy in zip((10, 20, 30), values, strict=True)
+    ]
+    entry = comparison._entry(rows[::-1], Trial("kd", 3.0, (0,)))
+    assert entry == Entry("kd", 3.0, (40.0,), (50.0,), (60.0,))
+
+
+@pytest.mark.parametrize("pair", presets.PAIRS)
+def test_the_preset_is_what_the_tables_used(pair):
+    given = compare.Settings(preset="repdistiller", pair=pair, num_seeds=5)
+    settings = presets.repdistiller(given, pair)
+    assert (settings.epochs, settings.batch_size, settings.num_seeds) == (240, 64, 5)
+    assert settings.optimizer.name == "sgd" and settings.optimizer.weight_decay == 5e-4
+    assert f"{settings.teacher.name}-{settings.student.name}" == pair
+    compare.check(settings)
+    json.dumps(workdir.plain(dataclasses.asdict(settings)))

@@ -1,0 +1,124 @@
+"""Distillation without data: what the generator is asked for, and that nothing is peeked at."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from xla import QUICK_COMPILATION
+
+from experiments import synthesis
+from experiments.networks import load_network
+from kdjax import models, terms
+from kdjax.objective import combine
+from kdjax.types import Outputs, Variables
+
+ROOT = Path(__file__).parents[1]
+SHAPE = (4, 4, 1)
+
+
+def run(*flags):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION}
+    command = [sys.executable, "-m", "experiments.data_free", *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_a_student_of_made_up_images(tmp_path):
+    flags = ["--teacher.epochs", "2", "--steps", "20", "--num-seeds", "1", "--log-every", "10"]
+    done = run(*flags, "--workdir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert 0 <= summary["students"][0]["test_errors"] <= 450
+    assert "made up" in (tmp_path / "report.html").read_text()
+    network = load_network(tmp_path / "student")
+    logits = network.model.apply(*network.variables, np.zeros((2, 8, 8, 1), np.uint8), train=False)
+    assert logits[0].logits.shape == (2, 10)
+    again = run(*flags, "--workdir", tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_wrong_use_is_one_line():
+    for flag in ("--steps", "--generator.noise-size", "--generator.learning-rate"):
+        done = run(flag, "0")
+        assert done.returncode == 2 and f"{flag} must be positive" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_the_generators_loss_is_that_of_the_papers():
+    rng = np.random.default_rng(0)
+    teacher, student = rng.normal(size=(2, 6, 5)) * 2
+    embedding = rng.normal(size=(6, 3))
+    weights = synthesis.Weights(1.0, 0.5, 2.0, 0.25)
+    with jax.enable_x64(True):
+        found = synthesis.generator_loss(
+            Outputs(jnp.asarray(teacher)), jnp.asarray(embedding), jnp.asarray(student), weights
+        )
+    p, q = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in (teacher, student))
+    mean = p.mean(0)
+    parts = [
+        -np.log(p.max(-1)).mean(),
+        -np.abs(embedding).mean(),
+        (mean * np.log(mean)).sum(),
+        -(p * np.log(p / q)).sum(-1).mean(),
+    ]
+    np.testing.assert_allclose(found[1:], parts, rtol=1e-9)
+    np.testing.assert_allclose(found.total, np.dot(weights, parts), rtol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Some steps with a teacher of random weights: start, end, metrics, teacher."""
+    student, teacher = (
+        models.normalized(models.mlp(3, widths=(8,), features=["drop_0"]), [0.5], [0.25])
+        for _ in range(2)
+    )
+    variables = teacher.init(jax.random.key(7), jnp.zeros((2, *SHAPE)))
+    init, step = synthesis.make_step(
+        student,
+        teacher,
+        "drop_0",
+        combine({"soft": terms.soft_targets()}, {"soft": 1.0}),
+        (optax.adam(1e-2), optax.adam(1e-2)),
+        synthesis.Generator(SHAPE, (16,)),
+        batch_size=32,
+        noise_size=5,
+        weights=synthesis.Weights(),
+    )
+    start = init(jax.random.key(0), variables)
+    kept = jax.tree.map(np.array, variables)
+    state, losses = jax.tree.map(jnp.copy, start), []
+    for _ in range(60):
+        state, metrics = step(state, {}, teacher_variables=variables)
+        losses.append({name: float(total / count) for name, (total, count) in metrics.items()})
+    jax.tree.map(np.testing.assert_array_equal, kept, variables)
+    return start, state, losses
+
+
+def test_student_and_generator_both_learn(trained):
+    start, state, losses = trained
+    assert int(state.step) == int(state.student.step) == 60
+    assert losses[-1]["generator/total"] < losses[0]["generator/total"] - 0.1
+    assert losses[-1]["generator/balanced"] < -0.9 * np.log(3)
+    assert losses[-1]["loss"] < losses[0]["loss"]
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), start.generator, state.generator)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_images_are_images_and_repeatable(trained):
+    _, state, _ = trained
+    generator = synthesis.Generator(SHAPE, (16,))
+    variables = Variables(state.generator.params, state.generator.state)
+    first, second, other = (
+        synthesis.images_of(generator, variables, noise_size=5, count=4, seed=seed)
+        for seed in (0, 0, 1)
+    )
+    assert first.shape == (4, *SHAPE) and first.min() >= 0 and first.max() <= 255
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)

@@ -1,0 +1,103 @@
+"""Chains of students: who teaches whom, and what is written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from xla import QUICK_COMPILATION
+
+from experiments import chain, generations
+from experiments.distillation import TeacherResult
+from experiments.settings import NetworkSettings
+
+ROOT = Path(__file__).parents[1]
+LABELS = np.arange(20) % 2
+
+
+def run(*flags):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION}
+    command = [sys.executable, "-m", "experiments.generations", *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_assistants_from_the_command_line(tmp_path):
+    flags = ["--epochs", "2", "--teacher.epochs", "2", "--num-seeds", "1", "--workdir", tmp_path]
+    done = run("--assistants", "32x16", *flags)
+    assert done.returncode == 0, done.stderr
+    networks = json.loads((tmp_path / "summary.json").read_text())["networks"]
+    assert [n["name"] for n in networks] == ["teacher", "32x16", "student", chain.DIRECT]
+    sizes = [n["num_params"] for n in networks]
+    assert sizes[0] > sizes[1] > sizes[2] == sizes[3]
+    assert all(n["test_errors"] and 0 <= n["accuracy"][0] <= 100 for n in networks)
+    assert "32x16" in (tmp_path / "report.html").read_text()
+
+
+def test_wrong_use_is_one_line():
+    for flags, message in (
+        (["--generations", "0"], "--generations must be positive"),
+        (["--assistants", "lenet"], "--assistants must be widths or of resnet8"),
+        (["--method", "nothing"], "--method must be of scratch"),
+    ):
+        done = run(*flags)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert message in done.stderr
+
+
+def test_networks_by_name():
+    assert generations.network_of("128x64") == NetworkSettings("mlp", (128, 64))
+    assert generations.network_of("resnet14") == NetworkSettings("resnet14", ())
+    with pytest.raises(ValueError, match="--assistants"):
+        generations.network_of("0x4")
+
+
+def result(name, logits):
+    network = SimpleNamespace(
+        spec=SimpleNamespace(num_classes=2), variables=SimpleNamespace(params={"w": np.zeros(3)})
+    )
+    network.name = name
+    split = {"teacher_logits": logits, "label": LABELS}
+    return TeacherResult(network, split, split)
+
+
+def test_each_learns_from_the_one_before(monkeypatch):
+    taught = []
+
+    def student(experiment, teacher, network, phase, seed):
+        taught.append((teacher.network.name, phase, seed))
+        # Each generation is right about half of what the others are wrong about.
+        favoured = len(taught) % 2
+        margin = np.where(favoured == LABELS, 3.0, -1.0)
+        sign = np.where(LABELS == 1, 1, -1)
+        return result(phase, np.stack([0 * margin, sign * margin], axis=-1))
+
+    monkeypatch.setattr(chain, "_student", student)
+    split = SimpleNamespace(label=LABELS)
+    experiment = SimpleNamespace(
+        settings=SimpleNamespace(seed=1, num_seeds=2),
+        dataset=SimpleNamespace(validation=split, test=split),
+    )
+    small, big = NetworkSettings("mlp", (4,)), NetworkSettings("mlp", (8,))
+    found = chain.train_all(
+        experiment, result("teacher", np.eye(2)[LABELS]), {"one": small, "two": small}
+    )
+    assert taught == [
+        ("teacher", "one", 1), ("one", "two", 1), ("teacher", "one", 2), ("one", "two", 2),
+    ]  # fmt: skip
+    assert [entry.name for entry in found] == ["teacher", "one", "two", chain.TOGETHER]
+    assert found[0].accuracy == (100.0,) and found[1].accuracy == (50.0, 50.0)
+    assert found[-1].accuracy == (100.0, 100.0), "the mean of both is right everywhere"
+    taught.clear()
+    found = chain.train_all(
+        experiment, result("teacher", np.eye(2)[LABELS]), {"big": big, "student": small}
+    )
+    assert taught[:3] == [
+        ("teacher", "big", 1),
+        ("big", "student", 1),
+        ("teacher", chain.DIRECT, 1),
+    ]
+    assert [entry.name for entry in found] == ["teacher", "big", "student", chain.DIRECT]
