@@ -175,7 +175,8 @@ def test_a_signal_saves_and_prints_the_command_that_goes_on(number, data_dir, tm
 def test_another_mesh_resumes_and_agrees(finished, data_dir, tmp_path):
     directory = tmp_path / "mesh"
     flags = f"{QUICK_COMPILATION} {EIGHT_DEVICES}"
-    done = run(data_dir, directory, XLA_FLAGS=flags)
+    mesh = ["--mesh.fsdp", "2", "--mesh.tensor", "2", "--mesh.split-teacher"]
+    done = run(data_dir, directory, *mesh, XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
     assert "8 x cpu" in done.stdout
     one, eight = (json.loads((d / "summary.json").read_text()) for d in (finished[0], directory))
@@ -200,6 +201,10 @@ def test_another_mesh_resumes_and_agrees(finished, data_dir, tmp_path):
         (["--data.validation-fraction", "1"], "--data.validation-fraction must be in [0, 1)"),
         (["--epochs", "0"], "--epochs must be positive"),
         (["--student.widths", "0"], "--student.widths must be positive"),
+        (["--student.patch-size", "0"], "--student.patch-size must be positive"),
+        (["--mesh.data", "0"], "--mesh.data must be positive, or -1 for all, got 0"),
+        (["--mesh.fsdp", "0"], "--mesh.fsdp must be positive"),
+        (["--mesh.tensor", "-1"], "--mesh.tensor must be positive"),
         (["--method", "kd+nothing"], "--method must be of scratch, kd"),
         (["--method", "at"], "--method at needs feature maps"),
     ],
@@ -239,6 +244,15 @@ def test_sizes_that_do_not_fit(capsys, data_dir, tmp_path):
         capsys, *base, "--data.student-examples", 5000
     )
     assert "does not fit on 8 devices" in fails(capsys, *base, "--mesh.data", 9)
+    error = fails(capsys, *base, "--mesh.fsdp", 3)
+    assert "--mesh.data -1, --mesh.fsdp 3, --mesh.tensor 1: a mesh of" in error
+    assert "sizes that fit: 64 and 68" in fails(
+        capsys, *base, "--batch-size", 66, "--mesh.tensor", 2
+    )
+    flags = ["--student.name", "vit_mu", "--student.patch-size", 3]
+    assert "--student.patch-size is 3, which does not divide images of 8 x 8" in fails(
+        capsys, *base, *flags
+    )
 
 
 def test_a_work_directory_that_cannot_be_written(capsys, data_dir, tmp_path):
@@ -277,6 +291,22 @@ def test_a_trained_teacher_is_used_again(finished, data_dir, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert hashes(directory)["teacher"] == hashes(finished[0])["teacher"]
+
+
+def test_a_transformer_learns_from_a_split_teacher_of_its_own_precision(data_dir, tmp_path, capsys):
+    from experiments.networks import load_network
+
+    flags = ["--data.dir", data_dir, "--workdir", tmp_path / "w", "--method", "kd+rkd+hint"]
+    flags += ["--teacher.name", "vit_mu", "--student.name", "vit_mu", "--student.dropout", 0.1]
+    flags += ["--mesh.fsdp", 2, "--mesh.split-teacher", "--teacher.precision", "bfloat16"]
+    flags += ["--teacher.epochs", 1, "--epochs", 2, "--num-seeds", 1]
+    distill.main([*map(str, flags)])
+    assert "distilled" in capsys.readouterr().out
+    network = load_network(tmp_path / "w" / "student")
+    assert (network.spec.name, network.spec.patch_size) == ("vit_mu", 2)
+    assert network.variables.params["tokens"]["position"].shape == (1, 17, 32)
+    teacher = load_network(tmp_path / "w" / "teacher")
+    assert teacher.variables.params["head"]["kernel"].dtype == np.float32
 
 
 def test_help_is_quick_and_lists_the_flags():

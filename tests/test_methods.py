@@ -9,6 +9,7 @@ import pytest
 
 from experiments import methods, settings
 from experiments.methods import METHODS, Places, Setup
+from experiments.networks import NetworkSpec
 from kdjax.types import Outputs, TermInputs
 
 PLACES = Places(("a", "b", "c"), ("x/0/sum", "y/0/sum", "z/0/sum"), "e", spatial=True)
@@ -97,6 +98,24 @@ def test_wrong_names_and_networks_are_explained():
     shallow = SETUP._replace(student=Places((), (), "", spatial=False))
     with pytest.raises(ValueError, match="--method rkd needs features"):
         methods.objective_of("rkd", shallow)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [("vit_mu", ("block_0",)), ("vit_s", ("block_2", "block_5", "block_8", "block_11"))],
+)
+def test_four_blocks_of_a_transformer_stand_for_stages(name, stages):
+    spec = NetworkSpec(name, (), CLASSES, (8, 8, 3), (0.5,) * 3, (0.2,) * 3, patch_size=4)
+    places = methods.places_of(spec)
+    assert (places.stages, places.spatial) == (stages, False)
+    images = jax.ShapeDtypeStruct((2, 8, 8, 3), np.uint8)
+    model = methods.with_features(spec)
+    outputs = jax.eval_shape(
+        lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], images
+    )
+    assert set(outputs.features) == set(places.all)
+    with pytest.raises(ValueError, match="--method at needs feature maps"):
+        methods.check_fit("at", places, places)
 
 
 def test_help_knows_every_method_and_its_paper():

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -171,7 +172,7 @@ def vit(
         ValueError: if a number is out of range; from init and apply, if the images do not divide
             into patches.
     """
-    sizes = {"num_classes": num_classes, "patch_size": patch_size, "width": width}
+    sizes: dict[str, Any] = {"num_classes": num_classes, "patch_size": patch_size, "width": width}
     sizes |= {"depth": depth, "num_heads": num_heads}
     sizes |= {"mlp_width": 4 * width if mlp_width is None else mlp_width}
     for name, size in sizes.items():

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -171,7 +171,7 @@ def _flax_rules(box: nn.Partitioned) -> dict[str, MeshAxes]:
 
 
 def _fitted(
-    spec: Sequence[Any], shape: tuple[int, ...], mesh: Mesh, axes: Mapping[str, MeshAxes]
+    spec: Iterable[Any], shape: tuple[int, ...], mesh: Mesh, axes: Mapping[str, MeshAxes]
 ) -> PartitionSpec:
     """Turn names into mesh axes: those that divide, that are of this mesh, and each once."""
     entries: list[MeshAxes] = []
@@ -205,5 +205,5 @@ def _mesh_axes(names: Any, mesh: Mesh, axes: Mapping[str, MeshAxes]) -> list[str
     found: list[str] = []
     for name in names if isinstance(names, tuple) else (names,):
         meant = axes.get(name, name)
-        found += meant if isinstance(meant, tuple) else (meant,)
+        found += meant if isinstance(meant, tuple) else [meant or ""]
     return [axis for axis in found if mesh.shape.get(axis, 1) > 1]
