@@ -107,11 +107,9 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
     if settings.audit:
         training.audit(run, plans[-1], settings.seed, exempt=methods.BY_DESIGN)
     return [
-        Student(
-            plan.phase, seed, Network(own, networks.build(own), training.train(run, plan, seed))
-        )
+        Student(plan.phase, seed, Network(*described, training.train(run, plan, seed)))
         for seed in range(settings.seed, settings.seed + (settings.num_seeds or 1))
-        for plan, own in zip(plans, specs, strict=True)
+        for plan, described in zip(plans, ((spec, model), deployed), strict=True)
     ]
 
 
