@@ -17,8 +17,9 @@ import numpy as np
 import optax
 
 from benchmarks.timing import ratio
-from experiments import methods
+from experiments import methods, networks
 from experiments.networks import NetworkSpec
+from experiments.places import places_of, with_features
 from kdjax import step, teachers
 from kdjax.types import Batch
 
@@ -60,14 +61,14 @@ def prepare(method: str, batch: Batch) -> tuple[Callable[[], None], int]:
     """
     student_spec, teacher_spec = spec_of("resnet8"), spec_of("resnet20")
     looks = methods.looks_at_features(method)
-    teacher_model = (methods.with_features if looks else methods.networks.build)(teacher_spec)
+    teacher_model = (with_features if looks else networks.build)(teacher_spec)
     variables = jax.jit(teacher_model.init)(jax.random.key(1), batch["image"])
     own = methods.student_of(method, student_spec, variables.params)
     head = variables.params["head"]
-    student = methods.with_features(own, classifier=head) if looks else methods.networks.build(own)
+    student = with_features(own, classifier=head) if looks else networks.build(own)
     setup = methods.Setup(
-        methods.places_of(student_spec),
-        methods.places_of(teacher_spec),
+        places_of(student_spec),
+        places_of(teacher_spec),
         variables.params,
         NUM_EXAMPLES,
         num_steps=10_000,

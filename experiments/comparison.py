@@ -13,6 +13,7 @@ from experiments import methods, plans, training, workdir
 from experiments.console import say
 from experiments.numbers import spread
 from experiments.opening import Experiment
+from experiments.places import places_of
 from experiments.plans import TeacherResult
 from experiments.training import Arrays
 from kdjax import report as pages
@@ -51,8 +52,8 @@ class Entry(NamedTuple):
 
 def fitting(experiment: Experiment, teacher: TeacherResult) -> tuple[str, ...]:
     """Return the methods that both networks have the features for."""
-    student = methods.places_of(plans.student_spec(experiment))
-    places = student, methods.places_of(teacher.network.spec)
+    student = places_of(plans.student_spec(experiment))
+    places = student, places_of(teacher.network.spec)
     return tuple(name for name in methods.METHODS if methods.fits(name, *places))
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import optax
 
 import kdjax
-from experiments import methods, networks, plans, synthesis, training, workdir
+from experiments import networks, plans, synthesis, training, workdir
 from experiments.console import progress, say
 from experiments.networks import Network
 from experiments.numbers import spread
 from experiments.opening import Experiment
+from experiments.places import places_of
 from experiments.plans import TeacherResult
 from kdjax import checkpoint, loop, metrics, teachers, terms
 from kdjax import report as pages
@@ -67,7 +68,7 @@ def plan(
     generator = synthesis.Generator(teacher.network.spec.image_shape)
     student = networks.build(spec)
     soft = terms.soft_targets(temperature=settings.temperature)
-    embedding = methods.places_of(teacher.network.spec).embedding
+    embedding = places_of(teacher.network.spec).embedding
     init, step = synthesis.make_step(
         student,
         networks.build(teacher.network.spec, features=[embedding]),

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from experiments import methods, networks, workdir
 from experiments.console import say
 from experiments.networks import Network, NetworkSpec
+from experiments.places import places_of
 from experiments.settings import NetworkSettings
 from experiments.training import Run
 from kdjax import data, distributed, sharding
@@ -74,7 +75,7 @@ def open_experiment(
     if settings.teacher.checkpoint is not None:
         given_teacher = networks.load_teacher(settings.teacher, teacher)
         teacher = given_teacher.spec
-    places = methods.places_of(student), methods.places_of(teacher)
+    places = places_of(student), places_of(teacher)
     methods.check_fit(settings.method, *places)
     with lock(settings.workdir):
         if _claim(settings.workdir, settings, requested):

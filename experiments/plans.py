@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments import methods, networks, training
 from experiments.networks import Network, NetworkSpec
+from experiments.places import places_of, with_features
 from experiments.settings import Augmentation, NetworkSettings
 from experiments.training import Arrays, Run, Training
 from kdjax import sharding, step, teachers, terms
@@ -63,8 +64,8 @@ def plan_method(
     teacher_spec, model, variables = network
     spec = student_spec(experiment)
     setup = methods.Setup(
-        student=methods.places_of(spec),
-        teacher=methods.places_of(teacher_spec),
+        student=places_of(spec),
+        teacher=places_of(teacher_spec),
         teacher_params=variables.params,
         num_examples=len(examples["label"]),
         num_steps=_num_steps(settings, settings.epochs or 1, examples),
@@ -73,9 +74,9 @@ def plan_method(
     )
     objective = methods.objective_of(method, setup, scale=scale)
     if methods.looks_at_features(method):
-        source = teachers.frozen(methods.with_features(teacher_spec), variables)
+        source = teachers.frozen(with_features(teacher_spec), variables)
         spec = methods.student_of(method, spec, variables.params)
-        student = methods.with_features(spec, classifier=variables.params.get("head"))
+        student = with_features(spec, classifier=variables.params.get("head"))
         return plan_student(experiment, phase, Taught(student, objective, source, examples))
     examples = with_answers(experiment, teacher, examples)
     stored = "teacher_logits" in examples
