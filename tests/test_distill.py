@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from xla import EIGHT_DEVICES, QUICK_COMPILATION
 
-from experiments import cli, distill, settings, workdir
+from experiments import cli, distill, networks, settings, workdir
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -426,3 +426,20 @@ def test_audit_shows_a_table_before_training_and_stops_on_what_does_not_hold(
     error = fails(capsys, *flags, tmp_path / "bad")
     assert "--audit: does not hold: soft: T^2 slope" in error
     assert not (tmp_path / "bad" / "student").exists()
+
+
+def test_a_student_under_its_teachers_classifier_goes_out_whole(tmp_path):
+    flags = ["--epochs", "1", "--teacher.epochs", "1", "--num-seeds", "1", "--method", "simkd"]
+    flags += ["--teacher.name", "resnet8", "--student.name", "resnet8", "--workdir", tmp_path]
+    command = [sys.executable, "-m", "experiments.distill", *map(str, flags)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["distilled"]["num_params"] > summary["scratch"]["num_params"]
+    student, teacher = (networks.load_network(tmp_path / name) for name in ("student", "teacher"))
+    assert student.spec.reused_width == 64
+    for name, kept in student.variables.state["classifier"].items():
+        np.testing.assert_array_equal(kept, teacher.variables.params["head"][name])
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    logits = student.model.apply(*student.variables, images, train=False)[0].logits
+    assert logits.shape == (2, 10) and np.all(np.isfinite(logits))
