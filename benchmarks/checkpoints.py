@@ -63,8 +63,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch, checkpoint.saving(f"{scratch}/soon") as soon:
 
-        def now(at: int, tree: object, *, score: float | None = None) -> None:
-            checkpoint.save(Path(scratch, "now"), at, tree, score=score)
+        def now(step: int, tree: object, *, score: float | None = None) -> None:
+            checkpoint.save(Path(scratch, "now"), step, tree, score=score)
 
         beside = ratio(lambda: train(soon), lambda: train(None), repeats=5)
         waited = sorted(waits)[len(waits) // 2]

@@ -29,7 +29,7 @@ from kdjax.objective import combine
 STEPS_PER_KILL = 12
 
 
-def train(directory: Path, num_steps: int, step_fn: Callable[[], object]) -> str:
+def train(directory: Path, num_steps: int, step_fn: Callable[[], None]) -> str:
     """Train from wherever the last one got to; return the digest of the final state."""
     rng = np.random.default_rng(0)
     examples = {

@@ -8,7 +8,7 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arX
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from experiments.hinton2015 import group, mnist, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
+from experiments.networks import NetworkSpec
 from experiments.plans import balanced_subset
 from kdjax import report, teachers
 from kdjax.types import Model, Variables
@@ -54,13 +55,39 @@ class Curve(NamedTuple):
 def run(lab: Lab) -> Findings:
     """Train on 3 % with hard and with soft targets, as they are and shifted, and on all images."""
     big = teacher.obtain(lab)
-    few = balanced_subset(lab.train.label, max(20, round(FRACTION * len(lab.train.label))))
+    few = pick_few(lab)
     curves = {
         (kind, shifted): train_few(lab, big, few, kind, shifted)
         for shifted in (False, True)
         for kind in ("hard", "soft")
     }
     full = group.errors(group.test_logits(lab, mnist.labels_alone(lab)), lab.test.label)
+    return tabulate(curves, full, notes=NOTES, bar=85.0)
+
+
+def pick_few(lab: Lab) -> np.ndarray:
+    """Choose 3 % of the training examples, balanced over the classes: their indices."""
+    return balanced_subset(lab.train.label, max(20, round(FRACTION * len(lab.train.label))))
+
+
+def tabulate(
+    curves: Mapping[tuple[str, bool], Curve],
+    full: tuple[float, ...],
+    *,
+    notes: Sequence[str],
+    bar: float | None = None,
+) -> Findings:
+    """Put what nets on few images came to beside nets on all of them.
+
+    Args:
+        curves: by kind of targets and whether the images are shifted.
+        full: test errors of nets that learned from the labels of all images.
+        notes: what a reader has to know.
+        bar: the share that soft targets on shifted images should recover, in %.
+
+    Returns:
+        Claims, a table and the learning curves.
+    """
     rows = [
         (
             f"3 %, {kind} targets",
@@ -78,7 +105,7 @@ def run(lab: Lab) -> Findings:
             "86 %",
             recovered(hard, curves["soft", shifted].at_end(), full),
             unit="%",
-            bar=85.0 if shifted else None,
+            bar=bar if shifted else None,
             at_least=True,
         )
         for shifted, view in ((False, "as they are"), (True, "shifted"))
@@ -88,7 +115,7 @@ def run(lab: Lab) -> Findings:
         claims,
         tables=[Table(columns, tuple(rows))],
         figures={"curves": (figure(curves), CAPTION)},
-        notes=NOTES,
+        notes=notes,
     )
 
 
@@ -100,17 +127,32 @@ CAPTION = (
 
 def train_few(lab: Lab, big: teacher.Trained, few: np.ndarray, kind: str, shifted: bool) -> Curve:
     """Train on the few examples, measured ten times on the way."""
-    seeds, name = lab.seeds(5), f"regulariser/{kind}{'_shifted' if shifted else ''}"
+    name = f"regulariser/{kind}{'_shifted' if shifted else ''}"
     examples: group.Arrays = {key: x[few] for key, x in big.answered(lab.train._asdict()).items()}
     recipe = lab.pick(FEW, QUICK)
     if shifted:
         examples = big.answered_shifts(examples, max_shift=lab.pick(2, 1))
         copies = len(examples["label"]) / len(few)
         recipe = dataclasses.replace(recipe, epochs=recipe.epochs / copies)
-    spec = mnist.spec_of(lab)
+    temperature = TEMPERATURE if kind == "soft" else None
+    seeds = lab.seeds(5)
+    return learn(lab, name, mnist.spec_of(lab), recipe, examples, few, seeds, temperature)
+
+
+def learn(
+    lab: Lab,
+    name: str,
+    spec: NetworkSpec,
+    recipe: group.Recipe,
+    examples: group.Arrays,
+    few: np.ndarray,
+    seeds: Sequence[int],
+    temperature: float | None,
+) -> Curve:
+    """Train nets, from soft targets where there is a temperature, and keep their errors."""
     watch_fn, measured = watch(lab, group.networks.build(spec), few)
     soft: dict[str, Any] = {
-        "settings": group.constant(len(seeds), temperature=TEMPERATURE, soft_weight=1.0),
+        "settings": group.constant(len(seeds), temperature=temperature or 1.0, soft_weight=1.0),
         "objective_fn": group.soft_and_hard,
         "teacher": teachers.stored(),
     }
@@ -123,7 +165,7 @@ def train_few(lab: Lab, big: teacher.Trained, few: np.ndarray, kind: str, shifte
         seeds=seeds,
         watch_fn=watch_fn,
         watch_every=recipe.num_steps(len(examples["label"])) // 10,
-        **(soft if kind == "soft" else {}),
+        **(soft if temperature else {}),
     )
     return read_curve(lab, name, measured, trained)
 
@@ -169,7 +211,7 @@ def recovered(
     return tuple(100 * (start - e) / (start - reference) for e in soft)
 
 
-def figure(curves: dict[tuple[str, bool], Curve]) -> Any:
+def figure(curves: Mapping[tuple[str, bool], Curve]) -> Any:
     """Draw the four learning curves."""
     lines = {
         f"{kind} targets{', shifted' if shifted else ''}": report.Line(

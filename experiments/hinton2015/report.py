@@ -21,6 +21,7 @@ SECTIONS = (
     "ensemble",
     "specialists",
     "regulariser",
+    "regulariser_cifar100",
 )
 BEGIN, END = "<!-- hinton2015: begin -->", "<!-- hinton2015: end -->"
 TITLE = "Distilling the Knowledge in a Neural Network, again"
