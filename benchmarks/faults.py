@@ -25,11 +25,12 @@ import optax
 
 from kdjax import checkpoint, data, loop, models, step, teachers, terms
 from kdjax.objective import combine
+from kdjax.types import Metrics
 
 STEPS_PER_KILL = 12
 
 
-def train(directory: Path, num_steps: int, step_fn: Callable[[], None]) -> str:
+def train(directory: Path, num_steps: int, step_fn: Callable[[], object]) -> str:
     """Train from wherever the last one got to; return the digest of the final state."""
     rng = np.random.default_rng(0)
     examples = {
@@ -44,6 +45,10 @@ def train(directory: Path, num_steps: int, step_fn: Callable[[], None]) -> str:
     outputs = teacher.apply(teacher.variables, batch)
     state = step.init_train_state(jax.random.key(0), student, objective, optimizer, batch, outputs)
     at, state = checkpoint.restore(directory, state) or (0, state)
+
+    def tell(step: int, metrics: Metrics) -> None:
+        step_fn()
+
     with checkpoint.saving(directory) as save_fn:
         state = loop.fit(
             step.with_teacher(step.make_train_step(student, objective, optimizer), teacher),
@@ -51,7 +56,7 @@ def train(directory: Path, num_steps: int, step_fn: Callable[[], None]) -> str:
             data.train_batches(examples, seed=0, batch_size=16, start_step=at),
             num_steps=num_steps,
             log_every=1,
-            log_fn=lambda *_: step_fn(),
+            log_fn=tell,
             checkpoint_every=4,
             save_fn=save_fn,
         )
