@@ -29,7 +29,7 @@ from kdjax.objective import combine
 STEPS_PER_KILL = 12
 
 
-def train(directory: Path, num_steps: int, step_fn: Callable[[], object]) -> str:
+def train(directory: Path, num_steps: int, step_fn: Callable[[int, object], None]) -> str:
     """Train from wherever the last one got to; return the digest of the final state."""
     rng = np.random.default_rng(0)
     examples = {
@@ -51,7 +51,7 @@ def train(directory: Path, num_steps: int, step_fn: Callable[[], object]) -> str
             data.train_batches(examples, seed=0, batch_size=16, start_step=at),
             num_steps=num_steps,
             log_every=1,
-            log_fn=lambda *_: step_fn(),
+            log_fn=step_fn,
             checkpoint_every=4,
             save_fn=save_fn,
         )
@@ -72,12 +72,16 @@ def fork(directory: Path, num_steps: int) -> tuple[int, int]:
     try:
         # A checkpoint that a kill has damaged would be passed over with a warning.
         warnings.simplefilter("error", checkpoint.CheckpointWarning)
-        digest = train(directory, num_steps, lambda: os.write(writer, b"."))
-        os.write(writer, digest.encode())
+        digest = train(directory, num_steps, lambda *_: _tell(writer, "."))
+        _tell(writer, digest)
         status = 0
     finally:
         # Not the parent's work at exit.
         os._exit(status)
+
+
+def _tell(writer: int, text: str) -> None:
+    os.write(writer, text.encode())
 
 
 def finish(child: int, reader: int) -> str:
