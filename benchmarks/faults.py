@@ -25,12 +25,11 @@ import optax
 
 from kdjax import checkpoint, data, loop, models, step, teachers, terms
 from kdjax.objective import combine
-from kdjax.types import Metrics
 
 STEPS_PER_KILL = 12
 
 
-def train(directory: Path, num_steps: int, step_fn: Callable[[], object]) -> str:
+def train(directory: Path, num_steps: int, step_fn: Callable[[int, object], None]) -> str:
     """Train from wherever the last one got to; return the digest of the final state."""
     rng = np.random.default_rng(0)
     examples = {
@@ -45,10 +44,6 @@ def train(directory: Path, num_steps: int, step_fn: Callable[[], object]) -> str
     outputs = teacher.apply(teacher.variables, batch)
     state = step.init_train_state(jax.random.key(0), student, objective, optimizer, batch, outputs)
     at, state = checkpoint.restore(directory, state) or (0, state)
-
-    def tell(step: int, metrics: Metrics) -> None:
-        step_fn()
-
     with checkpoint.saving(directory) as save_fn:
         state = loop.fit(
             step.with_teacher(step.make_train_step(student, objective, optimizer), teacher),
@@ -56,7 +51,7 @@ def train(directory: Path, num_steps: int, step_fn: Callable[[], object]) -> str
             data.train_batches(examples, seed=0, batch_size=16, start_step=at),
             num_steps=num_steps,
             log_every=1,
-            log_fn=tell,
+            log_fn=step_fn,
             checkpoint_every=4,
             save_fn=save_fn,
         )
@@ -77,12 +72,16 @@ def fork(directory: Path, num_steps: int) -> tuple[int, int]:
     try:
         # A checkpoint that a kill has damaged would be passed over with a warning.
         warnings.simplefilter("error", checkpoint.CheckpointWarning)
-        digest = train(directory, num_steps, lambda: os.write(writer, b"."))
-        os.write(writer, digest.encode())
+        digest = train(directory, num_steps, lambda *_: _tell(writer, "."))
+        _tell(writer, digest)
         status = 0
     finally:
         # Not the parent's work at exit.
         os._exit(status)
+
+
+def _tell(writer: int, text: str) -> None:
+    os.write(writer, text.encode())
 
 
 def finish(child: int, reader: int) -> str:
