@@ -250,7 +250,8 @@ def plan_method(
     setup = methods.Setup(
         student=methods.places_of(spec),
         teacher=methods.places_of(teacher_spec),
-        teacher_params=variables.params,
+        # On the host: methods build constants out of them.
+        teacher_params=distributed.gathered(teacher.network.variables.params),
         num_examples=len(examples["label"]),
         num_steps=_num_steps(settings, settings.epochs or 1, examples),
         temperature=settings.temperature,
