@@ -17,14 +17,15 @@ import numpy as np
 import optax
 
 from benchmarks.timing import ratio
-from experiments import methods
+from experiments import methods, networks
 from experiments.networks import NetworkSpec
+from experiments.places import places_of, with_features
 from kdjax import step, teachers
 from kdjax.types import Batch
 
 BATCH_SIZE, NUM_CLASSES, NUM_EXAMPLES, STEPS = 64, 100, 50_000, 1
 BAR = 1.25
-OWN_NETWORKS = ("ft", "review", "mgd", "semckd")
+OWN_NETWORKS = ("ft", "review", "mgd", "simkd", "semckd")
 """Methods that train further networks: convolutions on the features."""
 
 
@@ -60,12 +61,14 @@ def prepare(method: str, batch: Batch) -> tuple[Callable[[], None], int]:
     """
     student_spec, teacher_spec = spec_of("resnet8"), spec_of("resnet20")
     looks = methods.looks_at_features(method)
-    build = methods.with_features if looks else methods.networks.build
-    student, teacher_model = build(student_spec), build(teacher_spec)
+    teacher_model = (with_features if looks else networks.build)(teacher_spec)
     variables = jax.jit(teacher_model.init)(jax.random.key(1), batch["image"])
+    own = methods.student_of(method, student_spec, variables.params)
+    head = variables.params["head"]
+    student = with_features(own, classifier=head) if looks else networks.build(own)
     setup = methods.Setup(
-        methods.places_of(student_spec),
-        methods.places_of(teacher_spec),
+        places_of(student_spec),
+        places_of(teacher_spec),
         variables.params,
         NUM_EXAMPLES,
         num_steps=10_000,

@@ -119,6 +119,7 @@ ROWS: dict[str, Row] = {
     "cat": Row(("class_attention_loss",), ("CAT-KD/CAT_loss",)),
     "cwd": Row(("channel_wise_loss",), ("TorchDistiller/CWD",)),
     "mgd": Row(("masked_generation_loss",), ("MGD/cls", "MGD/det"), "generator"),
+    "simkd": Row(("projected_feature_loss",), ("SimKD/SimKD",), "projector, kept"),
     "semckd": Row(("semantic_calibration_loss",), ("SimKD/SemCKD",), "attention, projections"),
     "ickd": Row(("inter_channel_correlation_loss",), (), "1x1 convolution"),
     "pad": Row(("prime_aware_loss",), ("torchdistill/PADL2Loss",), "projection, variance"),

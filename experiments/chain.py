@@ -9,11 +9,12 @@ import numpy as np
 
 import kdjax
 from experiments import distillation as job
-from experiments import networks, training, workdir
+from experiments import methods, networks, plans, training, workdir
 from experiments.console import say
-from experiments.distillation import Experiment, TeacherResult
 from experiments.networks import Network
 from experiments.numbers import spread
+from experiments.opening import Experiment
+from experiments.plans import TeacherResult
 from experiments.settings import NetworkSettings
 from kdjax import models, teachers
 from kdjax import report as pages
@@ -119,10 +120,11 @@ def _student(
     """Train one network of the chain; it answers in its turn."""
     settings = dataclasses.replace(experiment.settings, student=network)
     own = dataclasses.replace(experiment, settings=settings)
-    plan = job.plan_method(
-        own, teacher, settings.method, job.student_examples(own), phase=phase.replace(" ", "_")
+    plan = plans.plan_method(
+        own, teacher, settings.method, plans.student_examples(own), phase=phase.replace(" ", "_")
     )
-    spec = job.student_spec(own)
+    params = teacher.network.variables.params
+    spec = methods.student_of(settings.method, plans.student_spec(own), params)
     trained = Network(spec, networks.build(spec), training.train(own.run, plan, seed))
 
     return job.answered(own, trained)

@@ -154,8 +154,9 @@ def together(settings: DistributedSettings) -> Iterator[Callable[[], None]]:
                 timeout=settings.timeout,
             )
             if not distributed.is_leader():
-                silence = stack.enter_context(open(os.devnull, "w"))
-                stack.enter_context(contextlib.redirect_stdout(silence))
+                # The descriptor and not sys.stdout: collectives in C++ announce themselves there.
+                sys.stdout.flush()
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
         yield join
 

@@ -56,16 +56,16 @@ def check(settings: Settings) -> None:
 def run(settings: Settings, command: str) -> None:
     """Train the teacher if need be, then every method; write the table, the plot and the page."""
     # Seconds of imports: after the flags have been read.
-    from experiments import comparison
+    from experiments import comparison, opening
     from experiments import distillation as job
     from kdjax.loop import stop_on_signals
 
     if settings.preset == "repdistiller":
         settings = presets.repdistiller(settings, settings.pair)
     with stop_on_signals() as stop_fn:
-        dataset = job.load_dataset(settings)
+        dataset = opening.load_dataset(settings)
         resolved = distill.resolve(settings, dataset)
-        opened = job.open_experiment(settings, resolved, dataset, stop_fn)
+        opened = opening.open_experiment(settings, resolved, dataset, stop_fn)
         with opened as experiment:
             teacher = job.obtain_teacher(experiment)
             entries = comparison.train_all(

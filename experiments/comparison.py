@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import jax
 
 import kdjax
-from experiments import distillation as job
-from experiments import methods, training, workdir
+from experiments import methods, plans, training, workdir
 from experiments.console import say
-from experiments.distillation import Experiment, TeacherResult
 from experiments.numbers import spread
+from experiments.opening import Experiment
+from experiments.places import places_of
+from experiments.plans import TeacherResult
 from experiments.training import Arrays
 from kdjax import report as pages
 
@@ -51,8 +52,8 @@ class Entry(NamedTuple):
 
 def fitting(experiment: Experiment, teacher: TeacherResult) -> tuple[str, ...]:
     """Return the methods that both networks have the features for."""
-    student = methods.places_of(job.student_spec(experiment))
-    places = student, methods.places_of(teacher.network.spec)
+    student = places_of(plans.student_spec(experiment))
+    places = student, places_of(teacher.network.spec)
     return tuple(name for name in methods.METHODS if methods.fits(name, *places))
 
 
@@ -77,7 +78,7 @@ def train_all(
         An entry for each method, the best mean accuracy on the test set first.
     """
     settings = experiment.settings
-    examples = job.with_answers(experiment, teacher, job.student_examples(experiment))
+    examples = plans.with_answers(experiment, teacher, plans.student_examples(experiment))
     first, seeds = settings.seed, range(settings.seed, settings.seed + (settings.num_seeds or 1))
 
     def trained(trial: Trial) -> Entry:
@@ -189,7 +190,7 @@ def _train(experiment: Experiment, teacher: TeacherResult, examples: Arrays, tri
     done = {(row["phase"], row["seed"]) for row in run.log.rows() if row["split"] == "finished"}
     missing = [seed for seed in trial.seeds if (trial.phase, seed) not in done]
     if missing:
-        plan = job.plan_method(
+        plan = plans.plan_method(
             experiment, teacher, trial.method, examples, phase=trial.phase, scale=trial.scale
         )
         watched = {**plan.watched, "test": experiment.dataset.test._asdict()}

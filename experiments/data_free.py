@@ -64,12 +64,13 @@ def run(settings: Settings, command: str) -> None:
     """Train the teacher if need be, then generator and student for every seed; write the page."""
     # Seconds of imports: after the flags have been read.
     from experiments import distillation as job
-    from experiments import imagined
+    from experiments import imagined, opening
     from kdjax.loop import stop_on_signals
 
     with stop_on_signals() as stop_fn:
-        dataset = job.load_dataset(settings)
-        opened = job.open_experiment(settings, distill.resolve(settings, dataset), dataset, stop_fn)
+        dataset = opening.load_dataset(settings)
+        resolved = distill.resolve(settings, dataset)
+        opened = opening.open_experiment(settings, resolved, dataset, stop_fn)
         with opened as experiment:
             teacher = job.obtain_teacher(experiment)
             plan = imagined.plan(experiment, teacher, settings.generator, settings.steps)

@@ -150,15 +150,15 @@ def run(settings: Settings, command: str) -> None:
     """Train the teacher and both kinds of students, measure them and write the report."""
     # Seconds of imports: after the flags have been read.
     from experiments import distillation as job
-    from experiments import reporting
+    from experiments import opening, reporting
     from kdjax.loop import stop_on_signals
 
     if job.say_if_finished(settings):
         return
     with stop_on_signals() as stop_fn:
-        dataset = job.load_dataset(settings)
+        dataset = opening.load_dataset(settings)
         resolved = resolve(settings, dataset)
-        with job.open_experiment(settings, resolved, dataset, stop_fn) as experiment:
+        with opening.open_experiment(settings, resolved, dataset, stop_fn) as experiment:
             teacher = job.obtain_teacher(experiment)
             students = job.train_students(experiment, teacher)
             summary = job.summarize(experiment, teacher, students)

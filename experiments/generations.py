@@ -57,14 +57,14 @@ def network_of(name: str) -> NetworkSettings:
 def run(settings: Settings, command: str) -> None:
     """Train the teacher if need be, then the chain for every seed; print and write the table."""
     # Seconds of imports: after the flags have been read.
-    from experiments import chain
+    from experiments import chain, opening
     from experiments import distillation as job
     from kdjax.loop import stop_on_signals
 
     with stop_on_signals() as stop_fn:
-        dataset = job.load_dataset(settings)
+        dataset = opening.load_dataset(settings)
         resolved = distill.resolve(settings, dataset)
-        opened = job.open_experiment(settings, resolved, dataset, stop_fn)
+        opened = opening.open_experiment(settings, resolved, dataset, stop_fn)
         with opened as experiment:
             teacher = job.obtain_teacher(experiment)
             if settings.assistants:

@@ -10,12 +10,13 @@ import numpy as np
 import optax
 
 import kdjax
-from experiments import distillation as job
-from experiments import methods, networks, synthesis, training, workdir
+from experiments import networks, plans, synthesis, training, workdir
 from experiments.console import progress, say
-from experiments.distillation import Experiment, TeacherResult
 from experiments.networks import Network
 from experiments.numbers import spread
+from experiments.opening import Experiment
+from experiments.places import places_of
+from experiments.plans import TeacherResult
 from kdjax import checkpoint, loop, metrics, teachers, terms
 from kdjax import report as pages
 from kdjax.objective import combine
@@ -55,7 +56,7 @@ def plan(
     experiment: Experiment, teacher: TeacherResult, made: "GeneratorSettings", num_steps: int
 ) -> Plan:
     """Settle what is trained; the step is compiled at its first use."""
-    settings, spec = experiment.settings, job.student_spec(experiment)
+    settings, spec = experiment.settings, plans.student_spec(experiment)
     batch_size = settings.batch_size or 1
     optimizer = training.make_optimizer(
         settings.optimizer,
@@ -67,7 +68,7 @@ def plan(
     generator = synthesis.Generator(teacher.network.spec.image_shape)
     student = networks.build(spec)
     soft = terms.soft_targets(temperature=settings.temperature)
-    embedding = methods.places_of(teacher.network.spec).embedding
+    embedding = places_of(teacher.network.spec).embedding
     init, step = synthesis.make_step(
         student,
         networks.build(teacher.network.spec, features=[embedding]),
@@ -120,7 +121,7 @@ def train(experiment: Experiment, teacher: TeacherResult, plan: Plan, seed: int)
     images = synthesis.images_of(
         plan.generator, state.generator, noise_size=plan.noise_size, count=200, seed=seed
     )
-    student = Network(job.student_spec(experiment), plan.student, own)
+    student = Network(plans.student_spec(experiment), plan.student, own)
     return Result(seed, student, int(count - correct), metrics.value(measured["agreement"]), images)
 
 

@@ -6,62 +6,19 @@ are from the RepDistiller tables (Tian, Krishnan, Isola, "Contrastive Representa
 2019, arXiv:1910.10699).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import optax
 
-from experiments import networks
 from experiments.networks import NetworkSpec
-from kdjax import losses, models, terms
+from experiments.places import Places
+from kdjax import losses, terms
 from kdjax.objective import Weight, combine
-from kdjax.types import Array, Model, Objective, PyTree, Term
+from kdjax.types import Array, Objective, PyTree, Term
 
 Weighted = dict[str, tuple[Term, Weight]]
-
-
-class Places(NamedTuple):
-    """Where a network's features are: module paths.
-
-    `stages` are its maps or hidden layers after the ReLU, from the input to the output, `bare` the
-    same before the ReLU (in a transformer: hidden units before the GELU), and `embedding` is what
-    its classifier reads. `spatial` tells maps [batch, height, width, channels] from vectors and
-    tokens.
-    """
-
-    stages: tuple[str, ...]
-    bare: tuple[str, ...]
-    embedding: str
-    spatial: bool
-
-    @property
-    def all(self) -> tuple[str, ...]:
-        """All paths, each once."""
-        return tuple(dict.fromkeys((*self.stages, *self.bare, self.embedding)))
-
-
-def places_of(spec: NetworkSpec) -> Places:
-    """Say where the features of a network are; of a transformer, four blocks stand for stages."""
-    if spec.name == "mlp":
-        layers = range(len(spec.widths))
-        stages, bare = (tuple(f"{kind}_{i}" for i in layers) for kind in ("drop", "hidden"))
-        return Places(stages, bare, stages[-1] if stages else "", spatial=False)
-    if networks.is_vit(spec.name):
-        depth = getattr(models, spec.name).keywords["depth"]
-        blocks = sorted({max(1, depth * i // 4) - 1 for i in range(1, 5)})
-        stages, bare = (tuple(f"block_{i}{inner}" for i in blocks) for inner in ("", "/mlp/up"))
-        return Places(stages, bare, "embedding", spatial=False)
-    last = (int(spec.name.removeprefix("resnet")) - 2) // 6 - 1
-    stages = ("stage_1", "stage_2", "stage_3")
-    bare = tuple(f"{stage}/block_{last}/sum" for stage in stages)
-    return Places(stages, bare, "pool", spatial=True)
-
-
-def with_features(spec: NetworkSpec) -> Model:
-    """Build a network that captures all that a method may look at; what none does costs nothing."""
-    places = places_of(spec)
-    model = networks.build(spec, features=places.all)
-    return models.with_class_maps(model, feature=places.stages[-1]) if places.spatial else model
 
 
 class Setup(NamedTuple):
@@ -128,6 +85,13 @@ def fits(name: str, student: Places, teacher: Places) -> bool:
     except ValueError:
         return False
     return True
+
+
+def student_of(name: str, spec: NetworkSpec, teacher_params: PyTree) -> NetworkSpec:
+    """Describe what a method makes of a student: the same, but for those that deploy more."""
+    if "simkd" not in methods_in(name):
+        return spec
+    return dataclasses.replace(spec, reused_width=teacher_params["head"]["kernel"].shape[0])
 
 
 def looks_at_features(name: str) -> bool:
@@ -371,6 +335,11 @@ def mgd(setup: Setup) -> Weighted:
     return _with_labels(mgd=(terms.masked_generation(*_last(setup)), 7e-5))
 
 
+def simkd(setup: Setup) -> Weighted:
+    """The teacher's classifier on a map that learns to be the teacher's (Chen et al., 2022)."""
+    return _with_labels(0.0, simkd=(terms.simkd(setup.teacher.stages[-1]), 1.0))
+
+
 def semckd(setup: Setup) -> Weighted:
     """All stages from all stages, by learned attention (Chen et al., 2020)."""
     return _with_labels(semckd=(terms.semantic_calibration(*_stages(setup)), 400.0))
@@ -445,7 +414,7 @@ LOGITS = _named(
     reverse_kl, js, skew_kl, skew_reverse_kl, total_variation, akl, taid,
 )  # fmt: skip
 FEATURES = _named(uskd, hint, ab, vid, pad, srrl, rkd, sp, cc, pkt, darkrank, itrd, crd)
-SPATIAL = _named(at, nst, fsp, ft, ofd, review, cat, cwd, mgd, semckd, ickd)
+SPATIAL = _named(at, nst, fsp, ft, ofd, review, cat, cwd, mgd, simkd, semckd, ickd)
 METHODS: Mapping[str, Callable[[Setup], Weighted]] = {**LOGITS, **FEATURES, **SPATIAL}
 """What `--method` knows: methods of logits, of features of any shape, and of feature maps."""
 

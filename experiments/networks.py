@@ -11,12 +11,19 @@ import numpy as np
 
 from experiments.settings import NetworkSettings, TeacherSettings
 from kdjax import checkpoint, models
-from kdjax.types import Model, Variables
+from kdjax.types import Model, PyTree, Variables
+
+LAST_MAP = "stage_3"
+"""Of the networks of convolutions: what their classifiers average."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSpec:
-    """All that it takes to build a network; it is stored beside the variables."""
+    """All that it takes to build a network; it is stored beside the variables.
+
+    `reused_width` is not zero where a network answers through the classifier of its teacher, whose
+    embedding has that width; see `kdjax.models.simkd`.
+    """
 
     name: str
     widths: tuple[int, ...]
@@ -28,6 +35,7 @@ class NetworkSpec:
     input_dropout: float = 0.0
     precision: str = "float32"
     patch_size: int = 0
+    reused_width: int = 0
 
 
 class Network(NamedTuple):
@@ -43,6 +51,9 @@ class Network(NamedTuple):
 
 def build(spec: NetworkSpec, *, features: Sequence[str] = ()) -> Model:
     """Make the network that a specification describes; it normalises raw images itself."""
+    if spec.reused_width:
+        own = dataclasses.replace(spec, reused_width=0)
+        return reusing(build(own, features=[*features, LAST_MAP]), spec)
     dtype = {"float32": None, "bfloat16": jnp.bfloat16}[spec.precision]
     if spec.name == "mlp":
         model = models.mlp(
@@ -65,6 +76,25 @@ def build(spec: NetworkSpec, *, features: Sequence[str] = ()) -> Model:
         depth = int(spec.name.removeprefix("resnet"))
         model = models.resnet(depth, spec.num_classes, dtype=dtype, features=features)
     return models.normalized(model, np.array(spec.mean), np.array(spec.std))
+
+
+def reusing(model: Model, spec: NetworkSpec, classifier: PyTree = None) -> Model:
+    """Let a network that captures its last map answer through a teacher's classifier.
+
+    Args:
+        model: the network itself.
+        spec: its description, with `reused_width`.
+        classifier: the teacher's `kernel` and `bias`; None where trained variables that hold them
+            will be read.
+
+    Returns:
+        A model; see `kdjax.models.simkd`.
+    """
+    zeros = {
+        "kernel": np.zeros((spec.reused_width, spec.num_classes), np.float32),
+        "bias": np.zeros(spec.num_classes, np.float32),
+    }
+    return models.simkd(model, classifier or zeros, feature=LAST_MAP)
 
 
 def make_spec(

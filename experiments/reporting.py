@@ -13,7 +13,8 @@ from kdjax.distributed import is_leader
 
 if TYPE_CHECKING:
     from experiments.distill import Settings
-    from experiments.distillation import Experiment, TeacherResult
+    from experiments.opening import Experiment
+    from experiments.plans import TeacherResult
 
 # What was looked at on the validation split before the defaults for digits were settled.
 DIGITS_CHOICE = (

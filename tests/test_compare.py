@@ -70,8 +70,8 @@ def test_the_best_by_validation_are_tuned_and_repeated(monkeypatch):
     accuracies = {("scratch", 1): 50, ("a", 1): 60, ("b", 1): 70, ("c", 1): 65}
     accuracies |= {("b", 3): 69, ("b", 0.3): 71, ("c", 3): 66, ("c", 0.3): 64}
     monkeypatch.setattr(comparison, "_train", fake(accuracies, trained))
-    monkeypatch.setattr(comparison.job, "with_answers", lambda *_: {})
-    monkeypatch.setattr(comparison.job, "student_examples", lambda _: {})
+    monkeypatch.setattr(comparison.plans, "with_answers", lambda *_: {})
+    monkeypatch.setattr(comparison.plans, "student_examples", lambda _: {})
     experiment = SimpleNamespace(settings=SimpleNamespace(seed=4, num_seeds=3))
     entries = comparison.train_all(
         experiment, None, ["a", "b", "c", "b"], num_best=2, scales=(0.3, 3)

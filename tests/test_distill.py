@@ -361,7 +361,7 @@ def test_defaults_follow_the_data_and_digits_are_never_flipped(
 
 
 def test_balanced_subset_takes_from_every_class():
-    from experiments.distillation import balanced_subset
+    from experiments.plans import balanced_subset
 
     labels = np.array([0] * 50 + [1] * 5 + [2] * 30)
     chosen = balanced_subset(labels, 20)

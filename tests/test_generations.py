@@ -12,7 +12,7 @@ import pytest
 from xla import QUICK_COMPILATION
 
 from experiments import chain, generations
-from experiments.distillation import TeacherResult
+from experiments.plans import TeacherResult
 from experiments.settings import NetworkSettings
 
 ROOT = Path(__file__).parents[1]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import methods, settings
-from experiments.methods import METHODS, Places, Setup
+from experiments.methods import METHODS, Setup
 from experiments.networks import NetworkSpec
+from experiments.places import Places, places_of, with_features
 from kdjax.types import Outputs, TermInputs
 
 PLACES = Places(("a", "b", "c"), ("x/0/sum", "y/0/sum", "z/0/sum"), "e", spatial=True)
@@ -27,6 +28,7 @@ def outputs(seed):
     features = {name: draw(s, s, WIDTH) for name, s in zip(PLACES.stages, sizes, strict=True)}
     features |= {name: draw(s, s, WIDTH) for name, s in zip(PLACES.bare, sizes, strict=True)}
     features |= {"e": draw(WIDTH), "class_maps": draw(2, 2, CLASSES)}
+    features |= {"projected": draw(2, 2, WIDTH)}
     return Outputs(draw(CLASSES), features)
 
 
@@ -105,10 +107,10 @@ def test_wrong_names_and_networks_are_explained():
 )
 def test_four_blocks_of_a_transformer_stand_for_stages(name, stages):
     spec = NetworkSpec(name, (), CLASSES, (8, 8, 3), (0.5,) * 3, (0.2,) * 3, patch_size=4)
-    places = methods.places_of(spec)
+    places = places_of(spec)
     assert (places.stages, places.spatial) == (stages, False)
     images = jax.ShapeDtypeStruct((2, 8, 8, 3), np.uint8)
-    model = methods.with_features(spec)
+    model = with_features(spec)
     outputs = jax.eval_shape(
         lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], images
     )

@@ -316,7 +316,7 @@ def test_an_average_of_the_student_lives_where_the_student_does():
 
 def test_the_code_in_the_docs_runs():
     text = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    block = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[0]
     namespace = {}
     exec(compile(block, "scaling.md", "exec"), namespace)
     assert np.isfinite(namespace["metrics"]["loss"][0])

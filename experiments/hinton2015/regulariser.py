@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.distillation import balanced_subset
 from experiments.hinton2015 import group, mnist, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
+from experiments.plans import balanced_subset
 from kdjax import report, teachers
 from kdjax.types import Model, Variables
 

@@ -3,7 +3,9 @@
 import contextlib
 import itertools
 import json
+import logging
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,5 +134,32 @@ def _checkpointer(path: Path) -> Iterator[ocp.Checkpointer]:
             barrier_sync_key_prefix=f"{path}/{next(_turns[path])}",
         )
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
-    with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
+    with _quiet(), ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
         yield checkpointer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the stack traces of a failure, which its threads log, off the error stream.
+
+    The failure itself is raised. A write that was under way beside it finds its event loop gone.
+    """
+    logger, show = logging.getLogger("absl"), sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        loop_is_gone = str(unraisable.exc_value) == "Event loop is closed"
+        if not loop_is_gone and "async_serialize" not in repr(unraisable.object):
+            show(unraisable)
+
+    logger.addFilter(_not_of_orbax)
+    try:
+        yield
+    except Exception:
+        sys.unraisablehook = hook
+        raise
+    finally:
+        logger.removeFilter(_not_of_orbax)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname

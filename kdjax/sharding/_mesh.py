@@ -55,7 +55,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Put a copy of every array on every device of the mesh."""
-    return jax.device_put(tree, replicated(mesh))
+    return place(tree, replicated(mesh))
+
+
+def place(tree: PyTree, sharding: Any) -> PyTree:
+    """Lay arrays out on a mesh, also on one that spans processes.
+
+    Args:
+        tree: arrays that all processes hold, or that are on the mesh already.
+        sharding: a layout for all of them, or a tree of layouts.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    # device_put takes no layout with devices of other processes for typed keys.
+    return jax.jit(lambda arrays: arrays, out_shardings=sharding)(tree)
 
 
 def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
