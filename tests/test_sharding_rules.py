@@ -270,6 +270,27 @@ def test_an_annotated_network_trains_where_it_lives(annotated):
     assert np.all(np.asarray(moved) != kernel)
 
 
+def test_what_a_step_makes_anew_is_kept_where_it_lives():
+    def start(params):
+        return jnp.zeros((64, 64))
+
+    def update(grads, state, params):
+        return jax.tree.map(lambda g: -0.1 * g, grads), jnp.ones((64, 64))
+
+    optimizer = optax.GradientTransformation(start, update)
+    batch, model = toys.batch_of(8), toys.linear_model()
+    objective = combine({"hard": terms.cross_entropy()}, {"hard": 1.0})
+    layout = functools.partial(sharding.shardings, mesh=MESH)
+    state = sharding.initialise(
+        lambda key: step.init_train_state(key, model, objective, optimizer, batch, None),
+        KEY,
+        layout_fn=layout,
+    )
+    train_step = step.make_train_step(model, objective, optimizer, layout_fn=layout)
+    state, _ = train_step(state, sharding.shard_batch(batch, MESH), None)
+    assert state.opt_state.sharding.spec == P("fsdp")
+
+
 def test_made_in_place_is_what_is_made_elsewhere():
     make = state_of(models.resnet8(8), optax.adam(1e-3))
     layout = functools.partial(sharding.shardings, mesh=MESH, rules=sharding.RESNET_RULES)
