@@ -11,7 +11,7 @@ from experiments.networks import Network, NetworkSpec
 from experiments.places import places_of, with_features
 from experiments.settings import Augmentation, NetworkSettings
 from experiments.training import Arrays, Run, Training
-from kdjax import sharding, step, teachers, terms
+from kdjax import distributed, sharding, step, teachers, terms
 from kdjax.objective import combine
 from kdjax.types import Model, Objective, Teacher
 
@@ -62,11 +62,13 @@ def plan_method(
     """
     settings, network = experiment.settings, _teaching(experiment, teacher.network)
     teacher_spec, model, variables = network
+    # On the host: methods make constants of them, which all processes need whole.
+    params = distributed.gathered(teacher.network.variables.params)
     spec = student_spec(experiment)
     setup = methods.Setup(
         student=places_of(spec),
         teacher=places_of(teacher_spec),
-        teacher_params=variables.params,
+        teacher_params=params,
         num_examples=len(examples["label"]),
         num_steps=_num_steps(settings, settings.epochs or 1, examples),
         temperature=settings.temperature,
@@ -75,8 +77,8 @@ def plan_method(
     objective = methods.objective_of(method, setup, scale=scale)
     if methods.looks_at_features(method):
         source = teachers.frozen(with_features(teacher_spec), variables)
-        spec = methods.student_of(method, spec, variables.params)
-        student = with_features(spec, classifier=variables.params.get("head"))
+        spec = methods.student_of(method, spec, params)
+        student = with_features(spec, classifier=params.get("head"))
         return plan_student(experiment, phase, Taught(student, objective, source, examples))
     examples = with_answers(experiment, teacher, examples)
     stored = "teacher_logits" in examples

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdjax import teachers
+from kdjax import sharding, teachers
 from kdjax.step import (
     STUDENT_STREAM,
     VIEW_STREAM,
@@ -77,7 +77,11 @@ def init_online_state(
 
 
 def with_online_teacher(
-    train_step: TrainStep, teacher: OnlineTeacher, *, view_fn: ViewFn | None = None
+    train_step: TrainStep,
+    teacher: OnlineTeacher,
+    *,
+    view_fn: ViewFn | None = None,
+    layout_fn: sharding.LayoutFn | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Run a teacher that follows the student inside the compiled step.
 
@@ -88,6 +92,7 @@ def with_online_teacher(
         teacher: such as `kdjax.teachers.ema(student)`.
         view_fn: augmentation, drawn anew at each step from the state's key and shared by teacher
             and student; None leaves the batch as it is.
+        layout_fn: where the teacher's arrays live, as in `make_train_step`.
 
     Returns:
         `step(state, batch) -> (state, metrics)`, jitted; the state's buffers are donated. The
@@ -97,8 +102,12 @@ def with_online_teacher(
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         view = batch if view_fn is None else view_fn(step_key(state, VIEW_STREAM), batch)
-        new, metrics = train_step(state, view, teacher.apply(state.teacher_state, view))
+        variables = state.teacher_state
+        if layout_fn is not None:
+            variables = sharding.gather(variables, layout_fn(variables))
+        new, metrics = train_step(state, view, teacher.apply(variables, view))
         renewed = teacher.update(state.teacher_state, _student_of(new), new.step)
+        renewed = sharding.hold(renewed, layout_fn)
         if "skipped" in metrics:
             renewed = kept_if(metrics["skipped"][0] > 0, state.teacher_state, renewed)
         return dataclasses.replace(new, teacher_state=renewed), metrics

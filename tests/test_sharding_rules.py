@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -13,7 +15,7 @@ import toys
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from kdjax import models, sharding, step, teachers, terms
+from kdjax import models, online, sharding, step, teachers, terms
 from kdjax.objective import combine
 
 MESH = sharding.make_mesh(data=2, fsdp=2, tensor=2)
@@ -268,6 +270,27 @@ def test_an_annotated_network_trains_where_it_lives(annotated):
     assert np.all(np.asarray(moved) != kernel)
 
 
+def test_what_a_step_makes_anew_is_kept_where_it_lives():
+    def start(params):
+        return jnp.zeros((64, 64))
+
+    def update(grads, state, params):
+        return jax.tree.map(lambda g: -0.1 * g, grads), jnp.ones((64, 64))
+
+    optimizer = optax.GradientTransformation(start, update)
+    batch, model = toys.batch_of(8), toys.linear_model()
+    objective = combine({"hard": terms.cross_entropy()}, {"hard": 1.0})
+    layout = functools.partial(sharding.shardings, mesh=MESH)
+    state = sharding.initialise(
+        lambda key: step.init_train_state(key, model, objective, optimizer, batch, None),
+        KEY,
+        layout_fn=layout,
+    )
+    train_step = step.make_train_step(model, objective, optimizer, layout_fn=layout)
+    state, _ = train_step(state, sharding.shard_batch(batch, MESH), None)
+    assert state.opt_state.sharding.spec == P("fsdp")
+
+
 def test_made_in_place_is_what_is_made_elsewhere():
     make = state_of(models.resnet8(8), optax.adam(1e-3))
     layout = functools.partial(sharding.shardings, mesh=MESH, rules=sharding.RESNET_RULES)
@@ -283,6 +306,42 @@ def test_made_in_place_is_what_is_made_elsewhere():
 
 def bits(state):
     return dataclasses.replace(state, key=jax.random.key_data(state.key))
+
+
+def test_an_average_of_the_student_lives_where_the_student_does():
+    batch, model, optimizer = (
+        toys.batch_of(16),
+        models.mlp(toys.NUM_CLASSES, widths=(16,)),
+        optax.sgd(0.1),
+    )
+    objective, teacher = toys.kd_objective(), teachers.ema(model, decay=0.9)
+    ends = []
+    for sizes in ({"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        mesh = sharding.make_mesh(**sizes)
+        layout = functools.partial(sharding.shardings, mesh=mesh, rules=sharding.MLP_RULES)
+
+        def make(key):
+            return online.init_online_state(key, model, objective, optimizer, batch, teacher)
+
+        state = sharding.initialise(make, KEY, layout_fn=layout)
+        train_step = step.make_train_step(model, objective, optimizer, layout_fn=layout)
+        run = online.with_online_teacher(train_step, teacher, layout_fn=layout)
+        for _ in range(2):
+            state, _ = run(state, sharding.shard_batch(batch, mesh))
+        kernel = state.teacher_state.params["hidden_0"]["kernel"]
+        assert kernel.sharding == layout(state).params["student"]["hidden_0"]["kernel"]
+        ends.append(jax.device_get(state.teacher_state))
+    assert kernel.sharding.spec == P("fsdp", "tensor")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *ends)
+
+
+def test_the_code_in_the_docs_runs():
+    text = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
+    block = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[0]
+    namespace = {}
+    exec(compile(block, "scaling.md", "exec"), namespace)
+    assert np.isfinite(namespace["metrics"]["loss"][0])
+    assert namespace["variables"].params["hidden_0"]["kernel"].sharding.spec == P("data")
 
 
 def test_a_teacher_is_placed_over_axes_that_split_the_batch_and_in_its_own_precision():
