@@ -81,6 +81,9 @@ class Settings:
     """Steps between validations. Default: 20 in a training."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl."""
+    profile: bool = False
+    """Write traces of the steps 10 to 15 of each training to W/profile, for TensorBoard, XProf or
+    Perfetto."""
     audit: bool = False
     """First hold the objective against what it should satisfy, on the student's first batch; stop
     if it does not."""

@@ -109,6 +109,7 @@ def _run_of(settings: "Settings", mesh: Mesh, stop_fn: Callable[[], bool]) -> Ru
         checkpoint_every=settings.checkpoint_every,
         keep_last=settings.keep_last,
         keep_best=settings.keep_best,
+        profile=settings.profile,
     )
 
 

@@ -46,6 +46,7 @@ class Run:
     checkpoint_every: int | None
     keep_last: int = 2
     keep_best: bool = False
+    profile: bool = False
 
     def layout_fn(self, tree: PyTree) -> PyTree:
         """Say where arrays of ours live: a training's state, a network's variables."""
@@ -137,9 +138,11 @@ def train(run: Run, training: Training, seed: int) -> Variables:
             checkpoint.saving(directory, keep=run.keep_last, keep_best=run.keep_best) as save_fn,
         ):
             log_fn, eval_fn = _observers(run, training, seed, update, save_fn)
+            trace = run.workdir / "profile" / f"{training.phase}-{seed}"
+            train_step = training.train_step
             cadence = max(1, training.num_steps // 20)
             state = loop.fit(
-                training.train_step,
+                loop.profiled(train_step, trace) if run.profile else train_step,
                 state,
                 _batches(run, training, seed, start),
                 num_steps=training.num_steps,

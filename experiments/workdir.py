@@ -11,7 +11,7 @@ from typing import Any
 # speaks, what it does about a loss that is not finite, which it may just have stopped at, and what
 # is a training of its own.
 FREE_SETTINGS = (
-    *("workdir", "log_every", "audit", "keep_last", "keep_best", "on_nonfinite"),
+    *("workdir", "log_every", "audit", "profile", "keep_last", "keep_best", "on_nonfinite"),
     *("methods", "num_best", "scales"),
 )
 FREE_GROUPS = ("mesh.", "distributed.")

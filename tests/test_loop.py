@@ -145,3 +145,15 @@ def test_absent_teacher_fails_with_words_when_a_term_needs_one():
         )
         run = step.make_train_step(model, toys.kd_objective(), optimizer)
         step.with_teacher(run, teachers.absent())(state, batch)
+
+
+def test_a_profiled_step_leaves_a_trace_and_changes_nothing(tmp_path):
+    run, state = make_run()
+    plain = loop.fit(run, state, batches(), num_steps=5)
+    run, state = make_run()
+    traced = loop.profiled(run, tmp_path, first=2, num_steps=2)
+    state = loop.fit(traced, state, batches(), num_steps=5)
+    jax.tree.map(np.testing.assert_array_equal, plain.params, state.params)
+    found = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert any(name.endswith(".xplane.pb") for name in found), found
+    assert any("perfetto" in name for name in found), found
