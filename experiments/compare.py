@@ -21,8 +21,11 @@ from experiments import settings as groups
 
 @dataclasses.dataclass(frozen=True)
 class Settings(distill.Settings):
-    """What `experiments.distill` asks, and which methods to compare."""
+    """What `experiments.distill` asks, and which methods to compare; all in one process."""
 
+    distributed: tyro.conf.Suppress[groups.DistributedSettings] = dataclasses.field(
+        default_factory=groups.DistributedSettings
+    )
     method: tyro.conf.Suppress[str] = "kd"
     audit: tyro.conf.Suppress[bool] = False
     eval_every: tyro.conf.Suppress[int | None] = None

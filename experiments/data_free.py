@@ -37,8 +37,11 @@ class GeneratorSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Settings(distill.Settings):
-    """What `experiments.distill` asks, where it applies, and the generator."""
+    """What `experiments.distill` asks, where it applies, and the generator; all in one process."""
 
+    distributed: tyro.conf.Suppress[groups.DistributedSettings] = dataclasses.field(
+        default_factory=groups.DistributedSettings
+    )
     method: tyro.conf.Suppress[str] = "kd"
     soft_weight: tyro.conf.Suppress[float] = 1.0
     audit: tyro.conf.Suppress[bool] = False

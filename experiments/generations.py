@@ -23,8 +23,11 @@ from experiments.settings import NetworkName, NetworkSettings
 
 @dataclasses.dataclass(frozen=True)
 class Settings(distill.Settings):
-    """What `experiments.distill` asks, and the chain."""
+    """What `experiments.distill` asks, and the chain; all in one process."""
 
+    distributed: tyro.conf.Suppress[groups.DistributedSettings] = dataclasses.field(
+        default_factory=groups.DistributedSettings
+    )
     audit: tyro.conf.Suppress[bool] = False
     generations: int = 3
     """Students in a row, each taught by the one before; of no account with assistants."""
