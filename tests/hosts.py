@@ -23,7 +23,7 @@ import toys
 from kdjax import checkpoint, data, distributed, loop, sharding, step
 from kdjax.types import Variables
 
-NUM_STEPS, TIMEOUT, NUM_DEVICES = 12, 15.0, 8
+NUM_STEPS, SAVE_EVERY, TIMEOUT, NUM_DEVICES = 12, 5, 15.0, 8
 
 
 class Scenario(NamedTuple):
@@ -77,10 +77,12 @@ def batches(mesh, start=0):
         yield sharding.shard_batch(batch, mesh)
 
 
-def disturbed(made, mesh, scenario, me):
-    """Let the victim die when it asks for a batch."""
+def disturbed(made, directory, scenario, me):
+    """Let the victim die when it asks for a batch, and the first checkpoint is there."""
     for at, batch in made:
         if (me, at) == (scenario.victim, scenario.at):
+            while at > SAVE_EVERY and not (directory / str(SAVE_EVERY)).exists():
+                time.sleep(0.05)
             if not scenario.number:
                 raise SystemExit(2)
             os.kill(os.getpid(), scenario.number)
@@ -114,9 +116,9 @@ def train(out, scenario, me, port):
         state = loop.fit(
             step.with_teacher(step.make_train_step(model, objective, optimizer), teacher),
             state,
-            disturbed(made, mesh, scenario, me),
+            disturbed(made, directory, scenario, me),
             num_steps=NUM_STEPS,
-            checkpoint_every=5,
+            checkpoint_every=SAVE_EVERY,
             save_fn=save_fn,
             stop_fn=stop_fn,
         )

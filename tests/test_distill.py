@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,8 @@ def test_another_mesh_resumes_and_agrees(finished, data_dir, tmp_path):
         (["--mesh.tensor", "-1"], "--mesh.tensor must be positive"),
         (["--method", "kd+nothing"], "--method must be of scratch, kd"),
         (["--method", "at"], "--method at needs feature maps"),
+        (["--keep-last", "1"], "--keep-last must be 2 or more"),
+        (["--on-nonfinite", "ignore"], "invalid choice 'ignore'"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_status_2(flags, words, capsys, tmp_path):
@@ -443,3 +446,43 @@ def test_a_student_under_its_teachers_classifier_goes_out_whole(tmp_path):
     images = np.zeros((2, 8, 8, 1), np.uint8)
     logits = student.model.apply(*student.variables, images, train=False)[0].logits
     assert logits.shape == (2, 10) and np.all(np.isfinite(logits))
+
+
+def test_one_run_per_directory(data_dir, tmp_path):
+    from kdjax.checkpoint import lock
+
+    with lock(tmp_path / "w"):
+        done = run(data_dir, tmp_path / "w")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {tmp_path / 'w'} is in use by process {os.getpid()} on {os.uname().nodename}\n"
+    )
+    assert not (tmp_path / "w" / "config.json").exists()
+
+
+def test_the_best_is_kept_and_skipping_may_be_switched_on_later(finished, data_dir, tmp_path):
+    from kdjax import checkpoint
+
+    directory = tmp_path / "kept"
+    shutil.copytree(finished[0], directory)
+    (directory / "summary.json").unlink()
+    for folder in (directory / "checkpoints").glob("scratch-*"):
+        shutil.rmtree(folder)
+    flags = ["--keep-best", "--keep-last", "3", "--on-nonfinite", "skip"]
+    done = run(data_dir, directory, *flags)
+    assert done.returncode == 0, done.stderr
+    assert hashes(directory)["scratch"] == hashes(finished[0])["scratch"]
+    folder = directory / "checkpoints" / "scratch-0"
+    steps = {int(path.name) for path in folder.iterdir() if path.name.isdecimal()}
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    accuracy = {
+        row["step"]: row["accuracy"]
+        for row in rows
+        if (row["phase"], row["seed"], row["split"]) == ("scratch", 0, "validation")
+    }
+    best = max(accuracy, key=accuracy.get)
+    assert checkpoint.best_step(folder) == best
+    assert best in steps
+    assert len(steps) in (3, 4)
+    trained = [r for r in rows if r["phase"] == "scratch" and r["split"] == "train"]
+    assert {row["skipped"] for row in trained} == {0.0}
