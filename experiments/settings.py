@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 Augmentation = Literal["crop", "flip", "jitter", "translate", "warp", "none"]
 NetworkName = Literal[
     "mlp", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
-    "vit_mu", "vit_ti", "vit_s", "vit_b",
+    "resnet18", "resnet34", "vit_mu", "vit_ti", "vit_s", "vit_b",
 ]  # fmt: skip
 Precision = Literal["float32", "bfloat16"]
 
