@@ -39,6 +39,8 @@ class GeneratorSettings:
 class Settings(distill.Settings):
     """What `experiments.distill` asks, where it applies, and the generator."""
 
+    preset: tyro.conf.Suppress[groups.PresetName] = "none"
+    pair: tyro.conf.Suppress[groups.PairName] = "resnet56-resnet20"
     method: tyro.conf.Suppress[str] = "kd"
     soft_weight: tyro.conf.Suppress[float] = 1.0
     audit: tyro.conf.Suppress[bool] = False
