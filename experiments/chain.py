@@ -73,7 +73,7 @@ def train_all(
         if not alike:
             direct = _student(experiment, teacher, network, DIRECT, seed)
             keep(DIRECT, direct.network, _answers(direct))
-    truth = Answers(dataset.validation.label, dataset.test.label)
+    truth = Answers(np.asarray(dataset.validation.label), np.asarray(dataset.test.label))
     measured = [
         _measured(name, models.num_params(networks[0].variables.params), answers[name], truth)
         for name, networks in found.items()

@@ -11,7 +11,7 @@ was interrupted.
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -37,12 +37,6 @@ class Settings(distill.Settings):
     """What the weights of the best are multiplied by, in trial; 1 is always among them."""
     num_seeds: int | None = 3
     """Students of each of the best, and from scratch."""
-    preset: Literal["none", "repdistiller"] = "none"
-    """repdistiller: the setting of the field's tables on CIFAR-100, 240 epochs; for an
-    accelerator. It decides on optimizer, epochs, batches and views."""
-    pair: presets.PairName = "resnet56-resnet20"
-    """Teacher and student of the preset; the teacher is trained first unless a checkpoint is
-    given."""
 
 
 def check(settings: Settings) -> None:
@@ -63,8 +57,7 @@ def run(settings: Settings, command: str) -> None:
     from experiments import distillation as job
     from kdjax.loop import stop_on_signals
 
-    if settings.preset == "repdistiller":
-        settings = presets.repdistiller(settings, settings.pair)
+    settings = presets.applied(settings)
     with stop_on_signals() as stop_fn:
         dataset = opening.load_dataset(settings)
         resolved = distill.resolve(settings, dataset)

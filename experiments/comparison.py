@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 import kdjax
 from experiments import methods, plans, training, workdir
@@ -102,7 +103,7 @@ def report(
 ) -> None:
     """Write `comparison.json`, the plot and the page, and print the table."""
     run, settings = experiment.run, experiment.settings
-    right = teacher.test["teacher_logits"].argmax(-1) == teacher.test["label"]
+    right = teacher.test["teacher_logits"].argmax(-1) == np.asarray(teacher.test["label"])
     device = jax.devices()[0]
     facts = {
         "Command": command,

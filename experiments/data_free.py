@@ -42,6 +42,8 @@ class Settings(distill.Settings):
     distributed: tyro.conf.Suppress[groups.DistributedSettings] = dataclasses.field(
         default_factory=groups.DistributedSettings
     )
+    preset: tyro.conf.Suppress[groups.PresetName] = "none"
+    pair: tyro.conf.Suppress[groups.PairName] = "resnet56-resnet20"
     method: tyro.conf.Suppress[str] = "kd"
     soft_weight: tyro.conf.Suppress[float] = 1.0
     audit: tyro.conf.Suppress[bool] = False

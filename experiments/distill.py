@@ -1,6 +1,7 @@
 """Distil a teacher into a student and compare it with the same student trained on labels alone.
 
     python -m experiments.distill
+    python -m experiments.distill --preset imagenet --data.dir DIR --data.workers 16 --workdir W
     python -m experiments.distill --data.name mnist --data.dir DIR --teacher.widths 1200 1200 \
         --student.widths 800 800 --temperature 20 --workdir W
 
@@ -32,6 +33,11 @@ METHOD_HELP = "How the student is taught; + joins several, as in kd+crd.\n" + ""
 class Settings:
     """Everything that a run depends on; None means that the data decides."""
 
+    preset: groups.PresetName = "none"
+    """A setting of the field's tables, for an accelerator: repdistiller for CIFAR-100, imagenet for
+    ImageNet (TFDS imagenet2012), which take the place of what decides on the training."""
+    pair: groups.PairName = "resnet56-resnet20"
+    """Teacher and student of repdistiller."""
     data: groups.DataSettings = dataclasses.field(default_factory=groups.DataSettings)
     teacher: groups.TeacherSettings = dataclasses.field(default_factory=groups.TeacherSettings)
     student: groups.NetworkSettings = dataclasses.field(default_factory=groups.NetworkSettings)
@@ -153,9 +159,10 @@ def run(settings: Settings, command: str) -> None:
     """Train the teacher and both kinds of students, measure them and write the report."""
     # Seconds of imports: after the flags have been read.
     from experiments import distillation as job
-    from experiments import opening, reporting
+    from experiments import opening, presets, reporting
     from kdjax.loop import stop_on_signals
 
+    settings = presets.applied(settings)
     if job.say_if_finished(settings):
         return
     with stop_on_signals() as stop_fn:

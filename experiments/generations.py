@@ -60,10 +60,11 @@ def network_of(name: str) -> NetworkSettings:
 def run(settings: Settings, command: str) -> None:
     """Train the teacher if need be, then the chain for every seed; print and write the table."""
     # Seconds of imports: after the flags have been read.
-    from experiments import chain, opening
+    from experiments import chain, opening, presets
     from experiments import distillation as job
     from kdjax.loop import stop_on_signals
 
+    settings = presets.applied(settings)
     with stop_on_signals() as stop_fn:
         dataset = opening.load_dataset(settings)
         resolved = distill.resolve(settings, dataset)

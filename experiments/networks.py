@@ -13,9 +13,6 @@ from experiments.settings import NetworkSettings, TeacherSettings
 from kdjax import checkpoint, models
 from kdjax.types import Model, PyTree, Variables
 
-LAST_MAP = "stage_3"
-"""Of the networks of convolutions: what their classifiers average."""
-
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSpec:
@@ -53,7 +50,7 @@ def build(spec: NetworkSpec, *, features: Sequence[str] = ()) -> Model:
     """Make the network that a specification describes; it normalises raw images itself."""
     if spec.reused_width:
         own = dataclasses.replace(spec, reused_width=0)
-        return reusing(build(own, features=[*features, LAST_MAP]), spec)
+        return reusing(build(own, features=[*features, last_map(spec.name)]), spec)
     dtype = {"float32": None, "bfloat16": jnp.bfloat16}[spec.precision]
     if spec.name == "mlp":
         model = models.mlp(
@@ -73,8 +70,7 @@ def build(spec: NetworkSpec, *, features: Sequence[str] = ()) -> Model:
             features=features,
         )
     else:
-        depth = int(spec.name.removeprefix("resnet"))
-        model = models.resnet(depth, spec.num_classes, dtype=dtype, features=features)
+        model = getattr(models, spec.name)(spec.num_classes, dtype=dtype, features=features)
     return models.normalized(model, np.array(spec.mean), np.array(spec.std))
 
 
@@ -94,7 +90,7 @@ def reusing(model: Model, spec: NetworkSpec, classifier: PyTree = None) -> Model
         "kernel": np.zeros((spec.reused_width, spec.num_classes), np.float32),
         "bias": np.zeros(spec.num_classes, np.float32),
     }
-    return models.simkd(model, classifier or zeros, feature=LAST_MAP)
+    return models.simkd(model, classifier or zeros, feature=last_map(spec.name))
 
 
 def make_spec(
@@ -124,6 +120,18 @@ def make_spec(
 def is_vit(name: str) -> bool:
     """Whether a network of that name is a vision transformer."""
     return name.startswith("vit_")
+
+
+def stage_sizes(name: str) -> tuple[int, ...]:
+    """Return the number of blocks in each stage of a network of convolutions."""
+    make_fn = getattr(models, name)
+    for_large_images = make_fn.keywords.get("stage_sizes")
+    return for_large_images or ((make_fn.args[0] - 2) // 6,) * 3
+
+
+def last_map(name: str) -> str:
+    """Name what the classifier of a network of convolutions averages."""
+    return f"stage_{len(stage_sizes(name))}"
 
 
 def check_patches(flag: str, spec: NetworkSpec) -> None:

@@ -39,6 +39,8 @@ def load_dataset(settings: "Settings") -> data.Dataset:
         data_dir=settings.data.dir,
         validation_fraction=settings.data.validation_fraction,
         image_size=settings.data.image_size,
+        crop_fn={"stretch": data.stretch, "crop": data.centre_crop}[settings.data.resize],
+        streaming=settings.data.streaming,
     )
 
 
@@ -110,6 +112,7 @@ def _run_of(settings: "Settings", mesh: Mesh, stop_fn: Callable[[], bool]) -> Ru
         keep_last=settings.keep_last,
         keep_best=settings.keep_best,
         profile=settings.profile,
+        workers=settings.data.workers,
     )
 
 
@@ -150,6 +153,9 @@ def _check_fit(settings: "Settings", dataset: data.Dataset, mesh: Mesh) -> None:
         raise ValueError(
             f"--data.student-examples is {asked}, but there are {present} training examples"
         )
+    views = {*(settings.augment or ()), *(settings.teacher.augment or ())}
+    if "resized-crop" in views and not data.is_lazy(dataset.train._asdict()):
+        raise ValueError("--augment resized-crop needs --data.streaming: it crops what is read")
     batch_size = settings.batch_size or 0
     try:
         sharding.check_batch_size(batch_size, mesh, num_micro_batches=settings.num_micro_batches)

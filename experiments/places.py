@@ -40,9 +40,9 @@ def places_of(spec: NetworkSpec) -> Places:
         blocks = sorted({max(1, depth * i // 4) - 1 for i in range(1, 5)})
         stages, bare = (tuple(f"block_{i}{inner}" for i in blocks) for inner in ("", "/mlp/up"))
         return Places(stages, bare, "embedding", spatial=False)
-    last = (int(spec.name.removeprefix("resnet")) - 2) // 6 - 1
-    stages = ("stage_1", "stage_2", "stage_3")
-    bare = tuple(f"{stage}/block_{last}/sum" for stage in stages)
+    sizes = networks.stage_sizes(spec.name)
+    stages = tuple(f"stage_{i}" for i in range(1, len(sizes) + 1))
+    bare = tuple(f"{stage}/block_{n - 1}/sum" for stage, n in zip(stages, sizes, strict=True))
     return Places(stages, bare, "pool", spatial=True)
 
 

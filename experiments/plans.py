@@ -11,7 +11,7 @@ from experiments.networks import Network, NetworkSpec
 from experiments.places import places_of, with_features
 from experiments.settings import Augmentation, NetworkSettings
 from experiments.training import Arrays, Run, Training
-from kdjax import distributed, sharding, step, teachers, terms
+from kdjax import data, distributed, sharding, step, teachers, terms
 from kdjax.objective import combine
 from kdjax.types import Model, Objective, Teacher
 
@@ -128,6 +128,8 @@ def plan_network(
     view_fn = training.make_views(
         augment, crop_padding=settings.crop_padding, jitter_pixels=settings.jitter_pixels
     )
+    if "resized-crop" in augment:
+        examples = {**examples, "image": examples["image"].cropped(data.random_crop)}
     layout_fn = experiment.run.layout_fn
     train_step = step.make_train_step(
         model,
@@ -167,8 +169,9 @@ def student_examples(experiment: Experiment) -> Arrays:
     """Pick the training examples that students see, balanced over the classes."""
     train = experiment.dataset.train
     count = experiment.settings.data.student_examples or len(train.label)
-    chosen = balanced_subset(train.label, count)
-    return {name: array[chosen] for name, array in train._asdict().items()}
+    if count < len(train.label):
+        train = data.take(train, balanced_subset(np.asarray(train.label), count))
+    return train._asdict()
 
 
 def balanced_subset(labels: np.ndarray, num_examples: int) -> np.ndarray:
@@ -189,9 +192,10 @@ def balanced_subset(labels: np.ndarray, num_examples: int) -> np.ndarray:
 
 
 def with_answers(experiment: Experiment, teacher: TeacherResult, examples: Arrays) -> Arrays:
-    """Put the teacher's logits beside examples whose views stay the same from step to step."""
+    """Put the teacher's logits beside examples in memory whose views stay the same."""
     augment = experiment.settings.augment or ()
-    if training.make_views(augment, crop_padding=1, jitter_pixels=1) is not None:
+    views = training.make_views(augment, crop_padding=1, jitter_pixels=1)
+    if views is not None or data.is_lazy(examples):
         return examples
     return with_logits(experiment.run, _teaching(experiment, teacher.network), examples)
 

@@ -1,18 +1,12 @@
 """Settings that the field's tables were made with, as a whole."""
 
 import dataclasses
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from experiments.distill import Settings
-from experiments.settings import NetworkName, OptimizerSettings
+from experiments.settings import NetworkName, OptimizerSettings, PairName
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
-
-PairName = Literal[
-    "resnet56-resnet20",
-    "resnet110-resnet20",
-    "resnet110-resnet32",
-]
 
 
 class Pair(NamedTuple):
@@ -28,6 +22,13 @@ PAIRS: dict[PairName, Pair] = {
     "resnet110-resnet20": Pair("resnet110", "resnet20"),
     "resnet110-resnet32": Pair("resnet110", "resnet32"),
 }
+
+
+def applied(settings: SettingsT) -> SettingsT:
+    """Put the preset that the settings name, if any, in place of what it decides."""
+    if settings.preset == "repdistiller":
+        return repdistiller(settings, settings.pair)
+    return imagenet(settings) if settings.preset == "imagenet" else settings
 
 
 def repdistiller(settings: SettingsT, pair: PairName) -> SettingsT:
@@ -59,4 +60,56 @@ def repdistiller(settings: SettingsT, pair: PairName) -> SettingsT:
         epochs=240,
         batch_size=64,
         augment=("crop", "flip"),
+    )
+
+
+def imagenet(settings: SettingsT) -> SettingsT:
+    """Put the setting of the ImageNet tables in place of what decides on the training.
+
+    A resnet34 teaches a resnet18 on images of 224 pixels: SGD with Nesterov momentum 0.9 and
+    weight decay 1e-4, 100 epochs in batches of 1024, the rate 0.1 for every 256 images of a batch,
+    warmed up, then cosine to zero; random resized crops and flips in training, the middle of the
+    images in evaluation; bfloat16. A vision transformer as student gets what such networks are
+    trained with: AdamW, the rate 0.0005 for every 512 images, weight decay 0.05.
+
+    Args:
+        settings: what else there is. Networks, image size, batch size, epochs, learning rate,
+            views and number of seeds stay where they are given.
+
+    Returns:
+        The settings.
+
+    References:
+        Goyal, Dollár, Girshick, Noordhuis, Wesolowski, Kyrola, Tulloch, Jia, He, "Accurate, Large
+        Minibatch SGD: Training ImageNet in 1 Hour", 2017, arXiv:1706.02677, section 2, for the
+        rate and its warm-up.
+        Touvron, Cord, Douze, Massa, Sablayrolles, Jégou, "Training data-efficient image
+        transformers & distillation through attention", 2020, arXiv:2012.12877, table 9, for
+        transformers.
+    """
+    batch_size = settings.batch_size or 1024
+    student: NetworkName = settings.student.name or "resnet18"
+    if student.startswith("vit_"):
+        optimizer = OptimizerSettings("adamw", 5e-4 * batch_size / 512, 0.05)
+    else:
+        optimizer = OptimizerSettings("sgd", 0.1 * batch_size / 256, 1e-4)
+    given = settings.optimizer.learning_rate
+    data = dataclasses.replace(
+        settings.data,
+        name="imagenet2012",
+        validation_fraction=0.01,
+        image_size=settings.data.image_size or 224,
+        resize="crop",
+        streaming=True,
+    )
+    return dataclasses.replace(
+        settings,
+        data=data,
+        teacher=dataclasses.replace(settings.teacher, name=settings.teacher.name or "resnet34"),
+        student=dataclasses.replace(settings.student, name=student),
+        optimizer=dataclasses.replace(optimizer, learning_rate=given or optimizer.learning_rate),
+        epochs=settings.epochs or 100,
+        batch_size=batch_size,
+        augment=("resized-crop", "flip") if settings.augment is None else settings.augment,
+        precision="bfloat16",
     )

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 import kdjax
 from experiments import workdir
@@ -38,10 +39,11 @@ def report(
     settings, dataset, run = experiment.settings, experiment.dataset, experiment.run
     rows = run.log.rows()
     logits = teacher.test["teacher_logits"]
-    shown = pages.select_instructive(logits, dataset.test.label, settings.temperature)
+    labels = np.asarray(dataset.test.label)
+    shown = pages.select_instructive(logits, labels, settings.temperature)
     pictures = pages.plot_dark_knowledge(
         dataset.test.image[shown],
-        dataset.test.label[shown],
+        labels[shown],
         logits[shown],
         dataset.label_names,
         settings.temperature,

@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 from typing import Literal, TypeVar
 
-Augmentation = Literal["crop", "flip", "jitter", "translate", "warp", "none"]
+Augmentation = Literal["crop", "flip", "jitter", "translate", "warp", "resized-crop", "none"]
 NetworkName = Literal[
     "mlp", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
-    "vit_mu", "vit_ti", "vit_s", "vit_b",
+    "resnet18", "resnet34", "vit_mu", "vit_ti", "vit_s", "vit_b",
 ]  # fmt: skip
+PairName = Literal["resnet56-resnet20", "resnet110-resnet20", "resnet110-resnet32"]
+PresetName = Literal["none", "repdistiller", "imagenet"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -29,6 +31,13 @@ class DataSettings:
     all elsewhere."""
     image_size: int | None = None
     """Resize all images to this many pixels a side; needed where their sizes differ."""
+    resize: Literal["stretch", "crop"] = "stretch"
+    """What is resized: stretch takes all of an image, crop the middle, in its proportions."""
+    streaming: bool = False
+    """Read and decode examples while they are used, and load nothing before; always so where the
+    training files have more than 4 GiB."""
+    workers: int = 0
+    """Processes that read and decode where examples stream; 0 for threads of this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +243,7 @@ def check_data(data: DataSettings) -> None:
     require(0 <= fraction < 1, "--data.validation-fraction", "in [0, 1)", fraction)
     require(seen is None or seen > 0, "--data.student-examples", "positive", seen)
     require(size is None or size > 0, "--data.image-size", "positive", size)
+    require(data.workers >= 0, "--data.workers", "zero or positive", data.workers)
 
 
 def check_distributed(distributed: DistributedSettings) -> None:

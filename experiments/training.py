@@ -1,6 +1,8 @@
 """Training one network of an experiment: resumable, logged, measured. Shared by the scripts."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ from kdjax.types import (
     Variables,
 )
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Any]
+"""NumPy arrays by name, or columns of `kdjax.data` that are read while they are used."""
 EVAL_BATCH_SIZE = 500
 
 
@@ -47,6 +50,7 @@ class Run:
     keep_last: int = 2
     keep_best: bool = False
     profile: bool = False
+    workers: int = 0
 
     def layout_fn(self, tree: PyTree) -> PyTree:
         """Say where arrays of ours live: a training's state, a network's variables."""
@@ -97,7 +101,7 @@ def _schedule(name: str, peak: float, num_steps: int) -> optax.Schedule:
 def make_views(
     augment: tuple[Augmentation, ...], *, crop_padding: int, jitter_pixels: int
 ) -> step.ViewFn | None:
-    """Compose the augmentations of the command line, None if there are none."""
+    """Compose the augmentations of the command line, None if there are none on the device."""
     functions = {
         "crop": lambda key, images: data.pad_and_crop(key, images, padding=crop_padding),
         "flip": data.flip,
@@ -105,7 +109,7 @@ def make_views(
         "translate": lambda key, images: data.translate(key, images, max_shift=jitter_pixels),
         "warp": lambda key, images: data.warp(key, images, max_shift=jitter_pixels),
     }
-    chosen = [functions[name] for name in augment if name != "none"]
+    chosen = [functions[name] for name in augment if name in functions]
     return data.augment(*chosen) if chosen else None
 
 
@@ -136,6 +140,7 @@ def train(run: Run, training: Training, seed: int) -> Variables:
         with (
             progress(label, start, training.num_steps) as update,
             checkpoint.saving(directory, keep=run.keep_last, keep_best=run.keep_best) as save_fn,
+            _closing(_batches(run, training, seed, start)) as batches,
         ):
             log_fn, eval_fn = _observers(run, training, seed, update, save_fn)
             trace = run.workdir / "profile" / f"{training.phase}-{seed}"
@@ -144,7 +149,7 @@ def train(run: Run, training: Training, seed: int) -> Variables:
             state = loop.fit(
                 loop.profiled(train_step, trace) if run.profile else train_step,
                 state,
-                _batches(run, training, seed, start),
+                batches,
                 num_steps=training.num_steps,
                 log_every=run.log_every,
                 log_fn=log_fn,
@@ -155,6 +160,15 @@ def train(run: Run, training: Training, seed: int) -> Variables:
                 stop_fn=run.stop_fn,
             )
     return Variables(state.params["student"], state.model_state)
+
+
+@contextlib.contextmanager
+def _closing(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+    """End the threads and processes that read ahead, if there are any."""
+    try:
+        yield batches
+    finally:
+        getattr(batches, "close", lambda: None)()
 
 
 def label_of(training: Training, seed: int) -> str:
@@ -179,7 +193,8 @@ def audit(
     # Here and not above: its imports take time that most runs have no use for.
     from kdjax import testing
 
-    batch = next(data.train_batches(training.examples, seed=seed, batch_size=training.batch_size))
+    size = training.batch_size
+    batch = data.train_batch(training.examples, 0, seed=seed, batch_size=size, rows=np.arange(size))
     outputs = training.teacher.apply(gathered(training.teacher.variables), batch)
     variables = training.model.init(jax.random.key(seed), batch["image"])
     student, _ = training.model.apply(*variables, batch["image"], train=False)
@@ -201,8 +216,8 @@ def eval_batches(run: Run, arrays: Arrays) -> Iterator[Batch]:
     devices = run.mesh.size
     size = -(-min(EVAL_BATCH_SIZE, len(arrays["label"])) // devices) * devices
     rows = local_rows(run.mesh, size)
-    for batch in data.eval_batches(arrays, batch_size=size, rows=rows):
-        yield shard_batch(batch, run.mesh)
+    batches = data.eval_batches(arrays, batch_size=size, rows=rows, workers=run.workers)
+    yield from _placed(run, arrays, batches)
 
 
 def predict_logits(run: Run, model: Model, variables: Variables, arrays: Arrays) -> np.ndarray:
@@ -226,7 +241,10 @@ def _restored_or_made(run: Run, training: Training, directory: Path, seed: int) 
             key, training.model, training.objective, training.optimizer, batch, outputs
         )
 
-    batch = next(_batches(run, training, seed, 0))
+    size = training.batch_size
+    rows = local_rows(run.mesh, size)
+    first = data.train_batch(training.examples, 0, seed=seed, batch_size=size, rows=rows)
+    batch = shard_batch(first, run.mesh)
     outputs = jax.jit(training.teacher.apply)(training.teacher.variables, batch)
     args = jax.random.key(seed), batch, outputs
     like = sharding.abstract(make, *args, layout_fn=run.layout_fn)
@@ -236,11 +254,21 @@ def _restored_or_made(run: Run, training: Training, directory: Path, seed: int) 
 
 def _batches(run: Run, training: Training, seed: int, start: int) -> Iterator[Batch]:
     size = training.batch_size
-    rows = local_rows(run.mesh, size)
-    for batch in data.train_batches(
-        training.examples, seed=seed, batch_size=size, start_step=start, rows=rows
-    ):
-        yield shard_batch(batch, run.mesh)
+    batches = data.train_batches(
+        training.examples,
+        seed=seed,
+        batch_size=size,
+        start_step=start,
+        rows=local_rows(run.mesh, size),
+        workers=run.workers,
+    )
+    return _placed(run, training.examples, batches)
+
+
+def _placed(run: Run, arrays: Arrays, batches: Iterator[Any]) -> Iterator[Batch]:
+    """Put batches on the mesh: ahead of their use where it takes time to make them."""
+    place_fn = functools.partial(shard_batch, mesh=run.mesh)
+    return data.prefetch(batches, place_fn) if data.is_lazy(arrays) else map(place_fn, batches)
 
 
 def _observers(

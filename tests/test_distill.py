@@ -110,6 +110,21 @@ def test_the_student_loads_with_one_call(finished):
     assert params_sha256(network.variables.params) in hashes(finished[0])["distilled"]
 
 
+def test_a_set_that_streams_is_learned_as_one_in_memory(finished, data_dir, tmp_path):
+    done = run(data_dir, tmp_path / "run", "--data.streaming")
+    assert (done.returncode, done.stderr) == (0, "")
+    found, expected = hashes(tmp_path / "run"), hashes(finished[0])
+    # The distilled students' teacher answers live, which differs by rounding.
+    assert (found["teacher"], found["scratch"]) == (expected["teacher"], expected["scratch"])
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_crops_of_whole_images_need_streaming(data_dir, tmp_path, capsys):
+    base = ["--data.dir", data_dir, "--workdir", tmp_path / "w"]
+    error = fails(capsys, *base, "--augment", "resized-crop")
+    assert "--augment resized-crop needs --data.streaming" in error
+
+
 def test_a_finished_directory_says_so(finished, data_dir):
     again = run(data_dir, finished[0])
     assert again.returncode == 0

@@ -1,5 +1,6 @@
 """What `--method` names: every method makes an objective that can be computed."""
 
+import dataclasses
 import re
 
 import jax
@@ -117,6 +118,21 @@ def test_four_blocks_of_a_transformer_stand_for_stages(name, stages):
     assert set(outputs.features) == set(places.all)
     with pytest.raises(ValueError, match="--method at needs feature maps"):
         methods.check_fit("at", places, places)
+
+
+@pytest.mark.parametrize(
+    ("name", "last"), [("resnet20", (2, 2, 2)), ("resnet18", (1,) * 4), ("resnet34", (2, 3, 5, 2))]
+)
+def test_a_stage_ends_with_its_last_block(name, last):
+    spec = NetworkSpec(name, (), CLASSES, (32, 32, 3), (0.5,) * 3, (0.2,) * 3)
+    places = methods.places_of(spec)
+    assert places.bare == tuple(f"stage_{i}/block_{n}/sum" for i, n in enumerate(last, start=1))
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8)
+    model = methods.with_features(dataclasses.replace(spec, reused_width=6))
+    outputs = jax.eval_shape(
+        lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], images
+    )
+    assert set(places.all) <= set(outputs.features)
 
 
 def test_help_knows_every_method_and_its_paper():

@@ -138,6 +138,20 @@ def test_the_table_of_the_resnet():
     }
 
 
+def test_the_table_of_the_resnet_for_large_images():
+    found = network_specs(models.resnet18(8), sharding.RESNET_RULES, images=(1, 64, 64, 3))
+    kernels = {k: v for k, v in found.items() if k.endswith("kernel")}
+    kinds = {path.split("/")[-2]: spec for path, spec in kernels.items()}
+    assert kinds == {
+        "stem": P(None, None, None, "fsdp"),
+        "conv_1": P(None, None, "fsdp", "tensor"),
+        "conv_2": P(None, None, "tensor", "fsdp"),
+        "shortcut_conv": P(None, None, None, "fsdp"),
+        "head": P(("tensor", "fsdp")),
+    }
+    assert len(kernels) == 1 + 2 * 8 + 3 + 1
+
+
 def test_the_table_of_the_transformer():
     model = models.vit(8, patch_size=4, width=16, depth=1, num_heads=2)
     found = network_specs(model, sharding.TRANSFORMER_RULES)

@@ -1,23 +1,39 @@
 """Data: TFDS sets as arrays, batches as a function of the step, views made on the device."""
 
-from kdjax.data.batches import batch_indices, eval_batches, example_order, train_batches
-from kdjax.data.sources import Dataset, Examples, LazyImages, load, take
+from kdjax.data.batches import (
+    batch_indices,
+    eval_batches,
+    example_order,
+    train_batch,
+    train_batches,
+)
+from kdjax.data.crops import centre_crop, random_crop, stretch
+from kdjax.data.records import LazyImages, LazyLabels, is_lazy
+from kdjax.data.sources import Dataset, Examples, load, take
+from kdjax.data.streaming import prefetch
 from kdjax.data.views import all_shifts, augment, flip, jitter, pad_and_crop, translate, warp
 
 __all__ = [
     "Dataset",
     "Examples",
     "LazyImages",
+    "LazyLabels",
     "all_shifts",
     "augment",
     "batch_indices",
+    "centre_crop",
     "eval_batches",
     "example_order",
     "flip",
+    "is_lazy",
     "jitter",
     "load",
     "pad_and_crop",
+    "prefetch",
+    "random_crop",
+    "stretch",
     "take",
+    "train_batch",
     "train_batches",
     "translate",
     "warp",

@@ -1,15 +1,21 @@
 """Batches as a pure function of (seed, step): resuming needs the step and nothing else."""
 
+import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from kdjax.data.sources import LazyImages
+from kdjax.data.records import Column, read_columns
+from kdjax.data.streaming import streamed
 
 Arrays = Mapping[str, Any]
-"""Arrays by name, [examples, ...] each: NumPy arrays, or `LazyImages`."""
+"""Arrays by name, [examples, ...] each: NumPy arrays, `LazyImages` or `LazyLabels`."""
+
+# Sets the draws of crops apart from those of the order of examples.
+_CROPS = 1
+_NO_END = 2**31 - 1
 
 
 @functools.lru_cache(maxsize=8)
@@ -53,11 +59,12 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     rows: np.ndarray | None = None,
+    workers: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield this process's share of every batch, without end.
 
-    Arrays in memory are gathered on the spot. Where images are still to be read and decoded, Grain
-    does it in threads, ahead of the training; the batches are the same.
+    Arrays in memory are gathered on the spot. Where examples are still to be read and decoded,
+    Grain does it ahead of the training, in threads or processes; the batches are the same.
 
     Args:
         arrays: the examples, for example `dataset.train._asdict()`.
@@ -67,6 +74,7 @@ def train_batches(
         process_index: which share of each batch, from 0.
         process_count: into how many a batch is split.
         rows: the share itself, where a mesh has laid it out otherwise: `sharding.local_rows`.
+        workers: processes that read and decode; 0 for threads of this one.
 
     Yields:
         The arrays' rows and their `index`, [batch_size / process_count, ...].
@@ -74,19 +82,40 @@ def train_batches(
     Raises:
         ValueError: if the batch does not divide over the processes.
     """
-    num_examples = len(arrays["label"])
     mine = _share("train_batches", batch_size, process_index, process_count, rows)
+    batch_at = functools.partial(
+        train_batch, seed=seed, batch_size=batch_size, num_examples=len(arrays["label"]), rows=mine
+    )
+    yield from _batches(arrays, batch_at, range(start_step, _NO_END), workers)
 
-    def batch_at(step: int) -> dict[str, np.ndarray]:
-        index = batch_indices(seed, step, batch_size=batch_size, num_examples=num_examples)[mine]
-        return {"index": index.astype(np.int32)} | {n: a[index] for n, a in arrays.items()}
 
-    if any(isinstance(array, LazyImages) for array in arrays.values()):
-        yield from _streamed(batch_at, start_step)
-    step = start_step
-    while True:
-        yield batch_at(step)
-        step += 1
+def train_batch(
+    arrays: Arrays,
+    step: int,
+    *,
+    seed: int,
+    batch_size: int,
+    rows: np.ndarray,
+    num_examples: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Make some rows of one batch, here and now.
+
+    Args:
+        arrays: the examples.
+        step: which batch, from 0.
+        seed: names the sequence of batches.
+        batch_size: examples in a batch, over all processes.
+        rows: which of them, [rows].
+        num_examples: in the set; by default as many as there are labels.
+
+    Returns:
+        The arrays' rows and their `index`. What is seen of an image that is cropped at random
+        depends on seed, step and row.
+    """
+    num_examples = num_examples or len(arrays["label"])
+    index = batch_indices(seed, step, batch_size=batch_size, num_examples=num_examples)[rows]
+    numbers = [(seed, step, int(row), _CROPS) for row in rows]
+    return {**_gathered(arrays, index, numbers), "index": index.astype(np.int32)}
 
 
 def eval_batches(
@@ -96,6 +125,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     rows: np.ndarray | None = None,
+    workers: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield every example exactly once; the last batch is filled up and masked.
 
@@ -105,6 +135,7 @@ def eval_batches(
         process_index: which share of each batch, from 0.
         process_count: into how many a batch is split.
         rows: the share itself, where a mesh has laid it out otherwise: `sharding.local_rows`.
+        workers: processes that read and decode; 0 for threads of this one.
 
     Yields:
         The arrays' rows, and `mask` [batch], false where a row only fills up. Every process yields
@@ -115,12 +146,42 @@ def eval_batches(
     """
     num_examples = len(arrays["label"])
     mine = _share("eval_batches", batch_size, process_index, process_count, rows)
-    for start in range(0, num_examples, batch_size):
-        positions = start + mine
-        mask = positions < num_examples
-        # Filled up with the first example: any will do, the mask keeps it out.
-        chosen = np.where(mask, positions, 0)
-        yield {name: array[chosen] for name, array in arrays.items()} | {"mask": mask}
+    batch_at = functools.partial(
+        _eval_batch, batch_size=batch_size, num_examples=num_examples, rows=mine
+    )
+    yield from _batches(arrays, batch_at, range(-(-num_examples // batch_size)), workers)
+
+
+def _eval_batch(
+    arrays: Arrays, number: int, *, batch_size: int, num_examples: int, rows: np.ndarray
+) -> dict[str, np.ndarray]:
+    positions = number * batch_size + rows
+    mask = positions < num_examples
+    # Filled up with the first example: any will do, the mask keeps it out.
+    chosen = np.where(mask, positions, 0)
+    return {**_gathered(arrays, chosen, [(int(i),) for i in chosen]), "mask": mask}
+
+
+def _gathered(arrays: Arrays, index: np.ndarray, numbers: Any) -> dict[str, np.ndarray]:
+    lazy = {name: array for name, array in arrays.items() if isinstance(array, Column)}
+    held = {name: array[index] for name, array in arrays.items() if name not in lazy}
+    return {**read_columns(lazy, index, numbers), **held}
+
+
+def _batches(
+    arrays: Arrays, batch_at: Any, numbers: range, workers: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Make numbered batches: what is to be read by Grain, what is in memory here."""
+    lazy = {name: array for name, array in arrays.items() if isinstance(array, Column)}
+    held = {name: array for name, array in arrays.items() if name not in lazy}
+    if not lazy:
+        yield from (batch_at(arrays, number) for number in numbers)
+        return
+    # A worker is handed what it reads, and none of the arrays in memory.
+    read_fn = functools.partial(batch_at, lazy)
+    with contextlib.closing(streamed(read_fn, numbers, workers=workers)) as parts:
+        for number, part in zip(numbers, parts, strict=False):
+            yield {**part, **batch_at(held, number)}
 
 
 def _share(
@@ -139,11 +200,3 @@ def _share(
         )
     share = batch_size // process_count
     return np.arange(process_index * share, (process_index + 1) * share)
-
-
-def _streamed(batch_at: Any, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-    import grain
-
-    steps = grain.MapDataset.range(start_step, np.iinfo(np.int32).max)
-    options = grain.ReadOptions(num_threads=8, prefetch_buffer_size=16)
-    yield from steps.map(batch_at).to_iter_dataset(options)

@@ -4,32 +4,46 @@ Everything about a set comes from its own files: the keys of image and label, th
 of classes, the splits. A prepared set needs no code of TFDS for it, and no network.
 """
 
-import contextlib
 import difflib
+import functools
 import importlib.util
-import io
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from kdjax.data.crops import CropFn, stretch
+from kdjax.data.records import (
+    LazyImages,
+    LazyLabels,
+    Reader,
+    Records,
+    first_line,
+    reading,
+    rows_of,
+)
 
 # Folders with this file hold a prepared set.
 _INFO = "dataset_info.json"
 _TEST_SPLITS = ("test", "testing", "validation", "valid", "val", "dev")
 _TEST_FRACTION = 0.2
 _MEMORY_LIMIT = 4 * 2**30
+_FILE_LIMIT = 4 * 2**30
+# To tell whether a split has labels, and to normalise, where reading all would take long.
+_NUM_PROBED = 64
+_NUM_STREAMED, _NUM_IN_STATISTICS = 2_000, 10_000
 
 
 class Examples(NamedTuple):
     """Images [examples, height, width, channels] of uint8 and labels [examples] of int32.
 
-    The images are a NumPy array, or `LazyImages` where they would not fit in memory.
+    The images are a NumPy array, or `LazyImages` where they would not fit in memory; the labels of
+    a set that streams are `LazyLabels`.
     """
 
     image: Any
-    label: np.ndarray
+    label: Any
 
 
 class Dataset(NamedTuple):
@@ -53,7 +67,9 @@ def load(
     data_dir: str | Path | None = None,
     validation_fraction: float = 0.1,
     image_size: int | None = None,
+    crop_fn: CropFn = stretch,
     memory_limit: int = _MEMORY_LIMIT,
+    streaming: bool = False,
 ) -> Dataset:
     """Read a set of labelled images.
 
@@ -67,7 +83,10 @@ def load(
             `~/tensorflow_datasets`).
         validation_fraction: share of the training examples to set aside, in [0, 1).
         image_size: pixels a side that all images are resized to; needed where their sizes differ.
+        crop_fn: which part of an image is resized, `stretch` (all of it) or `centre_crop`.
         memory_limit: bytes above which images are decoded when they are used, not at once.
+        streaming: whether labels are read with the images too, and nothing before; always so for
+            sets whose training files have more than 4 GiB.
 
     Returns:
         The set; its validation part may be empty.
@@ -85,9 +104,12 @@ def load(
     image_key, label_key = _keys(name, info)
     label = info.features[label_key]
     image = info.features[image_key]
-    reader = _Reader(name, builder, image_key, label_key, image, label, image_size)
-    train_split, test_split = _choose_splits(name, info, reader.has_labels)
-    whole = reader.read(train_split, memory_limit)
+    reader = Reader(name, builder, image_key, label_key, image, label, image_size, crop_fn)
+    streaming = streaming or max(s.num_bytes for s in info.splits.values()) > _FILE_LIMIT
+    has_labels = functools.partial(reader.has_labels, num_probed=_NUM_PROBED if streaming else None)
+    train_split, test_split = _choose_splits(name, info, has_labels)
+    read = functools.partial(_read, reader, memory_limit=memory_limit, streaming=streaming)
+    whole = read(train_split)
     num_test = 0 if test_split else max(1, round(_TEST_FRACTION * len(whole.label)))
     num_validation = round(validation_fraction * (len(whole.label) - num_test))
     num_kept = len(whole.label) - num_test - num_validation
@@ -96,10 +118,10 @@ def load(
     order = np.random.default_rng(len(whole.label)).permutation(len(whole.label))
     kept, validation, rest = np.split(order, [num_kept, num_kept + num_validation])
     train = take(whole, np.sort(kept))
-    test = reader.read(test_split, memory_limit) if test_split else take(whole, np.sort(rest))
+    test = read(test_split) if test_split else take(whole, np.sort(rest))
     shape = train.image.shape[1:]
     reader.fit(np.empty(test.image.shape[1:], np.uint8), shape)
-    mean, std = _statistics(train.image)
+    mean, std = _statistics(train.image, _NUM_STREAMED if streaming else _NUM_IN_STATISTICS)
     return Dataset(
         name=name,
         train=train,
@@ -129,7 +151,7 @@ def _find(name: str, data_dir: str | Path | None) -> Any:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:
         # TFDS fails in many ways on files that are not what they should be.
-        raise ValueError(f"{folder} holds no readable TFDS set: {_first_line(error)}") from error
+        raise ValueError(f"{folder} holds no readable TFDS set: {first_line(error)}") from error
     file_format = builder.info.file_format.value
     if file_format != "array_record":
         raise ValueError(
@@ -200,7 +222,7 @@ def _prepare(name: str, root: Path) -> Path:
     except Exception as error:
         # Whatever went wrong, network, disk or the set's own code, the user needs this line.
         raise FileNotFoundError(
-            f"{looked}, and preparing it failed ({_first_line(error)}); "
+            f"{looked}, and preparing it failed ({first_line(error)}); "
             f"on a machine with network: {_command(name, str(root))}"
         ) from error
     return Path(builder.data_dir)
@@ -242,142 +264,41 @@ def _choose_splits(name: str, info: Any, has_labels: Any) -> tuple[str, str | No
     return train, next((s for s in candidates if has_labels(s)), None)
 
 
-class _Reader(NamedTuple):
-    """How the records of a set become arrays."""
-
-    name: str
-    builder: Any
-    image_key: str
-    label_key: str
-    image: Any
-    label: Any
-    size: int | None
-
-    def source(self, split: str) -> Any:
-        """Open a split; images, and whatever else there is, stay undecoded."""
-        import tensorflow_datasets as tfds
-
-        others = [key for key in self.builder.info.features if key != self.label_key]
-        decoders = {key: tfds.decode.SkipDecoding() for key in others}
-        return self.builder.as_data_source(split, decoders=decoders)
-
-    def has_labels(self, split: str) -> bool:
-        """Whether a split has any label; TFDS writes -1 where there is none."""
-        with _reading(f"{self.name}: split {split} in {self.builder.data_dir}"):
-            source = self.source(split)
-            return any(row[self.label_key] != -1 for row in _rows(source, len(source)))
-
-    def checked(self, split: str, labels: np.ndarray) -> np.ndarray:
-        """Return the labels of a split as int32 if they are those of classes."""
-        num_classes = self.label.num_classes
-        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-        if wrong.size:
-            i = wrong[0]
-            raise ValueError(
-                f"{self.name}: example {i} of split {split} has label {labels[i]}, "
-                f"but there are {num_classes} classes"
-            )
-        return labels.astype(np.int32)
-
-    def decode(self, row: Any) -> np.ndarray:
-        """Decode one image, [height, width, channels] of uint8."""
-        from PIL import Image
-
-        channels = self.image.shape[-1] or 3
-        mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
-        if mode is None or self.image.np_dtype != np.uint8:
-            raise ValueError(f"{self.name}: only 8-bit images of 1, 3 or 4 channels are supported")
-        with _reading(f"{self.name}: an image in {self.builder.data_dir}"):
-            image: Image.Image = Image.open(io.BytesIO(row[self.image_key]))
-            image.load()
-        image = image if image.mode == mode else image.convert(mode)
-        if self.size is not None and image.size != (self.size, self.size):
-            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        return np.asarray(image).reshape(image.height, image.width, channels)
-
-    def read(self, split: str, memory_limit: int) -> Examples:
-        """Read a split in one pass, its images decoded at once where they fit into the limit."""
-        with _reading(f"{self.name}: split {split} in {self.builder.data_dir}"):
-            return self._read(split, memory_limit)
-
-    def _read(self, split: str, memory_limit: int) -> Examples:
-        source = self.source(split)
+def _read(reader: Reader, split: str, *, memory_limit: int, streaming: bool) -> Examples:
+    """Open a split that streams, or read it in one pass, its images too where they fit."""
+    with reading(f"{reader.name}: split {split} in {reader.builder.data_dir}"):
+        source = reader.source(split)
         if not len(source):
-            raise ValueError(f"{self.name}: split {split} has no examples")
-        num_examples, shape = len(source), self.decode(source[0]).shape
+            raise ValueError(f"{reader.name}: split {split} has no examples")
+        num_examples, shape = len(source), reader.decode(source[0]).shape
+        records = Records(reader, split, np.arange(num_examples))
+        if streaming:
+            return Examples(LazyImages(records, shape), LazyLabels(records))
         in_memory = num_examples * int(np.prod(shape)) <= memory_limit
         labels = np.empty(num_examples, np.int64)
         images = np.empty((num_examples if in_memory else 0, *shape), np.uint8)
-        for i, row in enumerate(_rows(source, num_examples)):
-            labels[i] = row[self.label_key]
+        for i, row in enumerate(rows_of(source, range(num_examples))):
+            labels[i] = row[reader.label_key]
             if in_memory:
-                images[i] = self.fit(self.decode(row), shape)
-        lazy = LazyImages(self, split, shape, np.arange(num_examples))
-        return Examples(images if in_memory else lazy, self.checked(split, labels))
-
-    def fit(self, image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the image if it has this shape."""
-        if image.shape != shape:
-            raise ValueError(
-                f"{self.name}: images differ in size ({shape} and {image.shape}); "
-                "resize them with --data.image-size"
-            )
-        return image
-
-
-class LazyImages:
-    """Images that are read and decoded when they are asked for, by an array of indices.
-
-    They stand in for a NumPy array of shape [examples, height, width, channels] where that would
-    not fit in memory.
-    """
-
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, reader: _Reader, split: str, shape: tuple[int, ...], indices: np.ndarray):
-        self._reader, self._split, self._indices = reader, split, indices
-        self._source = reader.source(split)
-        self.shape = (len(indices), *shape)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        rows = self._source.__getitems__(self._indices[indices].tolist())
-        shape = self.shape[1:]
-        return np.stack([self._reader.fit(self._reader.decode(row), shape) for row in rows])
-
-    def take(self, indices: np.ndarray) -> "LazyImages":
-        """Return the images at these indices, still undecoded."""
-        return LazyImages(self._reader, self._split, self.shape[1:], self._indices[indices])
+                images[i] = reader.fit(reader.decode(row), shape)
+        labels = reader.checked(split, labels, np.arange(num_examples))
+        return Examples(images if in_memory else LazyImages(records, shape), labels)
 
 
 def take(examples: Examples, indices: np.ndarray) -> Examples:
-    """Pick examples by index, without decoding images that are not decoded yet."""
-    image = examples.image
-    lazy = isinstance(image, LazyImages)
-    return Examples(image.take(indices) if lazy else image[indices], examples.label[indices])
+    """Pick examples by index, without reading what is not read yet."""
+    image, label = examples
+    if not isinstance(image, LazyImages):
+        return Examples(image[indices], label[indices])
+    # Of a set that streams both stay columns of the same records, so that each is read once.
+    records = image.records.take(indices)
+    lazy = isinstance(label, LazyLabels)
+    return Examples(image.of(records), label.of(records) if lazy else label[indices])
 
 
-@contextlib.contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """Missing and damaged files surface as whatever ArrayRecord and Pillow make of them."""
-    try:
-        yield
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{what} cannot be read: {_first_line(error)}") from error
-
-
-def _rows(source: Any, num_rows: int) -> Iterator[Any]:
-    for start in range(0, num_rows, 1024):
-        yield from source.__getitems__(list(range(start, min(start + 1024, num_rows))))
-
-
-def _statistics(images: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per channel, over at most 10,000 images, in [0, 1]."""
-    num_images = min(len(images), 10_000)
+def _statistics(images: Any, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation per channel, over at most so many images, in [0, 1]."""
+    num_images = min(len(images), num_images)
     chosen = np.linspace(0, len(images) - 1, num_images).astype(np.int64)
     count, total, squares = 0, np.uint64(0), np.uint64(0)
     # Whole numbers, a few images at a time: exact, and large images need little memory.
@@ -398,7 +319,3 @@ def _folders(path: Path) -> list[Path]:
 
 def _version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else -1 for part in version.split("."))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:160]

@@ -1,6 +1,7 @@
 """Networks as pairs of pure functions: adapters for Flax, the field's networks, PyTorch weights."""
 
 from kdjax.models._heads import simkd, with_class_maps
+from kdjax.models._imagenet import ImageNetResNet, imagenet_resnet, resnet18, resnet34
 from kdjax.models._linen import from_linen
 from kdjax.models._networks import (
     MLP,
@@ -26,12 +27,14 @@ from kdjax.models._transformer import VisionTransformer, vit, vit_b, vit_mu, vit
 __all__ = [
     "MLP",
     "BasicBlock",
+    "ImageNetResNet",
     "Pool",
     "ResNet",
     "VisionTransformer",
     "from_linen",
     "from_nnx",
     "from_pytorch",
+    "imagenet_resnet",
     "mlp",
     "normalisation_of",
     "normalized",
@@ -40,8 +43,10 @@ __all__ = [
     "resnet",
     "resnet8",
     "resnet14",
+    "resnet18",
     "resnet20",
     "resnet32",
+    "resnet34",
     "resnet44",
     "resnet56",
     "resnet110",

@@ -38,7 +38,7 @@ class MLP(nn.Module):
         for i, width in enumerate(self.widths):
             x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"hidden_{i}")(x))
             x = nn.Dropout(self.dropout, deterministic=not train, name=f"drop_{i}")(x)
-        return _head(self.num_classes, self.dtype)(x)
+        return head(self.num_classes, self.dtype)(x)
 
 
 class BasicBlock(nn.Module):
@@ -51,23 +51,14 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Return [batch, height / stride, width / stride, channels], after the last ReLU."""
-        norm = _norm(self.dtype, train)
-        y = _conv3x3(self.width, self.stride, self.dtype, "conv_1")(x)
-        y = nn.relu(norm(name="norm_1")(y))
-        y = _conv3x3(self.width, 1, self.dtype, "conv_2")(y)
-        y = norm(name="norm_2")(y)
+        named = norm(self.dtype, train)
+        y = conv(self.width, 3, self.stride, self.dtype, "conv_1")(x)
+        y = nn.relu(named(name="norm_1")(y))
+        y = conv(self.width, 3, 1, self.dtype, "conv_2")(y)
+        y = named(name="norm_2")(y)
         if x.shape[-1] != self.width or self.stride != 1:
-            x = nn.Conv(
-                self.width,
-                (1, 1),
-                strides=self.stride,
-                padding="VALID",
-                use_bias=False,
-                dtype=self.dtype,
-                kernel_init=_CONV_INIT,
-                name="shortcut_conv",
-            )(x)
-            x = norm(name="shortcut_norm")(x)
+            x = conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
+            x = named(name="shortcut_norm")(x)
         return nn.relu(Sum(name="sum")(x, y))
 
 
@@ -129,13 +120,13 @@ class ResNet(nn.Module):
     def __call__(self, inputs: Array, *, train: bool) -> Array:
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
         num_blocks = (self.depth - 2) // 6
-        x = _conv3x3(_STAGE_WIDTHS[0], 1, self.dtype, "stem")(inputs)
-        x = nn.relu(_norm(self.dtype, train)(name="stem_norm")(x))
+        x = conv(_STAGE_WIDTHS[0], 3, 1, self.dtype, "stem")(inputs)
+        x = nn.relu(norm(self.dtype, train)(name="stem_norm")(x))
         for i, width in enumerate(_STAGE_WIDTHS, start=1):
             stride = 1 if i == 1 else 2
             stage = Stage(width, num_blocks, stride, self.dtype, name=f"stage_{i}")
             x = stage(x, train=train)
-        return _head(self.num_classes, self.dtype)(Pool(name="pool")(x))
+        return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
 
 
 def mlp(
@@ -260,13 +251,14 @@ def num_params(params: PyTree) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
-def _conv3x3(width: int, stride: int, dtype: DType, name: str) -> nn.Conv:
-    # One pixel on every side: "SAME" would pad an even image on one side only at stride 2.
+def conv(width: int, size: int, stride: int, dtype: DType, name: str) -> nn.Conv:
+    """Make a convolution of odd size, without a bias, padded alike on every side."""
+    # "SAME" would pad an even image on one side only at stride 2.
     return nn.Conv(
         width,
-        (3, 3),
+        (size, size),
         strides=stride,
-        padding=1,
+        padding=size // 2,
         use_bias=False,
         dtype=dtype,
         kernel_init=_CONV_INIT,
@@ -274,13 +266,15 @@ def _conv3x3(width: int, stride: int, dtype: DType, name: str) -> nn.Conv:
     )
 
 
-def _norm(dtype: DType, train: bool) -> functools.partial[nn.BatchNorm]:
+def norm(dtype: DType, train: bool) -> functools.partial[nn.BatchNorm]:
+    """Make what makes a BatchNorm when it is given a name."""
     return functools.partial(
         nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype
     )
 
 
-def _head(num_classes: int, dtype: DType) -> nn.Dense:
+def head(num_classes: int, dtype: DType) -> nn.Dense:
+    """Make the classifier, whose logits are float32 at least."""
     # Rounding logits to half precision moves them by more than student and teacher may differ.
     wide = None if dtype is None else jnp.promote_types(dtype, jnp.float32)
     return nn.Dense(num_classes, dtype=wide, name="head")

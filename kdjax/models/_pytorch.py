@@ -70,7 +70,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def from_pytorch(
     state_dict: StateDict, like: Variables, *, image_shape: Sequence[int] | None = None
 ) -> Variables:
-    """Put a PyTorch state dict into the variables of a `resnet` or an `mlp`.
+    """Put a PyTorch state dict into the variables of a `resnet`, an `imagenet_resnet` or an `mlp`.
 
     ResNets go by the usual names: `conv1`, `bn1`, `layer1.0.conv1`, ..., `layer2.0.downsample.0`
     (or `shortcut.0`), `fc` (or `linear`, `classifier`). Multilayer perceptrons go by order: the

@@ -27,7 +27,7 @@ RESNET_RULES: Rules = (
     (r"(stem|shortcut_conv)/kernel$", P(None, None, None, "fsdp")),
     (r"head/kernel$", P(("tensor", "fsdp"), None)),
 )
-"""For `kdjax.models.resnet`: kernels are [height, width, inputs, channels]."""
+"""For `kdjax.models.resnet` and `imagenet_resnet`: kernels are [height, width, inputs, outputs]."""
 
 TRANSFORMER_RULES: Rules = (
     (r"attention/(query|key|value)/kernel$", P("fsdp", "tensor", None)),

@@ -27,6 +27,44 @@ def test_resnet_sizes_are_the_fields(depth, count):
     assert isinstance(models.num_params(shapes.params), int)
 
 
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 11689512), ("resnet34", 21797672)])
+def test_imagenet_sizes_and_shapes_are_the_fields(name, count):
+    paths = ("stem", "stage_1", "stage_2/block_0", "stage_3", "stage_4", "pool")
+    model = getattr(models, name)(1000, features=paths)
+    images = jnp.zeros((2, 224, 224, 3))
+    shapes = jax.eval_shape(model.init, KEY, images)
+    assert models.num_params(shapes.params) == count
+    outputs, _ = jax.eval_shape(lambda v: model.apply(*v, images, train=False), shapes)
+    assert {path: x.shape[1:] for path, x in outputs.features.items()} == {
+        "stem": (112, 112, 64),
+        "stage_1": (56, 56, 64),
+        "stage_2/block_0": (28, 28, 128),
+        "stage_3": (14, 14, 256),
+        "stage_4": (7, 7, 512),
+        "pool": (512,),
+    }
+    assert outputs.logits.shape == (2, 1000)
+
+
+@pytest.mark.parametrize("sizes", [(), (2, 0, 2)])
+def test_imagenet_resnet_needs_blocks(sizes):
+    with pytest.raises(ValueError, match=r"imagenet_resnet: stage_sizes is \("):
+        models.imagenet_resnet(10, stage_sizes=sizes)
+    with pytest.raises(ValueError, match="imagenet_resnet: num_classes is 0"):
+        models.resnet18(0)
+
+
+def test_imagenet_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
+    images = jnp.zeros((2, 64, 64, 3))
+    model = models.resnet18(5, dtype=jnp.bfloat16, features=("stage_4",))
+    half = jax.eval_shape(model.init, KEY, images)
+    chex.assert_trees_all_equal(half, jax.eval_shape(models.resnet18(5).init, KEY, images))
+    outputs, state = jax.eval_shape(lambda v: model.apply(*v, images, train=True), half)
+    assert outputs.features["stage_4"].dtype == jnp.bfloat16
+    assert outputs.logits.dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves(state)} == {jnp.dtype("float32")}
+
+
 @pytest.mark.parametrize("depth", [2, 9, 18, 52, 0, -4])
 def test_resnet_depth_is_6n_plus_2(depth):
     with pytest.raises(ValueError, match=rf"resnet: depth is {depth}, expected 6n \+ 2"):

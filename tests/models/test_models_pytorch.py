@@ -69,21 +69,55 @@ def reference_norm(x, arrays, name):
     return x * channel("weight") + channel("bias")
 
 
+def reference_block(arrays, name, x):
+    shortcut, stride = x, 1
+    if f"{name}.downsample.0.weight" in arrays:
+        stride = 2
+        shortcut = reference_conv(x, arrays[f"{name}.downsample.0.weight"], stride)
+        shortcut = reference_norm(shortcut, arrays, f"{name}.downsample.1")
+    y = reference_conv(x, arrays[f"{name}.conv1.weight"], stride)
+    y = np.maximum(reference_norm(y, arrays, f"{name}.bn1"), 0)
+    y = reference_norm(reference_conv(y, arrays[f"{name}.conv2.weight"], 1), arrays, f"{name}.bn2")
+    return np.maximum(y + shortcut, 0)
+
+
 def reference_resnet(arrays, images, num_blocks=1):
     x = reference_conv(np.moveaxis(images, -1, 1), arrays["conv1.weight"], 1)
     x = np.maximum(reference_norm(x, arrays, "bn1"), 0)
     for name in [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(num_blocks)]:
-        shortcut, stride = x, 1
-        if f"{name}.downsample.0.weight" in arrays:
-            stride = 2
-            shortcut = reference_conv(x, arrays[f"{name}.downsample.0.weight"], stride)
-            shortcut = reference_norm(shortcut, arrays, f"{name}.downsample.1")
-        y = reference_conv(x, arrays[f"{name}.conv1.weight"], stride)
-        y = np.maximum(reference_norm(y, arrays, f"{name}.bn1"), 0)
-        y = reference_norm(
-            reference_conv(y, arrays[f"{name}.conv2.weight"], 1), arrays, f"{name}.bn2"
-        )
-        x = np.maximum(y + shortcut, 0)
+        x = reference_block(arrays, name, x)
+    return x.mean((2, 3)) @ arrays["fc.weight"].T + arrays["fc.bias"]
+
+
+def imagenet_state_dict(classes=4):
+    """Name and shape the arrays of an ImageNet ResNet of 18 layers as torchvision does."""
+    rng, arrays, width = np.random.default_rng(2), {}, 64
+    conv(rng, arrays, "conv1", 64, 3, 7)
+    norm(rng, arrays, "bn1", 64)
+    for stage, out in enumerate((64, 128, 256, 512), start=1):
+        for block in range(2):
+            name = f"layer{stage}.{block}"
+            conv(rng, arrays, f"{name}.conv1", out, width, 3)
+            norm(rng, arrays, f"{name}.bn1", out)
+            conv(rng, arrays, f"{name}.conv2", out, out, 3)
+            norm(rng, arrays, f"{name}.bn2", out)
+            if width != out:
+                conv(rng, arrays, f"{name}.downsample.0", out, width, 1)
+                norm(rng, arrays, f"{name}.downsample.1", out)
+            width = out
+    arrays["fc.weight"] = rng.normal(size=(classes, 512))
+    arrays["fc.bias"] = rng.normal(size=classes)
+    return {k: v if v.dtype == int else v.astype(np.float32) for k, v in arrays.items()}
+
+
+def reference_imagenet(arrays, images):
+    x = reference_conv(np.moveaxis(images, -1, 1), arrays["conv1.weight"], 2)
+    x = np.maximum(reference_norm(x, arrays, "bn1"), 0)
+    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
+    x = windows[:, :, ::2, ::2].max((-2, -1))
+    for name in [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in range(2)]:
+        x = reference_block(arrays, name, x)
     return x.mean((2, 3)) @ arrays["fc.weight"].T + arrays["fc.bias"]
 
 
@@ -98,6 +132,19 @@ def test_resnet_equals_a_numpy_reference_of_pytorch():
     chex.assert_trees_all_equal_shapes_and_dtypes(variables, like)
     outputs, _ = models.resnet14(4).apply(*variables, IMAGES, train=False)
     expected = reference_resnet(arrays, IMAGES, num_blocks=2)
+    error = np.abs(np.asarray(outputs.logits) - expected).max()
+    assert error < 1e-5 * np.abs(expected).max()
+
+
+def test_resnet18_equals_a_numpy_reference_of_torchvisions():
+    arrays = imagenet_state_dict()
+    model = models.resnet18(4)
+    like = jax.eval_shape(model.init, KEY, IMAGES)
+    variables = from_pytorch(arrays, like)
+    chex.assert_trees_all_equal_shapes_and_dtypes(variables, like)
+    images = np.random.default_rng(0).normal(size=(2, 38, 35, 3)).astype(np.float32)
+    outputs, _ = jax.jit(lambda v, x: model.apply(*v, x, train=False))(variables, images)
+    expected = reference_imagenet(arrays, images)
     error = np.abs(np.asarray(outputs.logits) - expected).max()
     assert error < 1e-5 * np.abs(expected).max()
 

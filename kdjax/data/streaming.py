@@ -1,0 +1,110 @@
+"""Reading ahead: batches made by Grain's threads or processes, and put on the device in time."""
+
+import contextlib
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+_MAX_THREADS = 8
+_PER_WORKER = 2
+# How often a thread that waits to hand a batch over looks whether it is still wanted.
+_POLL_SECONDS = 0.1
+
+
+def streamed(
+    read_fn: Callable[[int], dict[str, np.ndarray]], numbers: range, *, workers: int = 0
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """Make numbered batches ahead of their use, in order.
+
+    Args:
+        read_fn: makes the batch of a number; it is pickled where there are workers.
+        numbers: which batches.
+        workers: processes that make them, a few batches ahead each; 0 for threads of this one.
+
+    Yields:
+        `read_fn(number)`, whatever the workers.
+    """
+    import grain
+
+    threads = _PER_WORKER if workers else min(_MAX_THREADS, max(2, os.cpu_count() or 2))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    steps = grain.MapDataset.range(numbers.start, numbers.stop, numbers.step)
+    batches: Any = steps.map(read_fn).to_iter_dataset(options)
+    if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            # Grain asks absl for flags of its own, which nobody has to have set.
+            flags.FLAGS.mark_as_parsed()
+        several = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_PER_WORKER)
+        batches = batches.mp_prefetch(several, worker_init_fn=_leave_interrupts_to_the_parent)
+    with contextlib.closing(iter(batches)) as made:
+        yield from made
+
+
+def _leave_interrupts_to_the_parent(worker: int, num_workers: int) -> None:
+    # Ctrl-C reaches all processes; the training stops after its step, and needs its batch.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def prefetch(
+    batches: Iterable[Any], place_fn: Callable[[Any], T], *, depth: int = 2
+) -> Iterator[T]:
+    """Place batches ahead of their use, in a thread.
+
+    Args:
+        batches: what is to be placed, asked for in the thread.
+        place_fn: puts a batch where it is needed, such as
+            `functools.partial(sharding.shard_batch, mesh=mesh)`.
+        depth: batches that wait; one more is on its way.
+
+    Yields:
+        `place_fn(batch)`, in order.
+
+    Raises:
+        ValueError: if the depth is not positive; and whatever `batches` and `place_fn` raise.
+    """
+    if depth < 1:
+        raise ValueError(f"prefetch: depth is {depth}, expected 1 or more")
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+    unwanted = threading.Event()
+
+    def hand_over(item: tuple[Any, BaseException | None]) -> None:
+        while not unwanted.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=_POLL_SECONDS)
+                return
+
+    def fill() -> None:
+        end: BaseException = StopIteration()
+        try:
+            for batch in batches:
+                hand_over((place_fn(batch), None))
+                if unwanted.is_set():
+                    break
+        except BaseException as error:  # raised where the batches are used
+            end = error
+        # What reads ahead must not go on when nobody is waiting.
+        getattr(batches, "close", lambda: None)()
+        hand_over((None, end))
+
+    thread = threading.Thread(target=fill, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, end = ready.get()
+            if isinstance(end, StopIteration):
+                return
+            if end is not None:
+                raise end
+            yield batch
+    finally:
+        unwanted.set()
+        thread.join()
