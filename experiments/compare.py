@@ -63,11 +63,12 @@ def run(settings: Settings, command: str) -> None:
         resolved = distill.resolve(settings, dataset)
         opened = opening.open_experiment(settings, resolved, dataset, stop_fn)
         with opened as experiment:
+            names = comparison.chosen(experiment, settings.methods)
             teacher = job.obtain_teacher(experiment)
             entries = comparison.train_all(
                 experiment,
                 teacher,
-                settings.methods or comparison.fitting(experiment, teacher),
+                names,
                 num_best=settings.num_best,
                 scales=settings.scales,
             )

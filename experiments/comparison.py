@@ -13,7 +13,7 @@ import kdjax
 from experiments import methods, plans, training, workdir
 from experiments.console import say
 from experiments.numbers import spread
-from experiments.opening import Experiment
+from experiments.opening import Experiment, spec_of
 from experiments.places import places_of
 from experiments.plans import TeacherResult
 from experiments.training import Arrays
@@ -51,11 +51,18 @@ class Entry(NamedTuple):
     validation: tuple[float, ...]
 
 
-def fitting(experiment: Experiment, teacher: TeacherResult) -> tuple[str, ...]:
-    """Return the methods that both networks have the features for."""
-    student = places_of(plans.student_spec(experiment))
-    places = student, places_of(teacher.network.spec)
-    return tuple(name for name in methods.METHODS if methods.fits(name, *places))
+def chosen(experiment: Experiment, asked: Sequence[str]) -> tuple[str, ...]:
+    """Return the methods to compare: those asked for, or all that both networks fit.
+
+    Raises:
+        ValueError: if one that was asked for needs features that a network does not have.
+    """
+    settings, dataset, given = experiment.settings, experiment.dataset, experiment.given_teacher
+    teacher = given.spec if given else spec_of(settings, dataset, settings.teacher)
+    places = places_of(plans.student_spec(experiment)), places_of(teacher)
+    for name in asked:
+        methods.check_fit(name, *places)
+    return tuple(asked or (name for name in methods.METHODS if methods.fits(name, *places)))
 
 
 def train_all(
