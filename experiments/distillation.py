@@ -3,14 +3,13 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments import methods, networks, training, workdir
 from experiments.console import say
 from experiments.networks import Network
 from experiments.training import Run
-from kdjax import metrics, models, step, teachers
+from kdjax import metrics, models, sharding, step, teachers
 from kdjax import report as pages
 from kdjax.checkpoint import params_sha256
 
@@ -60,7 +59,7 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
     spec = spec_of(settings, dataset, settings.teacher)
     if experiment.given_teacher is not None:
         variables = experiment.given_teacher.variables
-        placed = jax.device_put(variables, run.layout_fn(variables))
+        placed = sharding.put(variables, run.layout_fn(variables))
         network = experiment.given_teacher._replace(variables=placed)
         say(f"teacher        read from {settings.teacher.checkpoint}")
     else:

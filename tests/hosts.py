@@ -66,7 +66,7 @@ def placed(state, mesh):
         axes = [None] * (leaf.ndim - 1) + ["fsdp"] if split else []
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
 
-    return sharding.place(state, jax.tree.map(layout, state))
+    return sharding.put(state, jax.tree.map(layout, state))
 
 
 def batches(mesh, start=0):

@@ -55,15 +55,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Put a copy of every array on every device of the mesh."""
-    return place(tree, replicated(mesh))
+    return put(tree, replicated(mesh))
 
 
-def place(tree: PyTree, sharding: Any) -> PyTree:
+def put(tree: PyTree, sharding: Any) -> PyTree:
     """Lay arrays out on a mesh, also on one that spans processes.
 
     Args:
         tree: arrays that all processes hold, or that are on the mesh already.
         sharding: a layout for all of them, or a tree of layouts.
+
+    Returns:
+        The arrays, on the mesh.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kdjax.sharding._mesh import put
 from kdjax.sharding._use import LayoutFn
 from kdjax.types import PyTree
 
@@ -115,7 +116,7 @@ def place(
         return x.astype(dtype) if wanted else x
 
     tree = jax.tree.map(cast, tree)
-    return jax.device_put(tree, shardings(tree, mesh, rules, axes=axes, min_size=min_size))
+    return put(tree, shardings(tree, mesh, rules, axes=axes, min_size=min_size))
 
 
 def initialise(make_fn: Callable[..., PyTree], *args: Any, layout_fn: LayoutFn) -> PyTree:
