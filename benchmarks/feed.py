@@ -34,7 +34,7 @@ StepFn = Callable[[Any], Any]
 def parsed() -> argparse.Namespace:
     """Read the flags."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    for name, default in (("workers", 0), ("batch-size", 32), ("image-size", 32), ("steps", 12)):
+    for name, default in (("workers", 0), ("batch-size", 16), ("image-size", 32), ("steps", 6)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     return parser.parse_args()
 
