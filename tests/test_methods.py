@@ -125,10 +125,10 @@ def test_four_blocks_of_a_transformer_stand_for_stages(name, stages):
 )
 def test_a_stage_ends_with_its_last_block(name, last):
     spec = NetworkSpec(name, (), CLASSES, (32, 32, 3), (0.5,) * 3, (0.2,) * 3)
-    places = methods.places_of(spec)
+    places = places_of(spec)
     assert places.bare == tuple(f"stage_{i}/block_{n}/sum" for i, n in enumerate(last, start=1))
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8)
-    model = methods.with_features(dataclasses.replace(spec, reused_width=6))
+    model = with_features(dataclasses.replace(spec, reused_width=6))
     outputs = jax.eval_shape(
         lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], images
     )
