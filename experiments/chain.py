@@ -1,24 +1,22 @@
 """The stages of `experiments.generations`: train a chain of networks, measure it, tabulate."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-import kdjax
 from experiments import distillation as job
 from experiments import methods, networks, plans, training, workdir
 from experiments.console import say
 from experiments.networks import Network
 from experiments.numbers import spread
-from experiments.opening import Experiment
+from experiments.opening import Experiment, facts, seeds_of
 from experiments.plans import TeacherResult
 from experiments.settings import NetworkSettings
-from kdjax import models, teachers
+from experiments.training import mean_of
+from kdjax import models
 from kdjax import report as pages
-from kdjax.types import Outputs, Teacher
 
 DIRECT, TOGETHER = "student, of the teacher alone", "all generations together"
 COLUMNS = ("network", "parameters", "test errors", "test %", "validation %")
@@ -65,7 +63,7 @@ def train_all(
         answers.setdefault(name, []).append(given)
 
     keep("teacher", teacher.network, _answers(teacher))
-    for seed in range(settings.seed, settings.seed + (settings.num_seeds or 1)):
+    for seed in seeds_of(settings):
         source = teacher
         for name, network in chosen.items():
             source = _student(experiment, source, network, name, seed)
@@ -80,7 +78,9 @@ def train_all(
     ]
     if alike:
         by_seed = zip(*(answers[name] for name in chosen), strict=True)
-        together = [Answers(*(_mean(z) for z in zip(*each, strict=True))) for each in by_seed]
+        together = [
+            Answers(*(mean_of(z, 1.0) for z in zip(*each, strict=True))) for each in by_seed
+        ]
         num_params = sum(entry.num_params for entry in measured[1:])
         measured.append(_measured(TOGETHER, num_params, together, truth))
     return measured
@@ -88,14 +88,9 @@ def train_all(
 
 def report(experiment: Experiment, measured: list[Measured], command: str) -> None:
     """Write `summary.json`, the plot and the page; print the table."""
-    run, settings, device = experiment.run, experiment.settings, jax.devices()[0]
-    facts = {
-        "Command": command,
-        "Commit": workdir.commit(),
-        "Device": f"{run.mesh.size} x {device.device_kind} ({device.platform})",
-        "Training": f"{settings.method}, {settings.epochs} epochs, seeds from {settings.seed}",
-        "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",
-    }
+    run, settings = experiment.run, experiment.settings
+    how = f"{settings.method}, {settings.epochs} epochs, seeds from {settings.seed}"
+    known = facts(experiment, command, Training=how)
     rows = [_row(entry) for entry in measured]
     figure = pages.plot_dots({m.name: m.accuracy for m in measured}, xlabel="test accuracy (%)")
     pages.save_figure(run.workdir, "chain", figure)
@@ -104,11 +99,11 @@ def report(experiment: Experiment, measured: list[Measured], command: str) -> No
         tables=[("", COLUMNS, rows)],
         figures=[((run.workdir / "chain.svg").read_bytes(), "A dot is a seed, a bar their mean.")],
         notes=[],
-        facts=facts,
+        facts=known,
     )
     title = f"A chain of students, {experiment.dataset.name}"
     page = pages.write_page(run.workdir / "report.html", title=title, sections=[section])
-    summary: dict[str, Any] = {"facts": facts, "networks": [m._asdict() for m in measured]}
+    summary: dict[str, Any] = {"facts": known, "networks": [m._asdict() for m in measured]}
     workdir.write_json(run.workdir / "summary.json", summary)
     say("\n" + pages.format_rows([COLUMNS, *rows]))
     say(f"\nreport: {page}")
@@ -126,20 +121,12 @@ def _student(
     params = teacher.network.variables.params
     spec = methods.student_of(settings.method, plans.student_spec(own), params)
     trained = Network(spec, networks.build(spec), training.train(own.run, plan, seed))
-
     return job.answered(own, trained)
 
 
 def _answers(result: TeacherResult) -> Answers:
     none = np.zeros((0, result.network.spec.num_classes), np.float32)
     return Answers(*(x.get("teacher_logits", none) for x in (result.validation, result.test)))
-
-
-def _mean(logits: Sequence[np.ndarray]) -> np.ndarray:
-    """Average the probabilities of several networks: logits again."""
-    given = [Teacher(z, lambda variables, batch: Outputs(variables)) for z in logits]
-    mean = teachers.ensemble(given)
-    return np.asarray(mean.apply(mean.variables, {}).logits)
 
 
 def _measured(name: str, num_params: int, answers: list[Answers], truth: Answers) -> Measured:

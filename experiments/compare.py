@@ -55,24 +55,19 @@ def run(settings: Settings, command: str) -> None:
     # Seconds of imports: after the flags have been read.
     from experiments import comparison, opening
     from experiments import distillation as job
-    from kdjax.loop import stop_on_signals
 
     settings = presets.applied(settings)
-    with stop_on_signals() as stop_fn:
-        dataset = opening.load_dataset(settings)
-        resolved = distill.resolve(settings, dataset)
-        opened = opening.open_experiment(settings, resolved, dataset, stop_fn)
-        with opened as experiment:
-            names = comparison.chosen(experiment, settings.methods)
-            teacher = job.obtain_teacher(experiment)
-            entries = comparison.train_all(
-                experiment,
-                teacher,
-                names,
-                num_best=settings.num_best,
-                scales=settings.scales,
-            )
-            comparison.report(experiment, teacher, entries, command)
+    with opening.opened(settings, distill.resolve) as experiment:
+        names = comparison.chosen(experiment, settings.methods)
+        teacher = job.obtain_teacher(experiment)
+        entries = comparison.train_all(
+            experiment,
+            teacher,
+            names,
+            num_best=settings.num_best,
+            scales=settings.scales,
+        )
+        comparison.report(experiment, teacher, entries, command)
 
 
 def main(args: list[str] | None = None) -> None:

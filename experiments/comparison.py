@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import kdjax
 from experiments import methods, plans, training, workdir
 from experiments.console import say
 from experiments.numbers import spread
-from experiments.opening import Experiment, spec_of
+from experiments.opening import Experiment, facts, seeds_of, spec_of
 from experiments.places import places_of
 from experiments.plans import TeacherResult
 from experiments.training import Arrays
@@ -87,7 +86,7 @@ def train_all(
     """
     settings = experiment.settings
     examples = plans.with_answers(experiment, teacher, plans.student_examples(experiment))
-    first, seeds = settings.seed, range(settings.seed, settings.seed + (settings.num_seeds or 1))
+    first, seeds = settings.seed, seeds_of(settings)
 
     def trained(trial: Trial) -> Entry:
         return _train(experiment, teacher, examples, trial)
@@ -111,17 +110,14 @@ def report(
     """Write `comparison.json`, the plot and the page, and print the table."""
     run, settings = experiment.run, experiment.settings
     right = teacher.test["teacher_logits"].argmax(-1) == np.asarray(teacher.test["label"])
-    device = jax.devices()[0]
-    facts = {
-        "Command": command,
-        "Commit": workdir.commit(),
-        "Device": f"{run.mesh.size} x {device.device_kind} ({device.platform})",
-        "Teacher": f"{teacher.network.spec.name}, {100 * right.mean():.2f} % of the test images",
-        "Student": f"{settings.student.name}, {settings.epochs} epochs over "
+    known = facts(
+        experiment,
+        command,
+        Teacher=f"{teacher.network.spec.name}, {100 * right.mean():.2f} % of the test images",
+        Student=f"{settings.student.name}, {settings.epochs} epochs over "
         f"{settings.data.student_examples} images in batches of {settings.batch_size}",
-        "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",
-    }
-    result = {"facts": facts, "entries": [entry._asdict() for entry in entries]}
+    )
+    result = {"facts": known, "entries": [entry._asdict() for entry in entries]}
     workdir.write_json(run.workdir / "comparison.json", result)
     table = rows(entries)
     figure = pages.plot_dots(
@@ -140,7 +136,7 @@ def report(
         tables=[("", COLUMNS, table)],
         figures=[(svg, caption)],
         notes=[NOTE],
-        facts=facts,
+        facts=known,
     )
     page = pages.write_page(
         run.workdir / "report.html",

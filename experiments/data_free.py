@@ -70,18 +70,13 @@ def run(settings: Settings, command: str) -> None:
     # Seconds of imports: after the flags have been read.
     from experiments import distillation as job
     from experiments import imagined, opening
-    from kdjax.loop import stop_on_signals
 
-    with stop_on_signals() as stop_fn:
-        dataset = opening.load_dataset(settings)
-        resolved = distill.resolve(settings, dataset)
-        opened = opening.open_experiment(settings, resolved, dataset, stop_fn)
-        with opened as experiment:
-            teacher = job.obtain_teacher(experiment)
-            plan = imagined.plan(experiment, teacher, settings.generator, settings.steps)
-            seeds = range(settings.seed, settings.seed + (experiment.settings.num_seeds or 1))
-            found = [imagined.train(experiment, teacher, plan, seed) for seed in seeds]
-            imagined.report(experiment, teacher, plan, found, command)
+    with opening.opened(settings, distill.resolve) as experiment:
+        teacher = job.obtain_teacher(experiment)
+        plan = imagined.plan(experiment, teacher, settings.generator, settings.steps)
+        seeds = opening.seeds_of(experiment.settings)
+        found = [imagined.train(experiment, teacher, plan, seed) for seed in seeds]
+        imagined.report(experiment, teacher, plan, found, command)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -160,19 +160,15 @@ def run(settings: Settings, command: str) -> None:
     # Seconds of imports: after the flags have been read.
     from experiments import distillation as job
     from experiments import opening, presets, reporting
-    from kdjax.loop import stop_on_signals
 
     settings = presets.applied(settings)
     if job.say_if_finished(settings):
         return
-    with stop_on_signals() as stop_fn:
-        dataset = opening.load_dataset(settings)
-        resolved = resolve(settings, dataset)
-        with opening.open_experiment(settings, resolved, dataset, stop_fn) as experiment:
-            teacher = job.obtain_teacher(experiment)
-            students = job.train_students(experiment, teacher)
-            summary = job.summarize(experiment, teacher, students)
-            reporting.report(experiment, teacher, summary, command)
+    with opening.opened(settings, resolve) as experiment:
+        teacher = job.obtain_teacher(experiment)
+        students = job.train_students(experiment, teacher)
+        summary = job.summarize(experiment, teacher, students)
+        reporting.report(experiment, teacher, summary, command)
 
 
 def main(args: list[str] | None = None) -> None:

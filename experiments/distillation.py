@@ -16,7 +16,7 @@ from kdjax.checkpoint import params_sha256
 if TYPE_CHECKING:
     from experiments.distill import Settings
 
-from experiments.opening import Experiment, spec_of
+from experiments.opening import Experiment, seeds_of, spec_of
 from experiments.plans import (
     Taught,
     TeacherResult,
@@ -107,7 +107,7 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
         training.audit(run, plans[-1], settings.seed, exempt=methods.BY_DESIGN)
     return [
         Student(plan.phase, seed, Network(*described, training.train(run, plan, seed)))
-        for seed in range(settings.seed, settings.seed + (settings.num_seeds or 1))
+        for seed in seeds_of(settings)
         for plan, described in zip(plans, ((spec, model), deployed), strict=True)
     ]
 

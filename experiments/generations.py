@@ -62,24 +62,18 @@ def run(settings: Settings, command: str) -> None:
     # Seconds of imports: after the flags have been read.
     from experiments import chain, opening, presets
     from experiments import distillation as job
-    from kdjax.loop import stop_on_signals
 
     settings = presets.applied(settings)
-    with stop_on_signals() as stop_fn:
-        dataset = opening.load_dataset(settings)
-        resolved = distill.resolve(settings, dataset)
-        opened = opening.open_experiment(settings, resolved, dataset, stop_fn)
-        with opened as experiment:
-            teacher = job.obtain_teacher(experiment)
-            if settings.assistants:
-                links = {name: network_of(name) for name in settings.assistants}
-                chosen = {**links, "student": resolved.student}
-            else:
-                chosen = {
-                    f"generation {i + 1}": resolved.student for i in range(settings.generations)
-                }
-            found = chain.train_all(experiment, teacher, chosen)
-            chain.report(experiment, found, command)
+    with opening.opened(settings, distill.resolve) as experiment:
+        teacher = job.obtain_teacher(experiment)
+        student = experiment.settings.student
+        if settings.assistants:
+            links = {name: network_of(name) for name in settings.assistants}
+            chosen = {**links, "student": student}
+        else:
+            chosen = {f"generation {i + 1}": student for i in range(settings.generations)}
+        found = chain.train_all(experiment, teacher, chosen)
+        chain.report(experiment, found, command)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -9,12 +9,11 @@ import jax
 import numpy as np
 import optax
 
-import kdjax
 from experiments import networks, plans, synthesis, training, workdir
 from experiments.console import progress, say
 from experiments.networks import Network
 from experiments.numbers import spread
-from experiments.opening import Experiment
+from experiments.opening import Experiment, facts
 from experiments.places import places_of
 from experiments.plans import TeacherResult
 from kdjax import checkpoint, loop, metrics, teachers, terms
@@ -133,17 +132,15 @@ def report(
     command: str,
 ) -> None:
     """Write `summary.json`, the student, pictures and the page; print the table."""
-    run, device = experiment.run, jax.devices()[0]
+    run = experiment.run
     labels = teacher.test["label"]
     wrong = int((teacher.test["teacher_logits"].argmax(-1) != labels).sum())
-    facts = {
-        "Command": command,
-        "Commit": workdir.commit(),
-        "Device": f"{run.mesh.size} x {device.device_kind} ({device.platform})",
-        "Training": f"{plan.num_steps} steps of {experiment.settings.batch_size} images made up",
-        "Seeds": ", ".join(str(r.seed) for r in found),
-        "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",
-    }
+    known = facts(
+        experiment,
+        command,
+        Training=f"{plan.num_steps} steps of {experiment.settings.batch_size} images made up",
+        Seeds=", ".join(str(r.seed) for r in found),
+    )
     errors = [r.test_errors for r in found]
     rows = [
         ("teacher", f"{experiment.dataset.name}", str(wrong), _percent([wrong], labels), "100.00"),
@@ -175,7 +172,7 @@ def report(
         tables=[("", COLUMNS, rows)],
         figures=[((run.workdir / "images.svg").read_bytes(), caption)],
         notes=[],
-        facts=facts,
+        facts=known,
     )
     title = f"Data-free distillation, {experiment.dataset.name}"
     page = pages.write_page(run.workdir / "report.html", title=title, sections=[section])
@@ -184,7 +181,7 @@ def report(
     )
     each = [{"seed": r.seed, "test_errors": r.test_errors, "agreement": r.agreement} for r in found]
     workdir.write_json(
-        run.workdir / "summary.json", {"facts": facts, "teacher_errors": wrong, "students": each}
+        run.workdir / "summary.json", {"facts": known, "teacher_errors": wrong, "students": each}
     )
     say("\n" + pages.format_rows([COLUMNS, *rows]))
     say(f"\nreport: {page}\nstudent: {run.workdir / 'student'}")

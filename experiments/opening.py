@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 from jax.sharding import Mesh
 
+import kdjax
 from experiments import methods, networks, workdir
 from experiments.console import say
 from experiments.networks import Network, NetworkSpec
@@ -17,6 +18,7 @@ from experiments.settings import NetworkSettings
 from experiments.training import Run
 from kdjax import data, distributed, sharding
 from kdjax.checkpoint import lock
+from kdjax.loop import stop_on_signals
 
 if TYPE_CHECKING:
     from experiments.distill import Settings
@@ -42,6 +44,52 @@ def load_dataset(settings: "Settings") -> data.Dataset:
         crop_fn={"stretch": data.stretch, "crop": data.centre_crop}[settings.data.resize],
         streaming=settings.data.streaming,
     )
+
+
+@contextlib.contextmanager
+def opened(
+    settings: "Settings", resolve_fn: Callable[["Settings", data.Dataset], "Settings"]
+) -> Iterator[Experiment]:
+    """Read the data and open the experiment; Ctrl-C and SIGTERM ask it to stop meanwhile.
+
+    Args:
+        settings: as the flags gave them.
+        resolve_fn: puts the data's defaults where a setting is None.
+
+    Yields:
+        The experiment; see `open_experiment`.
+    """
+    with stop_on_signals() as stop_fn:
+        dataset = load_dataset(settings)
+        resolved = resolve_fn(settings, dataset)
+        with open_experiment(settings, resolved, dataset, stop_fn) as experiment:
+            yield experiment
+
+
+def seeds_of(settings: "Settings") -> range:
+    """Return the seeds of the students."""
+    return range(settings.seed, settings.seed + (settings.num_seeds or 1))
+
+
+def facts(experiment: Experiment, command: str, **own: str) -> dict[str, str]:
+    """Say where results come from.
+
+    Args:
+        experiment: what was done.
+        command: what did it.
+        own: what else a reader has to know, by name.
+
+    Returns:
+        Text by name: command, commit and device, what is given, and versions.
+    """
+    device = jax.devices()[0]
+    return {
+        "Command": command,
+        "Commit": workdir.commit(),
+        "Device": f"{experiment.run.mesh.size} x {device.device_kind} ({device.platform})",
+        **own,
+        "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",
+    }
 
 
 @contextlib.contextmanager

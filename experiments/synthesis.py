@@ -154,25 +154,23 @@ def make_step(
 
     def generate(
         params: PyTree, state: State, teacher_variables: Variables, key: Array
-    ) -> tuple[Array, tuple[Array, PyTree, Fooled]]:
+    ) -> tuple[Array, tuple[Array, Outputs, PyTree, Fooled]]:
         variables = {"params": params, **state.generator.state}
         images, changed = generator.apply(variables, noise(key), train=True, mutable="batch_stats")
         outputs = answer(teacher_variables, images)
         own = Variables(state.student.params["student"], state.student.model_state)
         logits = student.apply(*own, images, train=False)[0].logits
         parts = generator_loss(outputs, outputs.features[embedding], logits, weights)
-        return parts.total, (images, changed, parts)
+        return parts.total, (images, outputs, changed, parts)
 
     def one_step(
         state: State, batch: Batch, *, teacher_variables: Variables
     ) -> tuple[State, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        grads, (images, changed, parts) = jax.grad(generate, has_aux=True)(
+        grads, (images, outputs, changed, parts) = jax.grad(generate, has_aux=True)(
             state.generator.params, state, teacher_variables, key
         )
         updates, opt_state = optimizers[1].update(grads, state.opt_state, state.generator.params)
-        images = jax.lax.stop_gradient(images)
-        outputs = jax.lax.stop_gradient(answer(teacher_variables, images))
         taught, metrics = train_step(state.student, {"image": images}, outputs)
         params = optax.apply_updates(state.generator.params, updates)
         new = State(state.step + 1, taught, Variables(params, changed), opt_state, state.key)

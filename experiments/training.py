@@ -3,11 +3,12 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from experiments.console import progress, say
 from experiments.settings import Augmentation, OptimizerSettings, default_learning_rate
 from experiments.workdir import MetricsLog
-from kdjax import checkpoint, data, loop, metrics, sharding, step
+from kdjax import checkpoint, data, loop, metrics, sharding, step, teachers
 from kdjax.distributed import gathered
 from kdjax.sharding import local_rows, shard_batch
 from kdjax.transforms import max_norm
@@ -231,6 +232,21 @@ def predict_logits(run: Run, model: Model, variables: Variables, arrays: Arrays)
         return outputs.logits.astype(np.float32)
 
     return loop.predict(lambda batch: apply(variables, batch), eval_batches(run, arrays))
+
+
+def mean_of(logits: Sequence[np.ndarray] | np.ndarray, temperature: float) -> np.ndarray:
+    """Average the probabilities of several networks at a temperature.
+
+    Args:
+        logits: [networks, ..., num_classes].
+        temperature: where the probabilities are averaged.
+
+    Returns:
+        Logits of the mean, [..., num_classes].
+    """
+    given = [Teacher(jnp.asarray(z), lambda own, batch: Outputs(own)) for z in logits]
+    mean = teachers.ensemble(given, temperature=temperature)
+    return np.asarray(mean.apply(mean.variables, {}).logits)
 
 
 def _restored_or_made(run: Run, training: Training, directory: Path, seed: int) -> TrainState:

@@ -2,14 +2,11 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from xla import QUICK_COMPILATION
+import scripts
 
 from experiments import compare, comparison, presets, workdir
 from experiments.comparison import Entry, Trial
@@ -18,9 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*flags):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION}
-    command = [sys.executable, "-m", "experiments.compare", *map(str, flags)]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    return scripts.run("experiments.compare", *flags)
 
 
 def test_a_comparison_is_written_and_goes_on(tmp_path):

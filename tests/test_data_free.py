@@ -1,9 +1,6 @@
 """Distillation without data: what the generator is asked for, and that nothing is peeked at."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -11,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from xla import QUICK_COMPILATION
+import scripts
 
 from experiments import synthesis
 from experiments.networks import load_network
@@ -24,9 +21,7 @@ SHAPE = (4, 4, 1)
 
 
 def run(*flags):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION}
-    command = [sys.executable, "-m", "experiments.data_free", *map(str, flags)]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    return scripts.run("experiments.data_free", *flags)
 
 
 def test_a_student_of_made_up_images(tmp_path):

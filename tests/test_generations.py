@@ -1,15 +1,12 @@
 """Chains of students: who teaches whom, and what is written."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from xla import QUICK_COMPILATION
+import scripts
 
 from experiments import chain, generations
 from experiments.plans import TeacherResult
@@ -20,9 +17,7 @@ LABELS = np.arange(20) % 2
 
 
 def run(*flags):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION}
-    command = [sys.executable, "-m", "experiments.generations", *map(str, flags)]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    return scripts.run("experiments.generations", *flags)
 
 
 def test_assistants_from_the_command_line(tmp_path):

@@ -1,16 +1,13 @@
 """The paper's experiments, tried on the embedded digits; what their helpers compute."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from xla import QUICK_COMPILATION
+import scripts
 
 from experiments.hinton2015 import gradient, group, regulariser, report, unseen_digit
 from experiments.hinton2015 import lab as labs
@@ -24,9 +21,7 @@ SCRIPTS = [
 
 
 def run(name, *args, check=True):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION}
-    command = [sys.executable, "-m", f"experiments.hinton2015.{name}", *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=check)
+    return scripts.run(f"experiments.hinton2015.{name}", *args, check=check)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from experiments.console import progress
 from experiments.hinton2015.lab import Lab
 from experiments.networks import NetworkSpec
 from experiments.settings import Augmentation, OptimizerSettings
+from experiments.training import mean_of as mean_of
 from kdjax import checkpoint, data, step, sweep, teachers, terms
 from kdjax.loop import NonFiniteLoss, Stopped
 from kdjax.objective import combine
@@ -24,7 +25,6 @@ from kdjax.types import (
     Metrics,
     Model,
     Objective,
-    Outputs,
     PyTree,
     Teacher,
     Variables,
@@ -175,17 +175,6 @@ def all_logits(group: Group, images: np.ndarray) -> np.ndarray:
     """Compute the logits of all members for some images, [members, examples, num_classes]."""
     members = jax.tree.leaves(group.variables)[0].shape[0]
     return np.stack([predict(group.model, group.member(i), images) for i in range(members)])
-
-
-def mean_of(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Average probabilities at a temperature: logits [members, ...] in, without that axis out."""
-    parts = [_given(z) for z in logits]
-    mean = teachers.ensemble(parts, temperature=temperature)
-    return np.asarray(mean.apply(mean.variables, {}).logits)
-
-
-def _given(logits: np.ndarray) -> Teacher:
-    return Teacher(jnp.asarray(logits), lambda variables, batch: Outputs(variables))
 
 
 def constant(num_members: int, **values: float) -> dict[str, np.ndarray]:
