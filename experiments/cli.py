@@ -162,11 +162,18 @@ def together(settings: DistributedSettings) -> Iterator[Callable[[], None]]:
 
 
 def _one_line(page: str) -> str:
-    """Condense tyro's panel: the message, and the flag that was probably meant."""
-    lines = [line.strip() for line in page.splitlines()]
-    rules = [i for i, line in enumerate(lines) if re.fullmatch(r"[-─]+", line)]
-    end = rules[1] if len(rules) > 1 else len(lines)
-    body = [line for line in lines[rules[0] + 1 if rules else 0 : end] if line]
-    message = " ".join(body).split(" Got errors:")[0]
-    meant = re.search(r"Perhaps you meant:\s+(--\S+)", page)
+    """Condense tyro's panel: the message, and the flag that was probably meant.
+
+    The panel has a frame of other characters where the error stream is UTF-8, colours on a
+    terminal, and is a title, the message and advice, with rules between them.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│]", "", page)
+    parts: list[list[str]] = [[]]
+    for line in map(str.strip, plain.splitlines()):
+        if re.fullmatch(r"[-─]+|─ .+ ─+", line):
+            parts.append([])
+        elif line:
+            parts[-1].append(line)
+    message = " ".join(parts[min(1, len(parts) - 1)]).split(" Got errors:")[0]
+    meant = re.search(r"Perhaps you meant:\s+(--\S+)", plain)
     return message.rstrip(".") + (f"; perhaps you meant {meant.group(1)}" if meant else "")

@@ -4,7 +4,9 @@ import ast
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
+
+import tyro
 
 Augmentation = Literal["crop", "flip", "jitter", "translate", "warp", "resized-crop", "none"]
 NetworkName = Literal[
@@ -117,7 +119,7 @@ class MeshSettings:
 class DistributedSettings:
     """Several processes, on one machine or many, that train together."""
 
-    auto: bool = False
+    auto: Annotated[bool, tyro.conf.arg(aliases=("--distributed",))] = False
     """Join the processes that TPU, SLURM or MPI have started, as JAX finds them."""
     coordinator: str | None = None
     """HOST:PORT where process 0 listens, if nothing can be found out; also joins."""

@@ -238,6 +238,20 @@ def test_a_wrong_flag_is_one_line_and_status_2(flags, words, capsys, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_wrong_flag_has_no_frame(encoding):
+    found = subprocess.run(
+        [sys.executable, "-m", "experiments.distill", "--bogus", "3"],
+        env=environment(PYTHONIOENCODING=encoding),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    advice = "(see python -m experiments.distill --help)"
+    assert found.stderr == f"error: Unrecognized options: --bogus, 3 {advice}\n"
+
+
 def fails(capsys, *flags):
     with pytest.raises(SystemExit) as stop:
         distill.main([*map(str, flags)])

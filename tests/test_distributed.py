@@ -196,7 +196,7 @@ def test_processes_that_cannot_be_joined_are_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(SystemExit):
-        distill.main(["--distributed.auto"])
+        distill.main(["--distributed"])
     assert capsys.readouterr().err == "error: the processes cannot be joined: no\n"
 
 
