@@ -206,7 +206,9 @@ def accumulation(probe: Probe) -> Verdict:
         first = probe.answer(halves[0])
         answers = [first, probe.answer(halves[1], first.state)]
     except ValueError as error:
-        return None if coupled else False, f"the term refuses a part of the batch: {error}"
+        # The whole objective is evaluated: what refuses may be another term, which may do so.
+        declared = bool(probe.objective.couples_batch)
+        return None if declared else False, f"a term refuses a part of the batch: {error}"
     mean = sum(share * a.mean for share, a in zip(shares, answers, strict=True))
     params = jax.tree.map(
         lambda a, b: shares[0] * a + shares[1] * b, answers[0].params, answers[1].params
