@@ -27,6 +27,8 @@ _RESNET: Sequence[Rule] = (
 _WIDE: Sequence[Rule] = (
     (r"^stage_(\d)/block_(\d+)", r"block\1.layer.\2"),
     ("shortcut_conv", "convShortcut"),
+    ("norm_0", "bn1"),
+    ("norm_1", "bn2"),
     ("^final/norm", "bn1"),
     *_CONVS,
     *_ENDS,

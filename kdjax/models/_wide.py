@@ -27,9 +27,9 @@ class WideBlock(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Return [batch, height / stride, width / stride, channels], a sum without a ReLU."""
         named = norm(self.dtype, train)
-        active = nn.relu(named(name="norm_1")(x))
+        active = nn.relu(named(name="norm_0")(x))
         y = conv(self.width, 3, self.stride, self.dtype, "conv_1")(active)
-        y = nn.relu(named(name="norm_2")(y))
+        y = nn.relu(named(name="norm_1")(y))
         y = conv(self.width, 3, 1, self.dtype, "conv_2")(y)
         if x.shape[-1] != self.width:
             x = conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(active)
@@ -51,7 +51,7 @@ class WideResNet(nn.Module):
     """The wide residual network for small images: 6n + 4 layers, stages of 16, 32 and 64 times k.
 
     Modules: `stem`, `stage_1/block_0` to `stage_3`, `final` (the last BatchNorm, `final/norm`, and
-    its ReLU), `pool` (the embedding), `head`; within a block `norm_1`, `conv_1`, `norm_2`,
+    its ReLU), `pool` (the embedding), `head`; within a block `norm_0`, `conv_1`, `norm_1`,
     `conv_2`, `shortcut_conv`, `sum`. A stage's output is a sum that the next BatchNorm sees, not
     the output of a ReLU.
 
@@ -94,7 +94,7 @@ def wide_resnet(
         dtype: what the convolutions compute in, for example `jnp.bfloat16`; parameters, BatchNorm
             statistics and logits are float32 all the same. None: the inputs' type, float32 at
             least.
-        features: paths to capture: "stage_1", "stage_2/block_0/norm_1", "final", "pool", ...
+        features: paths to capture: "stage_1", "stage_2/block_0/norm_0", "final", "pool", ...
 
     Returns:
         A model.
