@@ -134,6 +134,11 @@ ROWS: dict[str, Row] = {
         ("correlation_congruence_loss",),
         ("torchdistill/CCKD_gaussian", "torchdistill/CCKD_bilinear"),
     ),
+    "cc-neighbours": Row(
+        ("consecutive_correlation_loss",),
+        ("RepDistiller/CC", "RepDistiller/CC_embed"),
+        "linear maps",
+    ),
     "pkt": Row(
         ("probabilistic_transfer_loss",),
         ("RepDistiller/PKT", "mdistiller/pkt_loss", "probabilistic_kt/PKT",

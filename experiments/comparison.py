@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import methods, plans, training, workdir
+from experiments import fitting, methods, plans, training, workdir
 from experiments.console import say
 from experiments.numbers import spread
 from experiments.opening import Experiment, facts, seeds_of, spec_of
-from experiments.places import places_of
 from experiments.plans import TeacherResult
 from experiments.training import Arrays
 from kdjax import report as pages
@@ -58,10 +57,10 @@ def chosen(experiment: Experiment, asked: Sequence[str]) -> tuple[str, ...]:
     """
     settings, dataset, given = experiment.settings, experiment.dataset, experiment.given_teacher
     teacher = given.spec if given else spec_of(settings, dataset, settings.teacher)
-    places = places_of(plans.student_spec(experiment)), places_of(teacher)
+    specs = plans.student_spec(experiment), teacher
     for name in asked:
-        methods.check_fit(name, *places)
-    return tuple(asked or (name for name in methods.METHODS if methods.fits(name, *places)))
+        fitting.check_fit(name, *specs)
+    return tuple(asked or (name for name in methods.METHODS if fitting.fits(name, *specs)))
 
 
 def train_all(

@@ -101,6 +101,7 @@ def check(settings: Settings) -> None:
     groups.check_network("--teacher", settings.teacher)
     groups.check_network("--student", settings.student)
     groups.check_optimizer(settings.optimizer)
+    groups.check_rate("--teacher.learning-rate", settings.teacher.learning_rate)
     groups.check_mesh(settings.mesh)
     groups.check_distributed(settings.distributed)
     keep_last = settings.keep_last

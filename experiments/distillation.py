@@ -73,6 +73,7 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
             dataset.train._asdict(),
             epochs=settings.teacher.epochs or 1,
             augment=settings.teacher.augment or (),
+            learning_rate=settings.teacher.learning_rate,
         )
         network = Network(spec, plan.model, training.train(run, plan, settings.seed))
     networks.save_network(run.workdir / "teacher", network.spec, network.variables)

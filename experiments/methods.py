@@ -7,6 +7,8 @@ are from the RepDistiller tables (Tian, Krishnan, Isola, "Contrastive Representa
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -53,7 +55,7 @@ def objective_of(name: str, setup: Setup, *, scale: float = 1.0) -> Objective:
     """
     found: Weighted = {}
     labels: list[Any] = []
-    check_fit(name, setup.student, setup.teacher)
+    check_places(name, setup.student, setup.teacher)
     for method in methods_in(name):
         weighted = METHODS[method](setup)
         labels.append(weighted.pop("hard")[1])
@@ -69,22 +71,15 @@ def _scaled(weight: Weight, scale: float) -> Weight:
     return (lambda step: scale * weight(step)) if callable(weight) else scale * weight
 
 
-def check_fit(name: str, student: Places, teacher: Places) -> None:
-    """Raise a ValueError unless two networks have the features that a method needs."""
+def check_places(name: str, student: Places, teacher: Places) -> None:
+    """Raise a ValueError unless two networks have features where a method needs them."""
     for method in methods_in(name):
         if method in SPATIAL and not (student.spatial and teacher.spatial):
             raise ValueError(f"--method {method} needs feature maps: networks of convolutions")
         if method in FEATURES and not (student.stages and teacher.stages):
             raise ValueError(f"--method {method} needs features: networks with hidden layers")
-
-
-def fits(name: str, student: Places, teacher: Places) -> bool:
-    """Whether two networks have the features that a method needs."""
-    try:
-        check_fit(name, student, teacher)
-    except ValueError:
-        return False
-    return True
+        if method == "ofd" and not teacher.norms:
+            raise ValueError("--method ofd needs a teacher with BatchNorm right before its ReLUs")
 
 
 def student_of(name: str, spec: NetworkSpec, teacher_params: PyTree) -> NetworkSpec:
@@ -136,14 +131,11 @@ def _embeddings(setup: Setup) -> tuple[str, str]:
     return setup.student.embedding, setup.teacher.embedding
 
 
-def _margins(setup: Setup, paths: list[str]) -> list[Array]:
-    """Return the margins of the teacher's features from the BatchNorm right before each."""
-    found = []
-    for path in paths:
-        stage, block, _ = path.split("/")
-        norm = setup.teacher_params[stage][block]["norm_2"]
-        found.append(losses.batch_norm_margin(norm["scale"], norm["bias"]))
-    return found
+def _margins(setup: Setup, count: int) -> list[Array]:
+    """Return the margins of the teacher's last features from the BatchNorm right before each."""
+    paths = [path.split("/") for path in setup.teacher.norms[-count:]]
+    norms = [functools.reduce(operator.getitem, path, setup.teacher_params) for path in paths]
+    return [losses.batch_norm_margin(norm["scale"], norm["bias"]) for norm in norms]
 
 
 # Logits
@@ -306,7 +298,7 @@ def ab(setup: Setup) -> Weighted:
 def ofd(setup: Setup) -> Weighted:
     """What the teacher's ReLU lets through (Heo et al., 2019)."""
     student, teacher = _paired(setup.student.bare, setup.teacher.bare)
-    term = terms.overhaul(student, teacher, margins=_margins(setup, teacher))
+    term = terms.overhaul(student, teacher, margins=_margins(setup, len(teacher)))
     return _with_labels(ofd=(term, 1e-3))
 
 
@@ -337,7 +329,7 @@ def mgd(setup: Setup) -> Weighted:
 
 def simkd(setup: Setup) -> Weighted:
     """The teacher's classifier on a map that learns to be the teacher's (Chen et al., 2022)."""
-    return _with_labels(0.0, simkd=(terms.simkd(setup.teacher.stages[-1]), 1.0))
+    return _with_labels(0.0, simkd=(terms.simkd(setup.teacher.last), 1.0))
 
 
 def semckd(setup: Setup) -> Weighted:
@@ -383,6 +375,12 @@ def cc(setup: Setup) -> Weighted:
     return _with_labels(cc=(terms.correlation_congruence(*_embeddings(setup)), 1.0))
 
 
+def cc_neighbours(setup: Setup) -> Weighted:
+    """Products of the errors of neighbours in the batch: the tables' CC (Peng et al., 2019)."""
+    term = terms.consecutive_correlation(*_embeddings(setup))
+    return _with_labels(cc_neighbours=(term, 0.02))
+
+
 def pkt(setup: Setup) -> Weighted:
     """Probabilities of neighbours (Passalis & Tefas, 2018)."""
     return _with_labels(pkt=(terms.probabilistic_transfer(*_embeddings(setup)), 30000.0))
@@ -413,7 +411,9 @@ LOGITS = _named(
     scratch, kd, logit_std, dkd, nkd, wsld, dist, ttm, wttm, mlkd, ctkd, logit_mse, skd, tfkd,
     reverse_kl, js, skew_kl, skew_reverse_kl, total_variation, akl, taid,
 )  # fmt: skip
-FEATURES = _named(uskd, hint, ab, vid, pad, srrl, rkd, sp, cc, pkt, darkrank, itrd, crd)
+FEATURES = _named(
+    uskd, hint, ab, vid, pad, srrl, rkd, sp, cc, cc_neighbours, pkt, darkrank, itrd, crd,
+)  # fmt: skip
 SPATIAL = _named(at, nst, fsp, ft, ofd, review, cat, cwd, mgd, simkd, semckd, ickd)
 METHODS: Mapping[str, Callable[[Setup], Weighted]] = {**LOGITS, **FEATURES, **SPATIAL}
 """What `--method` knows: methods of logits, of features of any shape, and of feature maps."""

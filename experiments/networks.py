@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.convolutions import maps_of
 from experiments.settings import NetworkSettings, TeacherSettings
 from kdjax import checkpoint, models
 from kdjax.types import Model, PyTree, Variables
@@ -50,7 +51,7 @@ def build(spec: NetworkSpec, *, features: Sequence[str] = ()) -> Model:
     """Make the network that a specification describes; it normalises raw images itself."""
     if spec.reused_width:
         own = dataclasses.replace(spec, reused_width=0)
-        return reusing(build(own, features=[*features, last_map(spec.name)]), spec)
+        return reusing(build(own, features=[*features, maps_of(spec.name).last]), spec)
     dtype = {"float32": None, "bfloat16": jnp.bfloat16}[spec.precision]
     if spec.name == "mlp":
         model = models.mlp(
@@ -90,7 +91,7 @@ def reusing(model: Model, spec: NetworkSpec, classifier: PyTree = None) -> Model
         "kernel": np.zeros((spec.reused_width, spec.num_classes), np.float32),
         "bias": np.zeros(spec.num_classes, np.float32),
     }
-    return models.simkd(model, classifier or zeros, feature=last_map(spec.name))
+    return models.simkd(model, classifier or zeros, feature=maps_of(spec.name).last)
 
 
 def make_spec(
@@ -120,18 +121,6 @@ def make_spec(
 def is_vit(name: str) -> bool:
     """Whether a network of that name is a vision transformer."""
     return name.startswith("vit_")
-
-
-def stage_sizes(name: str) -> tuple[int, ...]:
-    """Return the number of blocks in each stage of a network of convolutions."""
-    make_fn = getattr(models, name)
-    for_large_images = make_fn.keywords.get("stage_sizes")
-    return for_large_images or ((make_fn.args[0] - 2) // 6,) * 3
-
-
-def last_map(name: str) -> str:
-    """Name what the classifier of a network of convolutions averages."""
-    return f"stage_{len(stage_sizes(name))}"
 
 
 def check_patches(flag: str, spec: NetworkSpec) -> None:

@@ -10,10 +10,9 @@ import jax
 from jax.sharding import Mesh
 
 import kdjax
-from experiments import methods, networks, workdir
+from experiments import fitting, networks, workdir
 from experiments.console import say
 from experiments.networks import Network, NetworkSpec
-from experiments.places import places_of
 from experiments.settings import NetworkSettings
 from experiments.training import Run
 from kdjax import data, distributed, sharding
@@ -125,8 +124,7 @@ def open_experiment(
     if settings.teacher.checkpoint is not None:
         given_teacher = networks.load_teacher(settings.teacher, teacher)
         teacher = given_teacher.spec
-    places = places_of(student), places_of(teacher)
-    methods.check_fit(settings.method, *places)
+    fitting.check_fit(settings.method, student, teacher)
     with lock(settings.workdir):
         if _claim(settings.workdir, settings, requested):
             say(f"resuming the run in {settings.workdir}")

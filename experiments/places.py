@@ -4,6 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 from experiments import networks
+from experiments.convolutions import maps_of
 from experiments.networks import NetworkSpec
 from kdjax import models
 from kdjax.types import Model, PyTree
@@ -15,18 +16,22 @@ class Places(NamedTuple):
     `stages` are its maps or hidden layers after the ReLU, from the input to the output, `bare` the
     same before the ReLU (in a transformer: hidden units before the GELU), and `embedding` is what
     its classifier reads. `spatial` tells maps [batch, height, width, channels] from vectors and
-    tokens.
+    tokens. Of maps, `last` is the one that the embedding is the mean of, and `norms` are the
+    parameters of the BatchNorm right before each ReLU; see `experiments.convolutions`.
     """
 
     stages: tuple[str, ...]
     bare: tuple[str, ...]
     embedding: str
     spatial: bool
+    last: str = ""
+    norms: tuple[str, ...] = ()
 
     @property
     def all(self) -> tuple[str, ...]:
-        """All paths, each once."""
-        return tuple(dict.fromkeys((*self.stages, *self.bare, self.embedding)))
+        """All paths of features, each once."""
+        last = (self.last,) if self.last else ()
+        return tuple(dict.fromkeys((*self.stages, *self.bare, *last, self.embedding)))
 
 
 def places_of(spec: NetworkSpec) -> Places:
@@ -40,10 +45,8 @@ def places_of(spec: NetworkSpec) -> Places:
         blocks = sorted({max(1, depth * i // 4) - 1 for i in range(1, 5)})
         stages, bare = (tuple(f"block_{i}{inner}" for i in blocks) for inner in ("", "/mlp/up"))
         return Places(stages, bare, "embedding", spatial=False)
-    sizes = networks.stage_sizes(spec.name)
-    stages = tuple(f"stage_{i}" for i in range(1, len(sizes) + 1))
-    bare = tuple(f"{stage}/block_{n - 1}/sum" for stage, n in zip(stages, sizes, strict=True))
-    return Places(stages, bare, "pool", spatial=True)
+    maps = maps_of(spec.name)
+    return Places(maps.stages, maps.bare, "pool", True, maps.last, maps.norms)
 
 
 def with_features(spec: NetworkSpec, *, classifier: PyTree = None) -> Model:
@@ -59,5 +62,5 @@ def with_features(spec: NetworkSpec, *, classifier: PyTree = None) -> Model:
     places = places_of(spec)
     model = networks.build(dataclasses.replace(spec, reused_width=0), features=places.all)
     if places.spatial:
-        model = models.with_class_maps(model, feature=places.stages[-1])
+        model = models.with_class_maps(model, feature=places.last)
     return networks.reusing(model, spec, classifier) if spec.reused_width else model

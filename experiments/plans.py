@@ -114,13 +114,18 @@ def plan_network(
     *,
     epochs: int,
     augment: tuple[Augmentation, ...],
+    learning_rate: float | None = None,
 ) -> Training:
-    """Settle how one network is trained; the step is compiled at its first use."""
+    """Settle how one network is trained, at a rate of its own or that of the settings.
+
+    The step is compiled at its first use.
+    """
     settings = experiment.settings
     batch_size = settings.batch_size or 1
     num_steps = _num_steps(settings, epochs, examples)
+    rate = learning_rate or settings.optimizer.learning_rate
     optimizer = training.make_optimizer(
-        settings.optimizer,
+        dataclasses.replace(settings.optimizer, learning_rate=rate),
         batch_size=batch_size,
         num_steps=num_steps,
         norm_limit=network.max_norm,

@@ -10,7 +10,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 class Pair(NamedTuple):
-    """Teacher and student of a column of a table, and the learning rate of both."""
+    """Teacher and student of a column of a table, and the learning rate of the student."""
 
     teacher: NetworkName
     student: NetworkName
@@ -18,10 +18,22 @@ class Pair(NamedTuple):
 
 
 PAIRS: dict[PairName, Pair] = {
+    "wrn_40_2-wrn_16_2": Pair("wrn_40_2", "wrn_16_2"),
+    "wrn_40_2-wrn_40_1": Pair("wrn_40_2", "wrn_40_1"),
     "resnet56-resnet20": Pair("resnet56", "resnet20"),
     "resnet110-resnet20": Pair("resnet110", "resnet20"),
     "resnet110-resnet32": Pair("resnet110", "resnet32"),
+    "resnet32x4-resnet8x4": Pair("resnet32x4", "resnet8x4"),
+    "vgg13-vgg8": Pair("vgg13", "vgg8"),
+    "vgg13-mobilenet_v2": Pair("vgg13", "mobilenet_v2", 0.01),
+    "cifar_resnet50-mobilenet_v2": Pair("cifar_resnet50", "mobilenet_v2", 0.01),
+    "cifar_resnet50-vgg8": Pair("cifar_resnet50", "vgg8"),
+    "resnet32x4-shufflenet_v1": Pair("resnet32x4", "shufflenet_v1", 0.01),
+    "resnet32x4-shufflenet_v2": Pair("resnet32x4", "shufflenet_v2", 0.01),
+    "wrn_40_2-shufflenet_v1": Pair("wrn_40_2", "shufflenet_v1", 0.01),
 }
+"""The columns of the tables: networks of one kind, then of different kinds."""
+_TEACHER_RATE = 0.05
 
 
 def applied(settings: SettingsT) -> SettingsT:
@@ -34,9 +46,10 @@ def applied(settings: SettingsT) -> SettingsT:
 def repdistiller(settings: SettingsT, pair: PairName) -> SettingsT:
     """Put the setting of the CIFAR-100 tables in place of what decides on the training.
 
-    240 epochs in batches of 64, SGD with momentum 0.9 and weight decay 5e-4, the rate divided by
-    ten after 150, 180 and 210 epochs; images cropped and flipped. The weights of the methods are
-    those of `experiments.methods`.
+    240 epochs in batches of 64, SGD with plain momentum 0.9 and weight decay 5e-4, the rate divided
+    by ten after 150, 180 and 210 epochs; images cropped and flipped. A teacher without a checkpoint
+    is trained in the same way. The weights of the methods are those of `experiments.methods`. The
+    tables train on all examples, as we do with `--data.validation-fraction 0`.
 
     Args:
         settings: what else there is; a teacher's checkpoint and the number of seeds are kept.
@@ -50,11 +63,15 @@ def repdistiller(settings: SettingsT, pair: PairName) -> SettingsT:
         section 4.1 and its authors' code.
     """
     chosen = PAIRS[pair]
-    optimizer = OptimizerSettings("sgd", chosen.learning_rate, 5e-4, schedule="steps")
+    rate = chosen.learning_rate
+    optimizer = OptimizerSettings("sgd", rate, 5e-4, schedule="steps", nesterov=False)
+    teacher = dataclasses.replace(
+        settings.teacher, name=chosen.teacher, learning_rate=_TEACHER_RATE
+    )
     return dataclasses.replace(
         settings,
         data=dataclasses.replace(settings.data, name="cifar100", student_examples=None),
-        teacher=dataclasses.replace(settings.teacher, name=chosen.teacher),
+        teacher=teacher,
         student=dataclasses.replace(settings.student, name=chosen.student),
         optimizer=optimizer,
         epochs=240,

@@ -11,9 +11,16 @@ import tyro
 Augmentation = Literal["crop", "flip", "jitter", "translate", "warp", "resized-crop", "none"]
 NetworkName = Literal[
     "mlp", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
+    "resnet8x4", "resnet32x4", "cifar_resnet50", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2",
+    "vgg8", "vgg13", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2",
     "resnet18", "resnet34", "vit_mu", "vit_ti", "vit_s", "vit_b",
 ]  # fmt: skip
-PairName = Literal["resnet56-resnet20", "resnet110-resnet20", "resnet110-resnet32"]
+PairName = Literal[
+    "wrn_40_2-wrn_16_2", "wrn_40_2-wrn_40_1", "resnet56-resnet20", "resnet110-resnet20",
+    "resnet110-resnet32", "resnet32x4-resnet8x4", "vgg13-vgg8",
+    "vgg13-mobilenet_v2", "cifar_resnet50-mobilenet_v2", "cifar_resnet50-vgg8",
+    "resnet32x4-shufflenet_v1", "resnet32x4-shufflenet_v2", "wrn_40_2-shufflenet_v1",
+]  # fmt: skip
 PresetName = Literal["none", "repdistiller", "imagenet"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -70,6 +77,8 @@ class TeacherSettings(NetworkSettings):
     .safetensors)."""
     epochs: int | None = None
     """Passes over the training examples. Default: as --epochs, over the teacher's examples."""
+    learning_rate: float | None = None
+    """Peak learning rate while the teacher trains. Default: as --optimizer.learning-rate."""
     augment: tuple[Augmentation, ...] | None = None
     """Augmentation while the teacher trains. Default: jitter on large grey images, else as
     --augment."""
@@ -90,7 +99,7 @@ class OptimizerSettings:
     """The optimizer, and how its learning rate changes."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd with Nesterov momentum 0.9."""
+    """adamw, or sgd with momentum 0.9."""
     learning_rate: float | None = None
     """Peak learning rate. Default: 0.001 for adamw, 0.05 for sgd, scaled with batches above
     128."""
@@ -99,6 +108,8 @@ class OptimizerSettings:
     schedule: Literal["cosine", "steps"] = "cosine"
     """cosine: up over 2 % of the steps, then down to zero; steps: divided by ten after 62.5, 75 and
     87.5 % of them."""
+    nesterov: bool | None = None
+    """Whether the momentum of sgd is Nesterov's. Default: it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,14 +279,14 @@ def check_distributed(distributed: DistributedSettings) -> None:
 
 def check_optimizer(optimizer: OptimizerSettings) -> None:
     """Raise a ValueError that names the flag of the first optimizer setting out of range."""
-    rate, decay = optimizer.learning_rate, optimizer.weight_decay
-    require(
-        rate is None or 0 < rate < math.inf,
-        "--optimizer.learning-rate",
-        "positive and finite",
-        rate,
-    )
+    decay = optimizer.weight_decay
+    check_rate("--optimizer.learning-rate", optimizer.learning_rate)
     require(0 <= decay < math.inf, "--optimizer.weight-decay", "zero or positive", decay)
+
+
+def check_rate(flag: str, rate: float | None) -> None:
+    """Raise a ValueError that names the flag unless a learning rate can be used."""
+    require(rate is None or 0 < rate < math.inf, flag, "positive and finite", rate)
 
 
 def _epochs(num_examples: int, batch_size: int) -> int:

@@ -84,7 +84,7 @@ def make_optimizer(
     schedule = _schedule(settings.schedule, peak, num_steps)
     if settings.name == "sgd":
         decay = optax.add_decayed_weights(settings.weight_decay)
-        chain = [decay, optax.sgd(schedule, momentum=0.9, nesterov=True)]
+        chain = [decay, optax.sgd(schedule, momentum=0.9, nesterov=settings.nesterov is not False)]
     else:
         chain = [optax.adamw(schedule, weight_decay=settings.weight_decay)]
     return optax.chain(*chain, *([max_norm(norm_limit)] if norm_limit else []))

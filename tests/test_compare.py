@@ -106,6 +106,10 @@ def test_the_preset_is_what_the_tables_used(pair):
     settings = presets.repdistiller(given, pair)
     assert (settings.epochs, settings.batch_size, settings.num_seeds) == (240, 64, 5)
     assert settings.optimizer.name == "sgd" and settings.optimizer.weight_decay == 5e-4
+    assert settings.optimizer.nesterov is False
+    slow = settings.student.name in ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
+    assert settings.optimizer.learning_rate == (0.01 if slow else 0.05)
+    assert settings.teacher.learning_rate == 0.05
     assert f"{settings.teacher.name}-{settings.student.name}" == pair
     compare.check(settings)
     json.dumps(workdir.plain(dataclasses.asdict(settings)))

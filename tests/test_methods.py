@@ -8,13 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import methods, settings
+from experiments import fitting, methods, settings
 from experiments.methods import METHODS, Setup
 from experiments.networks import NetworkSpec
 from experiments.places import Places, places_of, with_features
 from kdjax.types import Outputs, TermInputs
 
-PLACES = Places(("a", "b", "c"), ("x/0/sum", "y/0/sum", "z/0/sum"), "e", spatial=True)
+PLACES = Places(
+    stages=("a", "b", "c"),
+    bare=("x/0/sum", "y/0/sum", "z/0/sum"),
+    embedding="e",
+    spatial=True,
+    last="c",
+    norms=("x/0/norm_2", "y/0/norm_2", "z/0/norm_2"),
+)
 NORM = {"norm_2": {"scale": np.ones(6, np.float32), "bias": np.zeros(6, np.float32)}}
 CLASSES, BATCH, WIDTH = 5, 8, 6
 
@@ -117,7 +124,7 @@ def test_four_blocks_of_a_transformer_stand_for_stages(name, stages):
     )
     assert set(outputs.features) == set(places.all)
     with pytest.raises(ValueError, match="--method at needs feature maps"):
-        methods.check_fit("at", places, places)
+        fitting.check_fit("at", spec, spec)
 
 
 @pytest.mark.parametrize(

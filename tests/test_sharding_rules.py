@@ -152,6 +152,39 @@ def test_the_table_of_the_resnet_for_large_images():
     assert len(kernels) == 1 + 2 * 8 + 3 + 1
 
 
+def test_the_table_of_the_resnet_has_all_networks_of_convolutions():
+    outputs = P(None, None, None, "fsdp")
+    expected = {
+        "stem": outputs,
+        "shortcut_conv": outputs,
+        "conv": outputs,
+        "conv_3": outputs,
+        "conv_1": P(None, None, "fsdp", "tensor"),
+        "conv_2": P(None, None, "tensor", "fsdp"),
+        "depthwise": P(None, None, None, "tensor"),
+        "shortcut_depthwise": P(None, None, None, "tensor"),
+        "head": P(("tensor", "fsdp")),
+    }
+    made = [
+        models.wide_resnet(10, 8, widen_factor=1),
+        models.bottleneck_resnet(8, stage_sizes=(1,)),
+        models.vgg8(8),
+        models.mobilenet_v2(8),
+        models.shufflenet_v2(8),
+    ]
+    seen = set()
+    for model in made:
+        variables = jax.eval_shape(model.init, KEY, jnp.zeros((1, 16, 16, 3)))
+        found = specs(variables, sharding.RESNET_RULES)
+        kernels = {path: spec for path, spec in found.items() if path.endswith("kernel")}
+        for path, spec in kernels.items():
+            assert spec == expected[path.split("/")[-2]], path
+        seen |= {path.split("/")[-2] for path in kernels}
+        inner = [path for path in found if "/norm_1/" in path or "/depthwise_norm/" in path]
+        assert all(found[path] == P("tensor") for path in inner)
+    assert seen == set(expected)
+
+
 def test_the_table_of_the_transformer():
     model = models.vit(8, patch_size=4, width=16, depth=1, num_heads=2)
     found = network_specs(model, sharding.TRANSFORMER_RULES)

@@ -1,12 +1,12 @@
-"""Residual networks for large images, in Linen: the ImageNet form of the blocks of `_networks`."""
+"""Residual networks for large images, in Linen: the ImageNet form of the blocks of `_blocks`."""
 
 import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
 
+from kdjax.models._blocks import DType, Pool, Stage, check_classes, conv, head, norm
 from kdjax.models._linen import from_linen
-from kdjax.models._networks import DType, Pool, Stage, conv, head, norm
 from kdjax.types import Array, Model
 
 _STEM_WIDTH = 64
@@ -67,8 +67,7 @@ def imagenet_resnet(
     sizes = tuple(stage_sizes)
     if not sizes or min(sizes) < 1:
         raise ValueError(f"imagenet_resnet: stage_sizes is {sizes}, expected positive numbers")
-    if num_classes < 1:
-        raise ValueError(f"imagenet_resnet: num_classes is {num_classes}, expected at least 1")
+    check_classes("imagenet_resnet", num_classes)
     return from_linen(ImageNetResNet(sizes, num_classes, dtype), features=features)
 
 

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.models._blocks import DType, Pool, Stage, check_classes, conv, head, norm
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model, Outputs, PyTree, Variables
 
-DType = Any
-
-_STAGE_WIDTHS = (16, 32, 64)
-_CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_WIDTHS = (16, 16, 32, 64)
+_WIDTHS_X4 = (32, 64, 128, 256)
 
 
 class MLP(nn.Module):
@@ -41,64 +40,8 @@ class MLP(nn.Module):
         return head(self.num_classes, self.dtype)(x)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm and a shortcut, projected where the shape changes."""
-
-    width: int
-    stride: int = 1
-    dtype: DType = None
-
-    @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Return [batch, height / stride, width / stride, channels], after the last ReLU."""
-        named = norm(self.dtype, train)
-        y = conv(self.width, 3, self.stride, self.dtype, "conv_1")(x)
-        y = nn.relu(named(name="norm_1")(y))
-        y = conv(self.width, 3, 1, self.dtype, "conv_2")(y)
-        y = named(name="norm_2")(y)
-        if x.shape[-1] != self.width or self.stride != 1:
-            x = conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
-            x = named(name="shortcut_norm")(x)
-        return nn.relu(Sum(name="sum")(x, y))
-
-
-class Sum(nn.Module):
-    """The sum of a shortcut and its block, a module so that what the ReLU sees can be captured."""
-
-    @nn.compact
-    def __call__(self, x: Array, y: Array) -> Array:
-        """Return x + y."""
-        return x + y
-
-
-class Stage(nn.Module):
-    """Blocks of one width: `block_0` (which changes the shape), `block_1`, ..."""
-
-    width: int
-    num_blocks: int
-    stride: int = 1
-    dtype: DType = None
-
-    @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Return the last block's output."""
-        for i in range(self.num_blocks):
-            stride = self.stride if i == 0 else 1
-            x = BasicBlock(self.width, stride, self.dtype, name=f"block_{i}")(x, train=train)
-        return x
-
-
-class Pool(nn.Module):
-    """The mean over all positions, a module so that the embedding can be captured."""
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Return [batch, channels]."""
-        return jnp.mean(x, axis=(1, 2))
-
-
 class ResNet(nn.Module):
-    """The residual network for small images: 6n + 2 layers, widths 16, 32 and 64.
+    """The residual network for small images: 6n + 2 layers, the widths of its stem and stages.
 
     Modules: `stem`, `stem_norm`, `stage_1/block_0` to `stage_3`, `pool` (the embedding), `head`;
     within a block `conv_1`, `norm_1`, `conv_2`, `norm_2`, `shortcut_conv`, `shortcut_norm`, `sum`
@@ -115,14 +58,15 @@ class ResNet(nn.Module):
     depth: int
     num_classes: int
     dtype: DType = None
+    widths: Sequence[int] = _WIDTHS
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Array:
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
         num_blocks = (self.depth - 2) // 6
-        x = conv(_STAGE_WIDTHS[0], 3, 1, self.dtype, "stem")(inputs)
+        x = conv(self.widths[0], 3, 1, self.dtype, "stem")(inputs)
         x = nn.relu(norm(self.dtype, train)(name="stem_norm")(x))
-        for i, width in enumerate(_STAGE_WIDTHS, start=1):
+        for i, width in enumerate(self.widths[1:], start=1):
             stride = 1 if i == 1 else 2
             stage = Stage(width, num_blocks, stride, self.dtype, name=f"stage_{i}")
             x = stage(x, train=train)
@@ -166,13 +110,20 @@ def mlp(
 
 
 def resnet(
-    depth: int, num_classes: int, *, dtype: DType = None, features: Sequence[str] = ()
+    depth: int,
+    num_classes: int,
+    *,
+    widths: Sequence[int] = _WIDTHS,
+    dtype: DType = None,
+    features: Sequence[str] = (),
 ) -> Model:
     """Make the residual network for small images, [batch, height, width, channels].
 
     Args:
         depth: the number of layers, 6n + 2.
         num_classes: the number of logits.
+        widths: channels of the stem and of the three stages; those of `resnet8x4` and
+            `resnet32x4` are four times the usual, but for the stem.
         dtype: what the convolutions compute in, for example `jnp.bfloat16`; parameters, BatchNorm
             statistics and logits are float32 all the same. None: the inputs' type, float32 at
             least.
@@ -182,13 +133,16 @@ def resnet(
         A model.
 
     Raises:
-        ValueError: if the depth is not 6n + 2 or `num_classes` is not positive.
+        ValueError: if the depth is not 6n + 2, the widths are not four positive numbers, or
+            `num_classes` is not positive.
     """
+    widths = tuple(widths)
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"resnet: depth is {depth}, expected 6n + 2: 8, 14, 20, ...")
-    if num_classes < 1:
-        raise ValueError(f"resnet: num_classes is {num_classes}, expected at least 1")
-    return from_linen(ResNet(depth, num_classes, dtype), features=features)
+    if len(widths) != len(_WIDTHS) or min(widths) < 1:
+        raise ValueError(f"resnet: widths is {widths}, expected four positive numbers")
+    check_classes("resnet", num_classes)
+    return from_linen(ResNet(depth, num_classes, dtype, widths), features=features)
 
 
 resnet8 = functools.partial(resnet, 8)
@@ -198,6 +152,8 @@ resnet32 = functools.partial(resnet, 32)
 resnet44 = functools.partial(resnet, 44)
 resnet56 = functools.partial(resnet, 56)
 resnet110 = functools.partial(resnet, 110)
+resnet8x4 = functools.partial(resnet, 8, widths=_WIDTHS_X4)
+resnet32x4 = functools.partial(resnet, 32, widths=_WIDTHS_X4)
 
 
 def normalized(model: Model, mean: Any, std: Any) -> Model:
@@ -249,32 +205,3 @@ def normalized(model: Model, mean: Any, std: Any) -> Model:
 def num_params(params: PyTree) -> int:
     """Count the numbers in a tree of parameters (arrays, or their shapes)."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-
-
-def conv(width: int, size: int, stride: int, dtype: DType, name: str) -> nn.Conv:
-    """Make a convolution of odd size, without a bias, padded alike on every side."""
-    # "SAME" would pad an even image on one side only at stride 2.
-    return nn.Conv(
-        width,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=_CONV_INIT,
-        name=name,
-    )
-
-
-def norm(dtype: DType, train: bool) -> functools.partial[nn.BatchNorm]:
-    """Make what makes a BatchNorm when it is given a name."""
-    return functools.partial(
-        nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype
-    )
-
-
-def head(num_classes: int, dtype: DType) -> nn.Dense:
-    """Make the classifier, whose logits are float32 at least."""
-    # Rounding logits to half precision moves them by more than student and teacher may differ.
-    wide = None if dtype is None else jnp.promote_types(dtype, jnp.float32)
-    return nn.Dense(num_classes, dtype=wide, name="head")

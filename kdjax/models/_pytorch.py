@@ -1,5 +1,6 @@
 """PyTorch state dicts as variables of our networks, without PyTorch."""
 
+import functools
 import os
 import re
 import zipfile
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from kdjax.models._torch_names import LEAVES, rules_of, torch_name, usual_name
 from kdjax.types import Array, Variables
 
 Path = tuple[str, ...]
@@ -19,24 +21,6 @@ StateDict = Mapping[str, np.ndarray]
 _WRAPPERS = ("module.", "model.", "state_dict.", "_orig_mod.")
 _NORMALISATION = ("normalisation.mean", "normalisation.std")
 _NUM_LISTED = 3
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-_RESNET_LAYERS = {
-    "stem": "conv1",
-    "stem_norm": "bn1",
-    "conv_1": "conv1",
-    "norm_1": "bn1",
-    "conv_2": "conv2",
-    "norm_2": "bn2",
-    "shortcut_conv": "downsample.0",
-    "shortcut_norm": "downsample.1",
-    "head": "fc",
-}
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -70,12 +54,13 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def from_pytorch(
     state_dict: StateDict, like: Variables, *, image_shape: Sequence[int] | None = None
 ) -> Variables:
-    """Put a PyTorch state dict into the variables of a `resnet`, an `imagenet_resnet` or an `mlp`.
+    """Put a PyTorch state dict into the variables of a network of convolutions or an `mlp`.
 
     ResNets go by the usual names: `conv1`, `bn1`, `layer1.0.conv1`, ..., `layer2.0.downsample.0`
-    (or `shortcut.0`), `fc` (or `linear`, `classifier`). Multilayer perceptrons go by order: the
-    first weight is the first layer's, whatever its name. Wrappers around the names ("module.",
-    "model.", "state_dict.") are taken off; `num_batches_tracked` and the normalisation left out.
+    (or `shortcut.0`), `fc` (or `linear`, `classifier`). Wide ResNets, VGGs, MobileNetV2 and the
+    ShuffleNets go by those of RepDistiller. Multilayer perceptrons go by order: the first weight is
+    the first layer's, whatever its name. Wrappers around the names ("module.", "model.",
+    "state_dict.") are taken off; `num_batches_tracked` and the normalisation left out.
 
     Args:
         state_dict: arrays by name: convolutions OIHW, linear layers (out, in).
@@ -99,13 +84,15 @@ def from_pytorch(
     }
     params = traverse_util.flatten_dict(like.params)
     stats = traverse_util.flatten_dict(like.state)
-    if ("stem", "kernel") in params:
-        layers, arrays = _RESNET_LAYERS, {_usual_name(name): a for name, a in arrays.items()}
+    rules = rules_of({"/".join(path[:-1]) for path in params})
+    if rules is not None:
+        name_fn = functools.partial(torch_name, rules=rules)
+        arrays = {usual_name(name): array for name, array in arrays.items()}
     else:
         layers = _perceptron_layers(params, arrays)
+        name_fn = functools.partial(_perceptron_name, layers=layers)
         arrays = _channels_last(arrays, layers, image_shape)
-    names = {path: _torch_name(path, layers) for path in params}
-    names |= {path: _torch_name(path[1:], layers) for path in stats}
+    names = {path: name_fn(path) for path in params} | {path: name_fn(path[1:]) for path in stats}
     leaves = params | stats
     _check(arrays, {names[path]: _torch_shape(leaf.shape) for path, leaf in leaves.items()})
     filled = {path: _ours(arrays[name], leaves[path].dtype) for path, name in names.items()}
@@ -189,16 +176,11 @@ def _unwrapped(state_dict: StateDict) -> dict[str, Any]:
     return arrays
 
 
-def _usual_name(name: str) -> str:
-    name = re.sub(r"^(linear|classifier)\.", "fc.", name)
-    return name.replace(".shortcut.", ".downsample.")
-
-
 def _perceptron_layers(params: Mapping[Path, Any], arrays: StateDict) -> dict[str, str]:
     """Pair our layers with PyTorch's, in order of appearance."""
     ours = sorted({path[0] for path in params}, key=lambda name: (name == "head", _by_number(name)))
     if not all(re.fullmatch(r"hidden_\d+|head", name) for name in ours):
-        raise ValueError(f"from_pytorch: like is of neither resnet nor mlp; its layers are {ours}")
+        raise ValueError(f"from_pytorch: like is no network that it knows; its layers are {ours}")
     theirs = list(dict.fromkeys(name.rpartition(".")[0] for name in arrays))
     if len(ours) != len(theirs):
         raise ValueError(
@@ -208,11 +190,15 @@ def _perceptron_layers(params: Mapping[Path, Any], arrays: StateDict) -> dict[st
     return dict(zip(ours, theirs, strict=True))
 
 
+def _perceptron_name(path: Path, layers: Mapping[str, str]) -> str:
+    return ".".join(part for part in (layers[path[0]], LEAVES[path[-1]]) if part)
+
+
 def _channels_last(
     arrays: dict[str, np.ndarray], layers: Mapping[str, str], image_shape: Sequence[int] | None
 ) -> dict[str, np.ndarray]:
     """Reorder the first layer's inputs from channels, height, width to height, width, channels."""
-    first = _torch_name((next(iter(layers)), "kernel"), layers)
+    first = _perceptron_name((next(iter(layers)), "kernel"), layers)
     if image_shape is None or first not in arrays:
         return arrays
     height, width, channels = image_shape
@@ -224,13 +210,6 @@ def _channels_last(
         )
     planes = weight.reshape(-1, channels, height, width)
     return arrays | {first: planes.transpose(0, 2, 3, 1).reshape(weight.shape)}
-
-
-def _torch_name(path: Path, layers: Mapping[str, str]) -> str:
-    """Name an array as PyTorch does: stage_1/block_0/conv_1/kernel is layer1.0.conv1.weight."""
-    *scopes, layer, leaf = path
-    places = [re.sub(r"^stage_", "layer", re.sub(r"^block_", "", scope)) for scope in scopes]
-    return ".".join(part for part in (*places, layers[layer], _LEAVES[leaf]) if part)
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,8 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from kdjax.models._blocks import DType
 from kdjax.models._linen import from_linen
-from kdjax.models._networks import DType
 from kdjax.types import Array, Model
 
 _INIT = nn.initializers.truncated_normal(0.02)

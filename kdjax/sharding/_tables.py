@@ -22,12 +22,13 @@ MLP_RULES: Rules = (
 
 RESNET_RULES: Rules = (
     (r"conv_1/kernel$", P(None, None, "fsdp", "tensor")),
-    (r"norm_1/(scale|bias|mean|var)$", P("tensor")),
+    (r"(norm_1|depthwise_norm)/(scale|bias|mean|var)$", P("tensor")),
+    (r"depthwise/kernel$", P(None, None, None, "tensor")),
     (r"conv_2/kernel$", P(None, None, "tensor", "fsdp")),
-    (r"(stem|shortcut_conv)/kernel$", P(None, None, None, "fsdp")),
+    (r"(stem|conv|conv_3)/kernel$", P(None, None, None, "fsdp")),
     (r"head/kernel$", P(("tensor", "fsdp"), None)),
 )
-"""For `kdjax.models.resnet` and `imagenet_resnet`: kernels are [height, width, inputs, outputs]."""
+"""For all of `kdjax.models` with convolutions: kernels are [height, width, inputs, outputs]."""
 
 TRANSFORMER_RULES: Rules = (
     (r"attention/(query|key|value)/kernel$", P("fsdp", "tensor", None)),

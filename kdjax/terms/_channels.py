@@ -13,11 +13,13 @@ def channel_wise(
 
     Args:
         student_features: module path of a feature map, or one for each stage; the losses add up.
-        teacher_features: as many, of the same shapes.
+        teacher_features: as many, of the same widths; where sizes differ, the larger map is
+            averaged, see `kdjax.losses.match_sizes`.
         temperature: of the softmax over positions.
     """
 
     def loss(student: Array, teacher: Array) -> Array:
+        student, teacher = losses.match_sizes(student, teacher)
         return losses.channel_wise_loss(student, teacher, temperature=temperature)
 
     return summed("channel_wise", loss, student_features, teacher_features)

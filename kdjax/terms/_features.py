@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
+from kdjax.losses import _maps
 from kdjax.terms._base import feature_of, teacher_of
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
 
@@ -12,18 +13,20 @@ def hint(student_feature: str, teacher_feature: str) -> Term:
     """Regress the teacher's features from the student's through a learned linear map.
 
     The map acts on the last axis (a 1x1 convolution on images, a dense layer on vectors and
-    tokens), belongs to the term and is thrown away after training.
+    tokens), belongs to the term and is thrown away after training. Of maps of different sizes the
+    larger is averaged first, see `kdjax.losses.match_sizes`.
 
     Args:
         student_feature: module path of a student feature, [batch, ..., student_width].
-        teacher_feature: module path of a teacher feature, [batch, ..., teacher_width]; the axes
-            between agree with the student's.
+        teacher_feature: module path of a teacher feature, [batch, ..., teacher_width], with as many
+            axes.
 
     Returns:
         A term with parameters `kernel` [student_width, teacher_width] and `bias` [teacher_width].
 
     Raises:
-        ValueError: at trace time, if a network captured no feature of that name.
+        ValueError: at trace time, if a network captured no feature of that name, or the numbers of
+            axes differ.
 
     References:
         Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", 2014,
@@ -31,10 +34,10 @@ def hint(student_feature: str, teacher_feature: str) -> Term:
     """
 
     def features(inputs: TermInputs) -> tuple[Array, Array]:
-        return (
-            feature_of("hint", "student", inputs.student, student_feature),
-            feature_of("hint", "teacher", teacher_of(inputs), teacher_feature),
-        )
+        student = feature_of("hint", "student", inputs.student, student_feature)
+        teacher = feature_of("hint", "teacher", teacher_of(inputs), teacher_feature)
+        student, teacher = _maps.one_size("hint", _maps.NAMES, student, teacher)
+        return student, teacher
 
     def init(key: Array, inputs: TermInputs) -> Variables:
         student, teacher = features(inputs)
@@ -44,7 +47,7 @@ def hint(student_feature: str, teacher_feature: str) -> Term:
 
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
         student, teacher = features(inputs)
-        projected = jnp.einsum("...i,ij->...j", student.astype(jnp.float32), params["kernel"])
+        projected = jnp.einsum("...i,ij->...j", student, params["kernel"])
         bias = jnp.broadcast_to(params["bias"], projected.shape)
         return losses.hint_loss(projected + bias, teacher), state
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
+from kdjax.losses import _maps
 from kdjax.terms._base import feature_of, teacher_of
 from kdjax.terms._layers import init_conv, init_linear, linear
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
@@ -22,14 +23,15 @@ def masked_generation(
 
     See `kdjax.losses.masked_generation_loss`; the values are sums over all features: the authors
     weigh them by 7e-5 for classification and 2e-5 for detection. Where the widths differ, a learned
-    1x1 convolution projects the student's features before they are masked.
+    1x1 convolution projects the student's features before they are masked. Of maps of different
+    sizes the larger is averaged first, see `kdjax.losses.match_sizes`.
 
     The masks are a function of the key in the state and of the number of batches seen, and so come
     back after a restart.
 
     Args:
         student_feature: module path of a student feature, [batch, height, width, student_width].
-        teacher_feature: module path of a teacher feature of the same height and width.
+        teacher_feature: module path of a teacher feature, likewise.
         mask_ratio: the expected share that is hidden.
         mask_fn: `(key, features, *, mask_ratio) -> keep`: `kdjax.losses.channel_mask` hides
             channels (classification), `kdjax.losses.position_mask` positions (detection).
@@ -40,17 +42,18 @@ def masked_generation(
         `num_batches`.
 
     Raises:
-        ValueError: at trace time, if a feature was not captured or has another height or width.
+        ValueError: at trace time, if a feature was not captured or is no map.
 
     References:
         Yang, Li, Shao, Shi, Yuan, Yuan, "Masked Generative Distillation", 2022, arXiv:2205.01529.
     """
 
     def features(inputs: TermInputs) -> tuple[Array, Array]:
-        return (
-            feature_of("masked_generation", "student", inputs.student, student_feature),
-            feature_of("masked_generation", "teacher", teacher_of(inputs), teacher_feature),
-        )
+        name = "masked_generation"
+        student = feature_of(name, "student", inputs.student, student_feature)
+        teacher = feature_of(name, "teacher", teacher_of(inputs), teacher_feature)
+        student, teacher = _maps.one_size(name, _maps.NAMES, student, teacher)
+        return student, teacher
 
     def init(key: Array, inputs: TermInputs) -> Variables:
         student, teacher = features(inputs)

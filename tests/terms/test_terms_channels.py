@@ -132,3 +132,18 @@ def test_the_classifier_of_softmax_regression_is_kept_and_never_moves():
         return term.apply(variables.params, state, x)[0].sum()
 
     assert not any(np.any(g) for g in jax.tree.leaves(jax.grad(total)(variables.state)))
+
+
+@pytest.mark.parametrize("shapes", ["4x4x5|2x2x6", "2x2x5|4x4x6"])
+def test_the_larger_map_is_averaged_before_a_hint(shapes):
+    x, term = inputs(a=shapes), terms.hint("a", "a")
+    variables = term.init(jax.random.key(0), x)
+    got, _ = term.apply(*variables, x)
+    student, teacher = (
+        np.asarray(side.features["a"], np.float64).reshape(8, 2, -1, 2, n // 2, width).mean((2, 4))
+        for side, n, width in zip(
+            (x.student, x.teacher), (int(s[0]) for s in shapes.split("|")), (5, 6), strict=True
+        )
+    )
+    mapped = student @ np.asarray(variables.params["kernel"], np.float64)
+    np.testing.assert_allclose(got, np.square(mapped - teacher).mean((1, 2, 3)), rtol=1e-4)

@@ -1,0 +1,139 @@
+"""MobileNetV2 for small images, in Linen: inverted bottlenecks with depthwise convolutions."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+
+from kdjax.models._blocks import DType, Final, Pool, Sum, check_classes, conv, head, norm
+from kdjax.models._linen import from_linen
+from kdjax.types import Array, Model
+
+_STEM_WIDTH, _LAST_WIDTH = 32, 1280
+
+
+class Row(NamedTuple):
+    """Blocks of one width: by how much they are wider inside, their number, the first's stride."""
+
+    expansion: int
+    width: int
+    repeats: int
+    stride: int
+
+
+STAGES = (
+    (Row(1, 16, 1, 1), Row(6, 24, 2, 1)),
+    (Row(6, 32, 3, 2),),
+    (Row(6, 64, 4, 2), Row(6, 96, 3, 1)),
+    (Row(6, 160, 3, 2), Row(6, 320, 1, 1)),
+)
+
+
+class InvertedBlock(nn.Module):
+    """1x1, depthwise 3x3 and 1x1 convolutions with BatchNorm, wide inside; no ReLU at the end.
+
+    There is a shortcut where the shape stays.
+    """
+
+    width: int
+    stride: int
+    expansion: int
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Return [batch, height / stride, width / stride, channels]."""
+        named, inner = norm(self.dtype, train), self.expansion * x.shape[-1]
+        y = conv(inner, 1, 1, self.dtype, "conv_1")(x)
+        y = nn.relu(named(name="norm_1")(y))
+        y = conv(inner, 3, self.stride, self.dtype, "depthwise", groups=inner)(y)
+        y = nn.relu(named(name="depthwise_norm")(y))
+        y = conv(self.width, 1, 1, self.dtype, "conv_2")(y)
+        y = named(name="norm_2")(y)
+        return y if x.shape != y.shape else Sum(name="sum")(x, y)
+
+
+class MobileStage(nn.Module):
+    """The blocks between two places where features are taken: `block_0`, `block_1`, ..."""
+
+    rows: Sequence[Row]
+    width_multiplier: float
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Return the last block's output."""
+        strided = [
+            (row, row.stride if i == 0 else 1) for row in self.rows for i in range(row.repeats)
+        ]
+        for i, (row, stride) in enumerate(strided):
+            width = int(row.width * self.width_multiplier)
+            block = InvertedBlock(width, stride, row.expansion, self.dtype, name=f"block_{i}")
+            x = block(x, train=train)
+        return x
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 for small images: a stem that halves them, then four stages, three of which do.
+
+    Modules: `stem`, `stem_norm`, `stage_1/block_0` to `stage_4`, `final` (the last 1x1 convolution,
+    `final/conv` and `final/norm`), `pool` (the embedding), `head`; within a block `conv_1`,
+    `norm_1`, `depthwise`, `depthwise_norm`, `conv_2`, `norm_2`, `sum`. A stage's output is linear,
+    not that of a ReLU.
+
+    References:
+        Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted Residuals and Linear
+        Bottlenecks", 2018, arXiv:1801.04381, table 2.
+
+    Differs from the paper: as in the tables of the distillation literature the blocks of 24
+    channels have no stride, ReLU has no upper limit, and the first block has the 1x1 convolution
+    that others need to widen.
+    """
+
+    num_classes: int
+    width_multiplier: float = 0.5
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(self, inputs: Array, *, train: bool) -> Array:
+        """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
+        factor = self.width_multiplier
+        x = conv(int(_STEM_WIDTH * factor), 3, 2, self.dtype, "stem")(inputs)
+        x = nn.relu(norm(self.dtype, train)(name="stem_norm")(x))
+        for i, rows in enumerate(STAGES, start=1):
+            x = MobileStage(rows, factor, self.dtype, name=f"stage_{i}")(x, train=train)
+        x = Final(int(_LAST_WIDTH * max(1.0, factor)), self.dtype, name="final")(x, train=train)
+        return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
+
+
+def mobilenet_v2(
+    num_classes: int,
+    *,
+    width_multiplier: float = 0.5,
+    dtype: DType = None,
+    features: Sequence[str] = (),
+) -> Model:
+    """Make MobileNetV2 for small images, [batch, height, width, channels], of half the width.
+
+    Args:
+        num_classes: the number of logits.
+        width_multiplier: what the channels are multiplied by, rounded down; the last ones, 1280,
+            do not become fewer. 0.5 is what the tables of the distillation literature have.
+        dtype: what the convolutions compute in, for example `jnp.bfloat16`; parameters, BatchNorm
+            statistics and logits are float32 all the same. None: the inputs' type, float32 at
+            least.
+        features: paths to capture: "stage_1", "stage_2/block_0", "final", "pool", ...
+
+    Returns:
+        A model.
+
+    Raises:
+        ValueError: if the multiplier leaves a block without channels, or `num_classes` is not
+            positive.
+    """
+    if not width_multiplier * STAGES[0][0].width >= 1:
+        raise ValueError(
+            f"mobilenet_v2: width_multiplier is {width_multiplier}, expected at least 1/16"
+        )
+    check_classes("mobilenet_v2", num_classes)
+    return from_linen(MobileNetV2(num_classes, width_multiplier, dtype), features=features)
