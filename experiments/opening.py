@@ -125,6 +125,9 @@ def open_experiment(
     if settings.teacher.checkpoint is not None:
         given_teacher = networks.load_teacher(settings.teacher, teacher)
         teacher = given_teacher.spec
+    if settings.rematerialise:
+        trained = {"--student": student} | ({} if given_teacher else {"--teacher": teacher})
+        networks.check_blocks(trained)
     places = places_of(student), places_of(teacher)
     methods.check_fit(settings.method, *places)
     with lock(settings.workdir):

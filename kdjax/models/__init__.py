@@ -22,6 +22,7 @@ from kdjax.models._networks import (
 )
 from kdjax.models._nnx import from_nnx, variables_of
 from kdjax.models._pytorch import from_pytorch, normalisation_of, read_state_dict
+from kdjax.models._remat import rematerialised
 from kdjax.models._transformer import VisionTransformer, vit, vit_b, vit_mu, vit_s, vit_ti
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "normalized",
     "num_params",
     "read_state_dict",
+    "rematerialised",
     "resnet",
     "resnet8",
     "resnet14",
