@@ -49,6 +49,7 @@ class Settings(distill.Settings):
     audit: tyro.conf.Suppress[bool] = False
     augment: tyro.conf.Suppress[tuple[groups.Augmentation, ...] | None] = ()
     num_micro_batches: tyro.conf.Suppress[int] = 1
+    rematerialise: tyro.conf.Suppress[bool] = False
     generator: GeneratorSettings = dataclasses.field(default_factory=GeneratorSettings)
     steps: int = 6000
     """Steps of a student; --epochs is the teacher's."""

@@ -68,6 +68,8 @@ class Settings:
     """Of the networks' arithmetic; parameters, losses and statistics stay float32."""
     num_micro_batches: int = 1
     """Parts of a batch over which the gradient is accumulated."""
+    rematerialise: bool = False
+    """Compute the insides of networks' blocks again for the gradient: less memory, more time."""
     seed: int = 0
     """Of the teacher and of the first student."""
     num_seeds: int | None = None

@@ -1,7 +1,7 @@
 """Networks by the names that the command line knows, and trained ones on disk."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,6 +131,18 @@ def check_patches(flag: str, spec: NetworkSpec) -> None:
             f"{flag}.patch-size is {spec.patch_size}, which does not divide images of "
             f"{height} x {width}"
         )
+
+
+def check_blocks(specs: Mapping[str, NetworkSpec]) -> None:
+    """Raise a ValueError that names the flag unless all networks are made of blocks."""
+    for flag, spec in specs.items():
+        images = jax.ShapeDtypeStruct((1, *spec.image_shape), np.uint8)
+        params = jax.eval_shape(build(spec).init, jax.random.key(0), images).params
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
+        if not any("block_" in path for path in paths):
+            raise ValueError(
+                f"--rematerialise computes blocks again, and {flag}.name {spec.name} has none"
+            )
 
 
 def save_network(directory: Path, spec: NetworkSpec, variables: Variables) -> None:

@@ -124,6 +124,9 @@ def open_experiment(
     if settings.teacher.checkpoint is not None:
         given_teacher = networks.load_teacher(settings.teacher, teacher)
         teacher = given_teacher.spec
+    if settings.rematerialise:
+        trained = {"--student": student} | ({} if given_teacher else {"--teacher": teacher})
+        networks.check_blocks(trained)
     fitting.check_fit(settings.method, student, teacher)
     with lock(settings.workdir):
         if _claim(settings.workdir, settings, requested):

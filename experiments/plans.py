@@ -11,7 +11,7 @@ from experiments.networks import Network, NetworkSpec
 from experiments.places import places_of, with_features
 from experiments.settings import Augmentation, NetworkSettings
 from experiments.training import Arrays, Run, Training
-from kdjax import data, distributed, sharding, step, teachers, terms
+from kdjax import data, distributed, models, sharding, step, teachers, terms
 from kdjax.objective import combine
 from kdjax.types import Model, Objective, Teacher
 
@@ -136,6 +136,7 @@ def plan_network(
     if "resized-crop" in augment:
         examples = {**examples, "image": examples["image"].cropped(data.random_crop)}
     layout_fn = experiment.run.layout_fn
+    model = models.rematerialised(model) if settings.rematerialise else model
     train_step = step.make_train_step(
         model,
         objective,

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-# What may differ between a run and its continuation: where it runs, what it keeps, how often it
-# speaks, what it does about a loss that is not finite, which it may just have stopped at, and what
-# is a training of its own.
+# What may differ between a run and its continuation: where it runs, what it keeps (also for the
+# gradient), how often it speaks, what it does about a loss that is not finite, which it may just
+# have stopped at, and what is a training of its own.
 FREE_SETTINGS = (
     *("workdir", "log_every", "audit", "profile", "keep_last", "keep_best", "on_nonfinite"),
-    *("methods", "num_best", "scales", "data.workers"),
+    *("methods", "num_best", "scales", "data.workers", "rematerialise"),
 )
 FREE_GROUPS = ("mesh.", "distributed.")
 

@@ -224,6 +224,7 @@ def test_another_mesh_resumes_and_agrees(finished, data_dir, tmp_path):
         (["--method", "kd+nothing"], "--method must be of scratch, kd"),
         (["--method", "at"], "--method at needs feature maps"),
         (["--keep-last", "1"], "--keep-last must be 2 or more"),
+        (["--rematerialise"], "computes blocks again, and --student.name mlp has none"),
         (["--on-nonfinite", "ignore"], "invalid choice 'ignore'"),
     ],
 )
@@ -463,6 +464,7 @@ def test_audit_shows_a_table_before_training_and_stops_on_what_does_not_hold(
 def test_a_student_under_its_teachers_classifier_goes_out_whole(tmp_path):
     flags = ["--epochs", "1", "--teacher.epochs", "1", "--num-seeds", "1", "--method", "simkd"]
     flags += ["--teacher.name", "resnet8", "--student.name", "resnet8", "--workdir", tmp_path]
+    flags += ["--rematerialise"]
     command = [sys.executable, "-m", "experiments.distill", *map(str, flags)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -475,6 +477,18 @@ def test_a_student_under_its_teachers_classifier_goes_out_whole(tmp_path):
     images = np.zeros((2, 8, 8, 1), np.uint8)
     logits = student.model.apply(*student.variables, images, train=False)[0].logits
     assert logits.shape == (2, 10) and np.all(np.isfinite(logits))
+
+
+def test_rematerialise_reaches_the_networks(data_dir, tmp_path, capsys, monkeypatch):
+    from kdjax import models
+
+    def seen(model):
+        raise ValueError("seen")
+
+    monkeypatch.setattr(models, "rematerialised", seen)
+    flags = ["--data.dir", data_dir, "--teacher.name", "resnet8", "--student.name", "resnet8"]
+    error = fails(capsys, *flags, "--rematerialise", "--workdir", tmp_path / "w")
+    assert error == "error: seen\n"
 
 
 def test_one_run_per_directory(data_dir, tmp_path):

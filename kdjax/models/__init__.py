@@ -25,6 +25,7 @@ from kdjax.models._networks import (
 )
 from kdjax.models._nnx import from_nnx, variables_of
 from kdjax.models._pytorch import from_pytorch, normalisation_of, read_state_dict
+from kdjax.models._remat import rematerialised
 from kdjax.models._shuffle import ShuffleNetV1, ShuffleNetV2, shufflenet_v1, shufflenet_v2
 from kdjax.models._transformer import VisionTransformer, vit, vit_b, vit_mu, vit_s, vit_ti
 from kdjax.models._vgg import VGG, vgg, vgg8, vgg13
@@ -55,6 +56,7 @@ __all__ = [
     "normalized",
     "num_params",
     "read_state_dict",
+    "rematerialised",
     "resnet",
     "resnet8",
     "resnet8x4",
