@@ -87,6 +87,9 @@ class Settings:
     """Steps between validations. Default: 20 in a training."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl."""
+    steps_per_call: int | None = None
+    """Most steps that one call of the compiled program takes, where the examples are held by every
+    device. Default: 50 if they fit and one process trains, else 1; about 0.25 s in any case."""
     profile: bool = False
     """Write traces of the steps 10 to 15 of each training to W/profile, for TensorBoard, XProf or
     Perfetto."""
@@ -119,6 +122,7 @@ def check(settings: Settings) -> None:
         "--checkpoint-every": settings.checkpoint_every,
         "--eval-every": settings.eval_every,
         "--log-every": settings.log_every,
+        "--steps-per-call": settings.steps_per_call,
     }
     for flag, count in counts.items():
         groups.require(count is None or count > 0, flag, "positive", count)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from experiments.console import progress, say
 from experiments.settings import Augmentation, OptimizerSettings, default_learning_rate
 from experiments.workdir import MetricsLog
-from kdjax import checkpoint, data, loop, metrics, sharding, step, teachers
+from kdjax import checkpoint, data, loop, metrics, resident, sharding, step, teachers
 from kdjax.distributed import gathered
 from kdjax.sharding import local_rows, shard_batch
 from kdjax.transforms import max_norm
@@ -35,6 +35,7 @@ from kdjax.types import (
 Arrays = Mapping[str, Any]
 """NumPy arrays by name, or columns of `kdjax.data` that are read while they are used."""
 EVAL_BATCH_SIZE = 500
+_STEPS_PER_CALL = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Run:
     keep_best: bool = False
     profile: bool = False
     workers: int = 0
+    steps_per_call: int | None = None
 
     def layout_fn(self, tree: PyTree) -> PyTree:
         """Say where arrays of ours live: a training's state, a network's variables."""
@@ -141,17 +143,17 @@ def train(run: Run, training: Training, seed: int) -> Variables:
         with (
             progress(label, start, training.num_steps) as update,
             checkpoint.saving(directory, keep=run.keep_last, keep_best=run.keep_best) as save_fn,
-            _closing(_batches(run, training, seed, start)) as batches,
+            _fed(run, training, seed, start) as (train_step, batches, steps_per_call),
         ):
             log_fn, eval_fn = _observers(run, training, seed, update, save_fn)
             trace = run.workdir / "profile" / f"{training.phase}-{seed}"
-            train_step = training.train_step
             cadence = max(1, training.num_steps // 20)
             state = loop.fit(
                 loop.profiled(train_step, trace) if run.profile else train_step,
                 state,
                 batches,
                 num_steps=training.num_steps,
+                steps_per_call=steps_per_call,
                 log_every=run.log_every,
                 log_fn=log_fn,
                 eval_every=run.eval_every or cadence,
@@ -164,12 +166,43 @@ def train(run: Run, training: Training, seed: int) -> Variables:
 
 
 @contextlib.contextmanager
-def _closing(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
-    """End the threads and processes that read ahead, if there are any."""
-    try:
-        yield batches
-    finally:
-        getattr(batches, "close", lambda: None)()
+def _fed(run: Run, training: Training, seed: int, start: int) -> Iterator[tuple[Any, Any, int]]:
+    """Feed a training, and end the threads and processes that read ahead, if there are any.
+
+    Yields:
+        A step, what it is called with, and the most steps that it takes in a call.
+    """
+    most = _steps_per_call(run, training.examples)
+    if most == 1:
+        batches = _batches(run, training, seed, start)
+        try:
+            yield training.train_step, batches, 1
+        finally:
+            getattr(batches, "close", lambda: None)()
+        return
+    examples, size = training.examples, training.batch_size
+    rows = data.train_rows(len(examples["label"]), seed=seed, batch_size=size, start_step=start)
+    yield (
+        resident.several(resident.with_examples(training.train_step, examples, run.mesh)),
+        rows,
+        most,
+    )
+
+
+def _steps_per_call(run: Run, examples: Arrays) -> int:
+    """Settle how many steps a call takes at most: several where the examples are on the devices.
+
+    A trace is one of single steps. Processes that train together cannot each go by their clock;
+    they take one step a call unless they are told.
+    """
+    asked = run.steps_per_call or (_STEPS_PER_CALL if jax.process_count() == 1 else 1)
+    if asked == 1 or run.profile or data.is_lazy(examples):
+        return 1
+    if resident.fits(examples, run.mesh):
+        return asked
+    if run.steps_per_call is None:
+        return 1
+    raise ValueError(f"--steps-per-call {asked}: the examples do not fit on every device")
 
 
 def label_of(training: Training, seed: int) -> str:
