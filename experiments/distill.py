@@ -88,8 +88,9 @@ class Settings:
     log_every: int = 50
     """Steps between lines in metrics.jsonl."""
     steps_per_call: int | None = None
-    """Most steps that one call of the compiled program takes, where the examples are held by every
-    device. Default: 50 if they fit and one process trains, else 1; about 0.25 s in any case."""
+    """Most steps that one call of the compiled program takes; a single process ends it after about
+    0.25 s. With more than 1 every device holds the examples. Default: 50 where they fit and one
+    process trains, but 1 for convolutions on CPUs."""
     profile: bool = False
     """Write traces of the steps 10 to 15 of each training to W/profile, for TensorBoard, XProf or
     Perfetto."""

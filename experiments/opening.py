@@ -206,7 +206,7 @@ def _check_fit(settings: "Settings", dataset: data.Dataset, mesh: Mesh) -> None:
     lazy = data.is_lazy(dataset.train._asdict())
     if lazy and (settings.steps_per_call or 1) > 1:
         raise ValueError(
-            f"--steps-per-call {settings.steps_per_call}: examples that stream are not on the device"
+            f"--steps-per-call {settings.steps_per_call}: examples that stream are on no device"
         )
     if "resized-crop" in views and not lazy:
         raise ValueError("--augment resized-crop needs --data.streaming: it crops what is read")

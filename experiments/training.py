@@ -143,7 +143,7 @@ def train(run: Run, training: Training, seed: int) -> Variables:
         with (
             progress(label, start, training.num_steps) as update,
             checkpoint.saving(directory, keep=run.keep_last, keep_best=run.keep_best) as save_fn,
-            _fed(run, training, seed, start) as (train_step, batches, steps_per_call),
+            _fed(run, training, seed, state) as (train_step, batches, steps_per_call),
         ):
             log_fn, eval_fn = _observers(run, training, seed, update, save_fn)
             trace = run.workdir / "profile" / f"{training.phase}-{seed}"
@@ -166,43 +166,47 @@ def train(run: Run, training: Training, seed: int) -> Variables:
 
 
 @contextlib.contextmanager
-def _fed(run: Run, training: Training, seed: int, start: int) -> Iterator[tuple[Any, Any, int]]:
+def _fed(
+    run: Run, training: Training, seed: int, state: TrainState
+) -> Iterator[tuple[Any, Any, int]]:
     """Feed a training, and end the threads and processes that read ahead, if there are any.
 
     Yields:
         A step, what it is called with, and the most steps that it takes in a call.
     """
-    most = _steps_per_call(run, training.examples)
-    if most == 1:
-        batches = _batches(run, training, seed, start)
-        try:
-            yield training.train_step, batches, 1
-        finally:
-            getattr(batches, "close", lambda: None)()
+    train_step, examples, start = training.train_step, training.examples, int(state.step)
+    most = _steps_per_call(run, training, seed, state)
+    if most > 1:
+        size = training.batch_size
+        held = resident.with_examples(train_step, examples, run.mesh)
+        rows = data.train_rows(len(examples["label"]), seed=seed, batch_size=size, start_step=start)
+        yield resident.several(held), rows, most
         return
-    examples, size = training.examples, training.batch_size
-    rows = data.train_rows(len(examples["label"]), seed=seed, batch_size=size, start_step=start)
-    yield (
-        resident.several(resident.with_examples(training.train_step, examples, run.mesh)),
-        rows,
-        most,
-    )
+    batches = _batches(run, training, seed, start)
+    try:
+        yield train_step, batches, 1
+    finally:
+        getattr(batches, "close", lambda: None)()
 
 
-def _steps_per_call(run: Run, examples: Arrays) -> int:
+def _steps_per_call(run: Run, training: Training, seed: int, state: TrainState) -> int:
     """Settle how many steps a call takes at most: several where the examples are on the devices.
 
     A trace is one of single steps. Processes that train together cannot each go by their clock;
     they take one step a call unless they are told.
     """
-    asked = run.steps_per_call or (_STEPS_PER_CALL if jax.process_count() == 1 else 1)
-    if asked == 1 or run.profile or data.is_lazy(examples):
+    asked, examples = run.steps_per_call, training.examples
+    if run.profile or data.is_lazy(examples) or asked == 1:
         return 1
-    if resident.fits(examples, run.mesh):
-        return asked
-    if run.steps_per_call is None:
-        return 1
-    raise ValueError(f"--steps-per-call {asked}: the examples do not fit on every device")
+    fits = resident.fits(examples, run.mesh)
+    if asked is not None and not fits:
+        raise ValueError(f"--steps-per-call {asked}: the examples do not fit on every device")
+    if asked is not None or not fits or jax.process_count() > 1:
+        return asked or 1
+    rows = np.arange(training.batch_size)
+    batch = data.train_batch(examples, 0, seed=seed, batch_size=len(rows), rows=rows)
+    pays = resident.loops_well(training.train_step, state, batch, run.mesh)
+    return _STEPS_PER_CALL if pays else 1
 
 
 def label_of(training: Training, seed: int) -> str:
