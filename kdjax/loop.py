@@ -88,11 +88,14 @@ def fit(
 
     def read(keep: int) -> None:
         nonlocal window
+        taken = 0
         while len(unread) > keep:
             before, count, metrics = unread.pop(0)
             for at, own in enumerate(_each(measures.to_host(metrics), count, steps_per_call), 1):
                 window = measures.merge(window, _checked(before + at, own))
-            pace.took(count)
+            taken += count
+        if taken:
+            pace.took(taken)
 
     while step < num_steps:
         most = min(pace.most, num_steps - step, *(e - step % e for e in dues if e))
@@ -243,7 +246,7 @@ class _Pace:
         self._since = time.perf_counter()
 
     def took(self, count: int) -> None:
-        """Note that a call of so many steps has ended, and that the next one has begun."""
+        """Note that so many steps have ended, and that the next ones have begun."""
         seconds = time.perf_counter() - self._since
         self._since += seconds
         if not self._fixed:
