@@ -81,29 +81,27 @@ def fit(
         Stopped: if `stop_fn` said so.
     """
     step = int(state.step)
-    unread: list[tuple[int, int, Metrics]] = []
+    unread: list[tuple[int, int, float, Metrics]] = []
     window: HostMetrics = {}
     dues = (log_every, eval_every if eval_fn else None, checkpoint_every if save_fn else None)
     call, pace, feed = _caller(train_step, steps_per_call), _Pace(steps_per_call), iter(batches)
 
     def read(keep: int) -> None:
         nonlocal window
-        taken = 0
         while len(unread) > keep:
-            before, count, metrics = unread.pop(0)
+            before, count, called, metrics = unread.pop(0)
             for at, own in enumerate(_each(measures.to_host(metrics), count, steps_per_call), 1):
                 window = measures.merge(window, _checked(before + at, own))
-            taken += count
-        if taken:
-            pace.took(taken)
+            pace.took(count, at_least=called)
 
     while step < num_steps:
         most = min(pace.most, num_steps - step, *(e - step % e for e in dues if e))
         group = list(itertools.islice(feed, most))
         if not group:
             break
+        began = time.perf_counter()
         state, metrics = call(state, group)
-        unread.append((step, len(group), metrics))
+        unread.append((step, len(group), time.perf_counter() - began, metrics))
         step += len(group)
         read(keep=1)
         last = step == num_steps
@@ -245,10 +243,14 @@ class _Pace:
         """Note that the device has nothing to do until the next call."""
         self._since = time.perf_counter()
 
-    def took(self, count: int) -> None:
-        """Note that so many steps have ended, and that the next ones have begun."""
-        seconds = time.perf_counter() - self._since
-        self._since += seconds
+    def took(self, count: int, *, at_least: float) -> None:
+        """Note that a call of so many steps has ended, and that the next one has begun.
+
+        It took the time since the last one ended, or what passed until it returned, where that is
+        more: a device may compute in the call itself.
+        """
+        now = time.perf_counter()
+        seconds, self._since = max(now - self._since, at_least), now
         if not self._fixed:
             fitting = int(_SECONDS_PER_CALL * count / max(seconds, 1e-9))
             self.most = max(1, min(fitting, _GROWTH * self.most, self._limit))
