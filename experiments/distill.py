@@ -89,6 +89,10 @@ class Settings:
     """Steps between validations. Default: 20 in a training."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl."""
+    steps_per_call: int | None = None
+    """Most steps that one call of the compiled program takes; a single process ends it after about
+    0.25 s. With more than 1 every device holds the examples. Default: 50 where they fit and one
+    process trains, but 1 for convolutions on CPUs."""
     profile: bool = False
     """Write traces of the steps 10 to 15 of each training to W/profile, for TensorBoard, XProf or
     Perfetto."""
@@ -122,6 +126,7 @@ def check(settings: Settings) -> None:
         "--checkpoint-every": settings.checkpoint_every,
         "--eval-every": settings.eval_every,
         "--log-every": settings.log_every,
+        "--steps-per-call": settings.steps_per_call,
     }
     for flag, count in counts.items():
         groups.require(count is None or count > 0, flag, "positive", count)

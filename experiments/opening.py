@@ -162,6 +162,7 @@ def _run_of(settings: "Settings", mesh: Mesh, stop_fn: Callable[[], bool]) -> Ru
         keep_best=settings.keep_best,
         profile=settings.profile,
         workers=settings.data.workers,
+        steps_per_call=settings.steps_per_call,
     )
 
 
@@ -203,7 +204,12 @@ def _check_fit(settings: "Settings", dataset: data.Dataset, mesh: Mesh) -> None:
             f"--data.student-examples is {asked}, but there are {present} training examples"
         )
     views = {*(settings.augment or ()), *(settings.teacher.augment or ())}
-    if "resized-crop" in views and not data.is_lazy(dataset.train._asdict()):
+    lazy = data.is_lazy(dataset.train._asdict())
+    if lazy and (settings.steps_per_call or 1) > 1:
+        raise ValueError(
+            f"--steps-per-call {settings.steps_per_call}: examples that stream are on no device"
+        )
+    if "resized-crop" in views and not lazy:
         raise ValueError("--augment resized-crop needs --data.streaming: it crops what is read")
     batch_size = settings.batch_size or 0
     try:

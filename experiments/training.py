@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from experiments.console import progress, say
 from experiments.settings import Augmentation, OptimizerSettings, default_learning_rate
 from experiments.workdir import MetricsLog
-from kdjax import checkpoint, data, loop, metrics, sharding, step, teachers
+from kdjax import checkpoint, data, loop, metrics, resident, sharding, step, teachers
 from kdjax.distributed import gathered
 from kdjax.sharding import local_rows, shard_batch
 from kdjax.transforms import max_norm
@@ -35,6 +35,7 @@ from kdjax.types import (
 Arrays = Mapping[str, Any]
 """NumPy arrays by name, or columns of `kdjax.data` that are read while they are used."""
 EVAL_BATCH_SIZE = 500
+_STEPS_PER_CALL = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Run:
     keep_best: bool = False
     profile: bool = False
     workers: int = 0
+    steps_per_call: int | None = None
 
     def layout_fn(self, tree: PyTree) -> PyTree:
         """Say where arrays of ours live: a training's state, a network's variables."""
@@ -141,17 +143,17 @@ def train(run: Run, training: Training, seed: int) -> Variables:
         with (
             progress(label, start, training.num_steps) as update,
             checkpoint.saving(directory, keep=run.keep_last, keep_best=run.keep_best) as save_fn,
-            _closing(_batches(run, training, seed, start)) as batches,
+            _fed(run, training, seed, state) as (train_step, batches, steps_per_call),
         ):
             log_fn, eval_fn = _observers(run, training, seed, update, save_fn)
             trace = run.workdir / "profile" / f"{training.phase}-{seed}"
-            train_step = training.train_step
             cadence = max(1, training.num_steps // 20)
             state = loop.fit(
                 loop.profiled(train_step, trace) if run.profile else train_step,
                 state,
                 batches,
                 num_steps=training.num_steps,
+                steps_per_call=steps_per_call,
                 log_every=run.log_every,
                 log_fn=log_fn,
                 eval_every=run.eval_every or cadence,
@@ -164,12 +166,47 @@ def train(run: Run, training: Training, seed: int) -> Variables:
 
 
 @contextlib.contextmanager
-def _closing(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
-    """End the threads and processes that read ahead, if there are any."""
+def _fed(
+    run: Run, training: Training, seed: int, state: TrainState
+) -> Iterator[tuple[Any, Any, int]]:
+    """Feed a training, and end the threads and processes that read ahead, if there are any.
+
+    Yields:
+        A step, what it is called with, and the most steps that it takes in a call.
+    """
+    train_step, examples, start = training.train_step, training.examples, int(state.step)
+    most = _steps_per_call(run, training, seed, state)
+    if most > 1:
+        size = training.batch_size
+        held = resident.with_examples(train_step, examples, run.mesh)
+        rows = data.train_rows(len(examples["label"]), seed=seed, batch_size=size, start_step=start)
+        yield resident.several(held), rows, most
+        return
+    batches = _batches(run, training, seed, start)
     try:
-        yield batches
+        yield train_step, batches, 1
     finally:
         getattr(batches, "close", lambda: None)()
+
+
+def _steps_per_call(run: Run, training: Training, seed: int, state: TrainState) -> int:
+    """Settle how many steps a call takes at most: several where the examples are on the devices.
+
+    A trace is one of single steps. Processes that train together cannot each go by their clock;
+    they take one step a call unless they are told.
+    """
+    asked, examples = run.steps_per_call, training.examples
+    if run.profile or data.is_lazy(examples) or asked == 1:
+        return 1
+    fits = resident.fits(examples, run.mesh)
+    if asked is not None and not fits:
+        raise ValueError(f"--steps-per-call {asked}: the examples do not fit on every device")
+    if asked is not None or not fits or jax.process_count() > 1:
+        return asked or 1
+    rows = np.arange(training.batch_size)
+    batch = data.train_batch(examples, 0, seed=seed, batch_size=len(rows), rows=rows)
+    pays = resident.loops_well(training.train_step, state, batch, run.mesh)
+    return _STEPS_PER_CALL if pays else 1
 
 
 def label_of(training: Training, seed: int) -> str:

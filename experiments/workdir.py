@@ -12,7 +12,7 @@ from typing import Any
 # have stopped at, and what is a training of its own.
 FREE_SETTINGS = (
     *("workdir", "log_every", "audit", "profile", "keep_last", "keep_best", "on_nonfinite"),
-    *("methods", "num_best", "scales", "data.workers", "rematerialise"),
+    *("methods", "num_best", "scales", "data.workers", "rematerialise", "steps_per_call"),
 )
 FREE_GROUPS = ("mesh.", "distributed.")
 

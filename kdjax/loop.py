@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,15 @@ import numpy as np
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
 from kdjax import metrics as measures
+from kdjax import sweep
 from kdjax.distributed import gathered
 from kdjax.types import Array, Batch, Metrics, TrainState, Variables
 
 HostMetrics = dict[str, Any]
+
+# What one call of several steps may take: a request to stop waits for two of them.
+_SECONDS_PER_CALL = 0.25
+_GROWTH = 4
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -31,11 +37,12 @@ class Stopped(Exception):
 
 
 def fit(
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    train_step: Callable[..., tuple[TrainState, Metrics]],
     state: TrainState,
     batches: Iterable[Batch],
     *,
     num_steps: int,
+    steps_per_call: int = 1,
     log_every: int = 50,
     log_fn: Callable[[int, HostMetrics], None] | None = None,
     eval_every: int | None = None,
@@ -51,17 +58,20 @@ def fit(
     written.
 
     Args:
-        train_step: `(state, batch) -> (state, metrics)`, as `with_teacher` makes it.
+        train_step: `(state, batch) -> (state, metrics)`, as `with_teacher` makes it; as
+            `kdjax.resident.several` does where a call takes several steps.
         state: where to start; its buffers are donated.
-        batches: the batches from the state's step on.
+        batches: the batches from the state's step on; NumPy arrays where a call takes several.
         num_steps: the step to end at, counted from the beginning of training.
+        steps_per_call: the most steps that a call takes. It takes fewer before whatever is due,
+            and in a single process as many as take about a quarter of a second.
         log_every: steps per call of `log_fn`.
         log_fn: called with a step and the merged metrics of the steps since the last call.
         eval_every: steps per call of `eval_fn`, which is called at the end too; None for never.
         eval_fn: called with a step and the state; it must not keep the state.
         checkpoint_every: steps per call of `save_fn`; None for the end only.
         save_fn: called with a step and the state.
-        stop_fn: asked after every step; when true, the state is saved and `Stopped` is raised.
+        stop_fn: asked after every call; when true, the state is saved and `Stopped` is raised.
 
     Returns:
         The state after `num_steps` steps.
@@ -71,19 +81,28 @@ def fit(
         Stopped: if `stop_fn` said so.
     """
     step = int(state.step)
-    unread: list[tuple[int, Metrics]] = []
+    unread: list[tuple[int, int, float, Metrics]] = []
     window: HostMetrics = {}
+    dues = (log_every, eval_every if eval_fn else None, checkpoint_every if save_fn else None)
+    call, pace, feed = _caller(train_step, steps_per_call), _Pace(steps_per_call), iter(batches)
 
     def read(keep: int) -> None:
         nonlocal window
         while len(unread) > keep:
-            at, metrics = unread.pop(0)
-            window = measures.merge(window, _checked(at, measures.to_host(metrics)))
+            before, count, called, metrics = unread.pop(0)
+            for at, own in enumerate(_each(measures.to_host(metrics), count, steps_per_call), 1):
+                window = measures.merge(window, _checked(before + at, own))
+            pace.took(count, at_least=called)
 
-    for batch in batches if step < num_steps else ():
-        state, metrics = train_step(state, batch)
-        step += 1
-        unread.append((step, metrics))
+    while step < num_steps:
+        most = min(pace.most, num_steps - step, *(e - step % e for e in dues if e))
+        group = list(itertools.islice(feed, most))
+        if not group:
+            break
+        began = time.perf_counter()
+        state, metrics = call(state, group)
+        unread.append((step, len(group), time.perf_counter() - began, metrics))
+        step += len(group)
         read(keep=1)
         last = step == num_steps
         stopping = not last and stop_fn is not None and stop_fn()
@@ -101,8 +120,8 @@ def fit(
             save_fn(step, state)
         if stopping:
             raise Stopped(step)
-        if last:
-            break
+        if not unread:
+            pace.starts()
     return state
 
 
@@ -207,6 +226,56 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class _Pace:
+    """How many steps the next call may take, from how long the last ones did.
+
+    Processes that train together would measure different times, and must take the same steps.
+    """
+
+    def __init__(self, steps_per_call: int):
+        self._limit, self._fixed = steps_per_call, jax.process_count() > 1
+        self.most = steps_per_call if self._fixed else 1
+        self.starts()
+
+    def starts(self) -> None:
+        """Note that the device has nothing to do until the next call."""
+        self._since = time.perf_counter()
+
+    def took(self, count: int, *, at_least: float) -> None:
+        """Note that a call of so many steps has ended, and that the next one has begun.
+
+        It took the time since the last one ended, or what passed until it returned, where that is
+        more: a device may compute in the call itself.
+        """
+        now = time.perf_counter()
+        seconds, self._since = max(now - self._since, at_least), now
+        if not self._fixed:
+            fitting = int(_SECONDS_PER_CALL * count / max(seconds, 1e-9))
+            self.most = max(1, min(fitting, _GROWTH * self.most, self._limit))
+
+
+def _caller(
+    train_step: Callable[..., tuple[TrainState, Metrics]], steps_per_call: int
+) -> Callable[[TrainState, list[Batch]], tuple[TrainState, Metrics]]:
+    """Call a step with its batch, or several steps with theirs, stacked and filled up."""
+    if steps_per_call == 1:
+        return lambda state, group: train_step(state, group[0])
+
+    def call(state: TrainState, group: list[Batch]) -> tuple[TrainState, Metrics]:
+        filled = [*group, *group[-1:] * (steps_per_call - len(group))]
+        stacked = jax.tree.map(lambda *parts: np.stack(parts), *filled)
+        return train_step(state, stacked, np.int32(len(group)))
+
+    return call
+
+
+def _each(metrics: HostMetrics, count: int, steps_per_call: int) -> list[HostMetrics]:
+    """Take the metrics of a call apart into those of its steps."""
+    if steps_per_call == 1:
+        return [metrics]
+    return [sweep.member(metrics, i) for i in range(count)]
 
 
 def _due(step: int, every: int | None) -> bool:

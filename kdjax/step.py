@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
 from kdjax import metrics as measures
 from kdjax import sharding
@@ -188,7 +189,7 @@ def with_teacher(
         whole = sharding.gather(teacher_variables, layout)
         return train_step(state, view, teacher.apply(whole, view))
 
-    return functools.partial(step, teacher_variables=teacher.variables)
+    return Partial(step, teacher_variables=teacher.variables)
 
 
 def make_eval_step(

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import toys
 
-from kdjax import checkpoint, data, distributed, loop, sharding, step
+from kdjax import checkpoint, data, distributed, loop, resident, sharding, step
 from kdjax.types import Variables
 
 NUM_STEPS, SAVE_EVERY, TIMEOUT, NUM_DEVICES = 12, 5, 15.0, 8
@@ -35,11 +35,13 @@ class Scenario(NamedTuple):
     victim: int | None = None
     number: int = signal.SIGKILL
     at: int = 7
+    steps_per_call: int = 1
 
 
 SCENARIOS = {
     "one": Scenario(1, (8, 1, 1), "one"),
     "two": Scenario(2, (2, 4, 1), "two"),
+    "two by calls": Scenario(2, (2, 4, 1), "two calls", steps_per_call=4),
     "one dies": Scenario(2, (2, 4, 1), "killed", victim=1),
     "resumed by two": Scenario(2, (2, 4, 1), "killed"),
     "zero dies": Scenario(2, (2, 4, 1), "orphaned", victim=0),
@@ -77,6 +79,10 @@ def batches(mesh, start=0):
         yield sharding.shard_batch(batch, mesh)
 
 
+def rows_of(mesh, start=0):
+    return data.train_rows(40, seed=3, batch_size=16, start_step=start)
+
+
 def disturbed(made, directory, scenario, me):
     """Let the victim die when it asks for a batch, and the first checkpoint is there."""
     for at, batch in made:
@@ -111,13 +117,20 @@ def train(out, scenario, me, port):
     fresh = placed(fresh, mesh)
     directory = out / scenario.directory
     start, state = checkpoint.restore(directory, fresh) or (0, fresh)
-    made = enumerate(batches(mesh, start), start)
+    run, made = (
+        step.with_teacher(step.make_train_step(model, objective, optimizer), teacher),
+        batches,
+    )
+    if scenario.steps_per_call > 1:
+        run, made = resident.several(resident.with_examples(run, examples(40, 0), mesh)), rows_of
+    feed = enumerate(made(mesh, start), start)
     with loop.stop_on_signals() as stop_fn, checkpoint.saving(directory) as save_fn:
         state = loop.fit(
-            step.with_teacher(step.make_train_step(model, objective, optimizer), teacher),
+            run,
             state,
-            disturbed(made, directory, scenario, me),
+            disturbed(feed, directory, scenario, me),
             num_steps=NUM_STEPS,
+            steps_per_call=scenario.steps_per_call,
             checkpoint_every=SAVE_EVERY,
             save_fn=save_fn,
             stop_fn=stop_fn,

@@ -125,6 +125,12 @@ def test_crops_of_whole_images_need_streaming(data_dir, tmp_path, capsys):
     assert "--augment resized-crop needs --data.streaming" in error
 
 
+def test_examples_that_stream_come_one_step_a_call(data_dir, tmp_path, capsys):
+    base = ["--data.dir", data_dir, "--workdir", tmp_path / "w", "--data.streaming"]
+    error = fails(capsys, *base, "--steps-per-call", "8")
+    assert "--steps-per-call 8: examples that stream are on no device" in error
+
+
 def test_a_finished_directory_says_so(finished, data_dir):
     again = run(data_dir, finished[0])
     assert again.returncode == 0
@@ -216,6 +222,7 @@ def test_another_mesh_resumes_and_agrees(finished, data_dir, tmp_path):
         (["--soft-weight", "1.5"], "--soft-weight must be in [0, 1], got 1.5"),
         (["--data.validation-fraction", "1"], "--data.validation-fraction must be in [0, 1)"),
         (["--epochs", "0"], "--epochs must be positive"),
+        (["--steps-per-call", "0"], "--steps-per-call must be positive, got 0"),
         (["--student.widths", "0"], "--student.widths must be positive"),
         (["--student.patch-size", "0"], "--student.patch-size must be positive"),
         (["--mesh.data", "0"], "--mesh.data must be positive, or -1 for all, got 0"),

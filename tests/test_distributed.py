@@ -30,7 +30,7 @@ def play(out, *names):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     names = ["one", "two", "one dies", "resumed by two", "zero dies", "resumed by one"]
-    names += ["one leaves", "preempted", "resumed by four"]
+    names += ["two by calls", "one leaves", "preempted", "resumed by four"]
     return play(tmp_path_factory.mktemp("hosts"), *names)
 
 
@@ -59,6 +59,12 @@ def test_two_processes_end_like_one(results):
     assert first["sha256"] == second["sha256"]
     assert (first["leader"], second["leader"]) == (True, False)
     assert first["split"] > 0 == said(results["one"])["split"]
+
+
+def test_two_processes_may_take_several_steps_a_call(results):
+    assert_close(results["two by calls"], results["two"])
+    first, second = (said(results["two by calls"], i) for i in (0, 1))
+    assert first["sha256"] == second["sha256"]
 
 
 def test_every_example_is_measured_once(results):

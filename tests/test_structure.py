@@ -20,6 +20,7 @@ LEVELS = [
     "objective",
     "sharding",
     "step",
+    "resident",
     "online",
     "sweep",
     "bias",

@@ -6,6 +6,7 @@ from kdjax.data.batches import (
     example_order,
     train_batch,
     train_batches,
+    train_rows,
 )
 from kdjax.data.crops import centre_crop, random_crop, stretch
 from kdjax.data.records import LazyImages, LazyLabels, is_lazy
@@ -35,6 +36,7 @@ __all__ = [
     "take",
     "train_batch",
     "train_batches",
+    "train_rows",
     "translate",
     "warp",
 ]

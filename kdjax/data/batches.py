@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -87,6 +88,25 @@ def train_batches(
         train_batch, seed=seed, batch_size=batch_size, num_examples=len(arrays["label"]), rows=mine
     )
     yield from _batches(arrays, batch_at, range(start_step, _NO_END), workers)
+
+
+def train_rows(
+    num_examples: int, *, seed: int, batch_size: int, start_step: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield which examples make up every batch, without end: for a set that is on the device.
+
+    Args:
+        num_examples: in the set.
+        seed: names the sequence of batches.
+        batch_size: examples in a batch, over all processes.
+        start_step: the first batch to yield.
+
+    Yields:
+        `index`, [batch_size]: of the whole batch, in every process.
+    """
+    for step in itertools.count(start_step):
+        index = batch_indices(seed, step, batch_size=batch_size, num_examples=num_examples)
+        yield {"index": index.astype(np.int32)}
 
 
 def train_batch(
