@@ -1,7 +1,7 @@
 """What networks of convolutions are built of: layers, blocks, and stages of blocks."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -116,6 +116,33 @@ class Pool(nn.Module):
         return jnp.mean(x, axis=(1, 2))
 
 
+def stages(
+    x: Array,
+    widths: Sequence[int],
+    sizes: Sequence[int],
+    dtype: DType,
+    *,
+    train: bool,
+    block: Callable[..., nn.Module] = BasicBlock,
+    first_stride: int = 1,
+) -> Array:
+    """Call `stage_1`, `stage_2`, ... within a network's `__call__`; each halves what it sees.
+
+    Args:
+        x: [batch, height, width, channels].
+        widths: of every stage.
+        sizes: the number of blocks in each.
+        dtype: what they compute in.
+        train: whether this is training.
+        block: makes a block of a width and a stride.
+        first_stride: of the first stage; 1 keeps the size.
+    """
+    for i, (width, num_blocks) in enumerate(zip(widths, sizes, strict=True)):
+        stride = first_stride if i == 0 else 2
+        x = Stage(width, num_blocks, stride, dtype, block, name=f"stage_{i + 1}")(x, train=train)
+    return x
+
+
 def conv(
     width: int,
     size: int,
@@ -154,6 +181,12 @@ def head(num_classes: int, dtype: DType) -> nn.Dense:
     # Rounding logits to half precision moves them by more than student and teacher may differ.
     wide = None if dtype is None else jnp.promote_types(dtype, jnp.float32)
     return nn.Dense(num_classes, dtype=wide, name="head")
+
+
+def check_sizes(function: str, stage_sizes: tuple[int, ...]) -> None:
+    """Raise a ValueError unless there are stages and all have blocks."""
+    if not stage_sizes or min(stage_sizes) < 1:
+        raise ValueError(f"{function}: stage_sizes is {stage_sizes}, expected positive numbers")
 
 
 def check_classes(function: str, num_classes: int) -> None:

@@ -9,11 +9,12 @@ from kdjax.models._blocks import (
     Bottleneck,
     DType,
     Pool,
-    Stage,
     check_classes,
+    check_sizes,
     conv,
     head,
     norm,
+    stages,
 )
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
@@ -45,10 +46,8 @@ class BottleneckResNet(nn.Module):
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
         x = conv(_STEM_WIDTH, 3, 1, self.dtype, "stem")(inputs)
         x = nn.relu(norm(self.dtype, train)(name="stem_norm")(x))
-        for i, num_blocks in enumerate(self.stage_sizes):
-            width, stride = _STEM_WIDTH * 2**i, 1 if i == 0 else 2
-            stage = Stage(width, num_blocks, stride, self.dtype, Bottleneck, name=f"stage_{i + 1}")
-            x = stage(x, train=train)
+        widths = [_STEM_WIDTH * 2**i for i in range(len(self.stage_sizes))]
+        x = stages(x, widths, self.stage_sizes, self.dtype, train=train, block=Bottleneck)
         return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
 
 
@@ -76,8 +75,7 @@ def bottleneck_resnet(
         ValueError: if a stage has no block, there is no stage, or `num_classes` is not positive.
     """
     sizes = tuple(stage_sizes)
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"bottleneck_resnet: stage_sizes is {sizes}, expected positive numbers")
+    check_sizes("bottleneck_resnet", sizes)
     check_classes("bottleneck_resnet", num_classes)
     return from_linen(BottleneckResNet(sizes, num_classes, dtype), features=features)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from kdjax.models._blocks import DType, Pool, Stage, check_classes, conv, head, norm
+from kdjax.models._blocks import DType, Pool, check_classes, check_sizes, conv, head, norm, stages
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -34,10 +34,8 @@ class ImageNetResNet(nn.Module):
         x = conv(_STEM_WIDTH, 7, 2, self.dtype, "stem")(inputs)
         x = nn.relu(norm(self.dtype, train)(name="stem_norm")(x))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for i, num_blocks in enumerate(self.stage_sizes):
-            width, stride = _STEM_WIDTH * 2**i, 1 if i == 0 else 2
-            stage = Stage(width, num_blocks, stride, self.dtype, name=f"stage_{i + 1}")
-            x = stage(x, train=train)
+        widths = [_STEM_WIDTH * 2**i for i in range(len(self.stage_sizes))]
+        x = stages(x, widths, self.stage_sizes, self.dtype, train=train)
         return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
 
 
@@ -65,8 +63,7 @@ def imagenet_resnet(
         ValueError: if a stage has no block, there is no stage, or `num_classes` is not positive.
     """
     sizes = tuple(stage_sizes)
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"imagenet_resnet: stage_sizes is {sizes}, expected positive numbers")
+    check_sizes("imagenet_resnet", sizes)
     check_classes("imagenet_resnet", num_classes)
     return from_linen(ImageNetResNet(sizes, num_classes, dtype), features=features)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.models._blocks import DType, Pool, Stage, check_classes, conv, head, norm
+from kdjax.models._blocks import DType, Pool, check_classes, conv, head, norm, stages
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model, Outputs, PyTree, Variables
 
@@ -66,10 +66,8 @@ class ResNet(nn.Module):
         num_blocks = (self.depth - 2) // 6
         x = conv(self.widths[0], 3, 1, self.dtype, "stem")(inputs)
         x = nn.relu(norm(self.dtype, train)(name="stem_norm")(x))
-        for i, width in enumerate(self.widths[1:], start=1):
-            stride = 1 if i == 1 else 2
-            stage = Stage(width, num_blocks, stride, self.dtype, name=f"stage_{i}")
-            x = stage(x, train=train)
+        widths = self.widths[1:]
+        x = stages(x, widths, [num_blocks] * len(widths), self.dtype, train=train)
         return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.models._blocks import DType, Final, Pool, Stage, Sum, check_classes, conv, head, norm
+from kdjax.models._blocks import DType, Final, Pool, Sum, check_classes, conv, head, norm, stages
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -110,9 +110,9 @@ class ShuffleNetV1(nn.Module):
     def __call__(self, inputs: Array, *, train: bool) -> Array:
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
         x = stem(inputs, self.dtype, train)
-        for i, (width, num_blocks) in enumerate(zip(_WIDTHS_V1, _NUM_BLOCKS, strict=True)):
-            stage = Stage(width, num_blocks, 2, self.dtype, GroupedBlock, name=f"stage_{i + 1}")
-            x = stage(x, train=train)
+        x = stages(
+            x, _WIDTHS_V1, _NUM_BLOCKS, self.dtype, train=train, block=GroupedBlock, first_stride=2
+        )
         return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
 
 
@@ -140,9 +140,9 @@ class ShuffleNetV2(nn.Module):
     def __call__(self, inputs: Array, *, train: bool) -> Array:
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
         x = stem(inputs, self.dtype, train)
-        for i, (width, num_blocks) in enumerate(zip(_WIDTHS_V2, _NUM_BLOCKS, strict=True)):
-            stage = Stage(width, num_blocks, 2, self.dtype, SplitBlock, name=f"stage_{i + 1}")
-            x = stage(x, train=train)
+        x = stages(
+            x, _WIDTHS_V2, _NUM_BLOCKS, self.dtype, train=train, block=SplitBlock, first_stride=2
+        )
         x = Final(_LAST_WIDTH, self.dtype, _INIT, name="final")(x, train=train)
         return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
 

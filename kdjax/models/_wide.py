@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from kdjax.models._blocks import DType, Pool, Stage, Sum, check_classes, conv, head, norm
+from kdjax.models._blocks import DType, Pool, Sum, check_classes, conv, head, norm, stages
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -69,10 +69,9 @@ class WideResNet(nn.Module):
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
         num_blocks = (self.depth - 4) // 6
         x = conv(_STEM_WIDTH, 3, 1, self.dtype, "stem")(inputs)
-        for i in range(_NUM_STAGES):
-            width, stride = _STEM_WIDTH * self.widen_factor * 2**i, 1 if i == 0 else 2
-            stage = Stage(width, num_blocks, stride, self.dtype, WideBlock, name=f"stage_{i + 1}")
-            x = stage(x, train=train)
+        widths = [_STEM_WIDTH * self.widen_factor * 2**i for i in range(_NUM_STAGES)]
+        sizes = [num_blocks] * _NUM_STAGES
+        x = stages(x, widths, sizes, self.dtype, train=train, block=WideBlock)
         x = Activation(self.dtype, name="final")(x, train=train)
         return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
 
