@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from kdjax.report._plots import SMALL, WIDTH, legend, plain
+from kdjax.report._plots import SMALL, WIDTH, legend, logarithmic, plain
 from kdjax.report._style import LINE_COLORS, MUTED
 
 
@@ -66,7 +66,7 @@ def plot_lines(
             axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if log_y:
-        axes.set_yscale("log")
+        logarithmic(axes, np.concatenate([np.asarray(line.y) for line in lines.values()]))
     axes.set_xlabel(xlabel, fontsize=SMALL, color=MUTED)
     axes.set_ylabel(ylabel, fontsize=SMALL, color=MUTED)
     legend(figure, axes)

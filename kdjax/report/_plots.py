@@ -185,11 +185,7 @@ def _scale_loss(row: Sequence[Axes]) -> None:
     values = np.concatenate([_values(axes) for axes in row])
     if not len(values) or values.min() <= 0 or values.max() < 10 * values.min():
         return
-    row[0].set_yscale("log")
-    decades = np.log10(values.max() / values.min())
-    row[0].yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0)))
-    row[0].yaxis.set_minor_formatter(NullFormatter())
-    row[0].yaxis.set_major_formatter("{x:g}")
+    logarithmic(row[0], values)
 
 
 def _scale_accuracy(row: Sequence[Axes]) -> None:
@@ -210,7 +206,19 @@ def _split_legend(axes: Axes, rows: Sequence[Row]) -> None:
         axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK, loc="upper right")
 
 
+def logarithmic(axes: Axes, values: np.ndarray) -> None:
+    """Spread positive values by their logarithm, with plain numbers beside the axis."""
+    axes.set_yscale("log")
+    decades = np.log10(values.max() / values.min())
+    few, more, most = (1.0,), (1.0, 2.0, 5.0), (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+    ticks = few if decades > 2 else more if decades >= 1 else most
+    axes.yaxis.set_major_locator(LogLocator(subs=ticks))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
 def legend(figure: Figure, axes: Axes) -> None:
+    """Name the lines of a plot above it."""
     figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside upper left",
