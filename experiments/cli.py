@@ -85,6 +85,10 @@ def parse(
         if stop.code:
             fail(f"{_one_line(page.getvalue())} (see {prog} --help)")
         raise
+    except BrokenPipeError:
+        # The help page went into `head`, which has seen enough; Python flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
 
 
 def fail(message: str, *, status: int = 2) -> NoReturn:

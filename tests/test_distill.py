@@ -364,6 +364,15 @@ def test_help_is_quick_and_lists_the_flags():
         assert flag in done.stdout
 
 
+def test_help_ends_quietly_where_its_reader_has_seen_enough():
+    command = [sys.executable, "-m", "experiments.distill", "--help"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment()
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0
+
+
 class FakeData:
     """What `resolve` looks at."""
 
