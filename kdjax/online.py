@@ -168,6 +168,7 @@ def make_mutual_step(
     temperature: float = 1.0,
     view_fn: ViewFn | None = None,
     inputs_fn: InputsFn = itemgetter("image"),
+    layout_fn: sharding.LayoutFn | None = None,
 ) -> MutualStep:
     """Compile mutual learning: several students trained together, each taught by the others.
 
@@ -184,6 +185,7 @@ def make_mutual_step(
         view_fn: augmentation, drawn at each step from the first state's key; None leaves the batch
             as it is.
         inputs_fn: what the networks are fed, `batch["image"]` by default.
+        layout_fn: where the arrays of all states live, as in `kdjax.step.make_train_step`.
 
     Returns:
         `step(states, batch) -> (states, metrics)`, jitted; the buffers of the states are donated.
@@ -228,9 +230,11 @@ def make_mutual_step(
     def step(states: Sequence[TrainState], batch: Batch) -> tuple[tuple[TrainState, ...], Metrics]:
         view = batch if view_fn is None else view_fn(step_key(states[0], VIEW_STREAM), batch)
         params = [state.params for state in states]
-        grads, (carried, metrics) = jax.grad(loss_fn, has_aux=True)(params, states, view)
-        new = map(updated, states, optimizers, grads, carried)
-        return tuple(new), {"loss": _total(metrics, len(students)), **metrics}
+        loss = sharding.gathering(loss_fn, layout_fn)
+        grads, (carried, metrics) = jax.grad(loss, has_aux=True)(params, states, view)
+        grads = sharding.hold(grads, layout_fn)
+        new = sharding.hold(tuple(map(updated, states, optimizers, grads, carried)), layout_fn)
+        return new, {"loss": _total(metrics, len(students)), **metrics}
 
     return step
 

@@ -1,5 +1,7 @@
 """Teachers that learn meanwhile: the moving average of the student, and peers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -259,6 +261,26 @@ def test_eight_devices_train_like_one():
         trained = [s.params for s in states]
         results.append((state.params, state.teacher_state, trained, metrics["loss"]))
         assert len(jax.tree.leaves(state.teacher_state)[0].sharding.device_set) == devices
+    assert_close(*results)
+
+
+def test_peers_that_are_split_over_devices_train_like_whole_ones():
+    students, objectives, _ = cohort(2)
+    parts, batch = (students, objectives, (optax.sgd(0.1, momentum=0.9),) * 2), toys.batch_of(16)
+    mesh = sharding.make_mesh(data=4, fsdp=2)
+    fed = sharding.shard_batch(batch, mesh)
+    results = []
+    for rules in ([], [("student/a$", ("fsdp", None))]):
+        layout = functools.partial(sharding.shardings, mesh=mesh, rules=rules)
+        states = jax.device_put(start_cohort(parts, batch), layout(start_cohort(parts, batch)))
+        run = online.make_mutual_step(*parts, temperature=2.0, layout_fn=layout)
+        for _ in range(2):
+            states, metrics = run(states, fed)
+        results.append(([s.params for s in states], metrics["loss"]))
+        split = [x for x in jax.tree.leaves(states) if not x.sharding.is_fully_replicated]
+        # Of both peers, a matrix and its momentum.
+        assert len(split) == 4 * len(rules)
+        assert all(x.addressable_shards[0].data.shape[0] == 2 for x in split)
     assert_close(*results)
 
 
