@@ -4,7 +4,8 @@
 
 The networks of the MNIST experiment, batches of 128: a 784-1200-1200-10 teacher, a 784-800-800-10
 student, Adam. The parts are the student's step from labels alone and the teacher's forward pass.
-Rematerialisation is measured on deep networks for CIFAR, batches of 32, from labels.
+Rematerialisation is measured on deep networks for CIFAR, and gradient accumulation on a shallow one
+as well, batches of 32, from labels.
 """
 
 import time
@@ -103,11 +104,16 @@ def kept_bytes(model: Model, images: jax.Array) -> int:
     return total(jax.eval_shape(backward, *shapes)) - total(shapes.params)
 
 
+def coloured_batch() -> Batch:
+    """Make images of CIFAR's shape, with labels."""
+    images = jax.random.normal(jax.random.key(0), (32, 32, 32, 3))
+    return {"image": images, "label": jnp.arange(32) % 10}
+
+
 def rematerialisation(name: str, model: Model) -> None:
     """Print what it costs and saves on a network to compute its blocks again."""
-    images = jax.random.normal(jax.random.key(0), (32, 32, 32, 3))
-    batch = {"image": images, "label": jnp.arange(32) % 10}
-    lean = models.rematerialised(model)
+    batch, lean = coloured_batch(), models.rematerialised(model)
+    images = batch["image"]
     again, plain = (program(m, batch, labels_alone(), teachers.absent()) for m in (lean, model))
     first, second, quotient = ratio(again.run, plain.run, repeats=5)
     kept = kept_bytes(lean, images) / kept_bytes(model, images)
@@ -144,6 +150,16 @@ def main() -> None:
     ):
         first, second, quotient = ratio(other.run, whole.run, repeats=7)
         print(f"{name}: {first * 1e3:.2f} ms against {second * 1e3:.2f} ms, ratio {quotient:.3f}")
+    network, coloured = models.resnet8(10), coloured_batch()
+    four, one = (
+        program(network, coloured, labels_alone(), teachers.absent(), parts=parts)
+        for parts in (4, 1)
+    )
+    first, second, quotient = ratio(four.run, one.run, repeats=5)
+    print(
+        f"resnet8, four micro-batches, against one batch: {first * 1e3:.0f} ms against "
+        f"{second * 1e3:.0f} ms, ratio {quotient:.3f}"
+    )
     numbers = [784 * 800 + 800 * 800 + 800 * 10, 784 * 1200 + 1200 * 1200 + 1200 * 10]
     # Forward, and the gradients of inputs and weights; the first layer's inputs need none.
     ideal = BATCH_SIZE * (2 * numbers[1] + 6 * numbers[0] - 2 * 784 * 800)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from experiments.console import progress, say
 from experiments.settings import Augmentation, OptimizerSettings, default_learning_rate
 from experiments.workdir import MetricsLog
-from kdjax import checkpoint, data, loop, metrics, resident, sharding, step, teachers
+from kdjax import checkpoint, data, loop, metrics, resident, scans, sharding, step, teachers
 from kdjax.distributed import gathered
 from kdjax.sharding import local_rows, shard_batch
 from kdjax.transforms import max_norm
@@ -203,9 +203,9 @@ def _steps_per_call(run: Run, training: Training, seed: int, state: TrainState) 
         raise ValueError(f"--steps-per-call {asked}: the examples do not fit on every device")
     if asked is not None or not fits or jax.process_count() > 1:
         return asked or 1
-    rows = np.arange(training.batch_size)
+    rows, platform = np.arange(training.batch_size), run.mesh.devices.flat[0].platform
     batch = data.train_batch(examples, 0, seed=seed, batch_size=len(rows), rows=rows)
-    pays = resident.loops_well(training.train_step, state, batch, run.mesh)
+    pays = scans.loops_well(training.train_step, state, batch, platform=platform)
     return _STEPS_PER_CALL if pays else 1
 
 

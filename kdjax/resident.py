@@ -75,27 +75,6 @@ def fits(arrays: Mapping[str, Any], mesh: Mesh) -> bool:
     return size <= min(known, default=_BYTES_WHERE_UNKNOWN / len(devices))
 
 
-def loops_well(step: Step, state: TrainState, batch: Batch, mesh: Mesh) -> bool:
-    """Whether a step is as fast inside a compiled loop as on its own.
-
-    XLA for CPUs brings convolutions into the form of its fast kernels outside of loops alone
-    (https://github.com/jax-ml/jax/issues/12868); the gradient of their weights takes some thirty
-    times as long inside of one.
-
-    Args:
-        step: `(state, batch) -> (state, metrics)`.
-        state: its state, or the shapes of one.
-        batch: a batch, likewise.
-        mesh: where it runs.
-
-    Returns:
-        False if it has convolutions and runs on CPUs.
-    """
-    if mesh.devices.flat[0].platform != "cpu":
-        return True
-    return "conv_general_dilated" not in str(jax.make_jaxpr(step)(state, batch))
-
-
 @functools.partial(jax.jit, donate_argnums=1)
 def _several(
     step: Step, state: TrainState, batches: PyTree, count: Array

@@ -13,7 +13,7 @@ import optax
 from jax.tree_util import Partial
 
 from kdjax import metrics as measures
-from kdjax import sharding
+from kdjax import scans, sharding
 from kdjax.teachers import InputsFn
 from kdjax.types import (
     Array,
@@ -318,7 +318,7 @@ def _accumulate(
         grads, (carried, metrics) = grad_fn(state.params, carried, state.step, key, only)
         return grads, carried, metrics
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (grads, carried), metrics = jax.lax.scan(body, (zeros, carried), (jnp.arange(num_parts), parts))
+    (grads, carried), metrics = scans.scan(body, (zeros, carried), (jnp.arange(num_parts), parts))
     return grads, carried, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
 

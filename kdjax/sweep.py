@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from kdjax import scans
 from kdjax.types import Metrics, PyTree, TrainState
 
 Method = Literal["map", "vmap"]
@@ -83,7 +84,8 @@ def make_sweep_step(
             ]
             return step(*full)
 
-        return jax.lax.map(one, [a for a, axis in zip(args, in_axes, strict=True) if axis == 0])
+        own = [a for a, axis in zip(args, in_axes, strict=True) if axis == 0]
+        return scans.scan(lambda _, member: (None, one(member)), None, own)[1]
 
     return jax.jit(mapped, donate_argnums=0)
 
@@ -92,6 +94,8 @@ def scan_steps(
     step: Callable[..., tuple[TrainState, Metrics]],
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Take several steps in one call: fewer calls, and under `map` fewer copies of the states.
+
+    Not for convolutions on CPUs, see `kdjax.scans.loops_well`.
 
     Args:
         step: `(state, batch, *rest) -> (state, metrics)`.

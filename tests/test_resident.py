@@ -220,24 +220,6 @@ def test_processes_that_train_together_take_the_same_steps(monkeypatch):
     assert counts == [8, 2, 8, 2]
 
 
-def test_convolutions_on_cpus_are_better_off_outside_of_loops():
-    from kdjax import models
-
-    mesh = sharding.make_mesh(**ONE)
-    run, initial = parts(mesh)
-    assert resident.loops_well(run, initial(), toys.batch_of(SIZE), mesh)
-    network, images = models.resnet8(toys.NUM_CLASSES), jnp.zeros((2, 8, 8, 3))
-    variables = network.init(jax.random.key(0), images)
-
-    def convolving(state, batch):
-        outputs, _ = network.apply(*state, batch["image"], train=False)
-        return state, {"loss": (outputs.logits.sum(), 2)}
-
-    assert not resident.loops_well(convolving, variables, {"image": images}, mesh)
-    elsewhere = SimpleNamespace(devices=np.array([SimpleNamespace(platform="tpu")]))
-    assert resident.loops_well(convolving, variables, {"image": images}, elsewhere)
-
-
 def test_what_fits():
     def mesh(*limits):
         stats = [limit and {"bytes_limit": limit} for limit in limits]

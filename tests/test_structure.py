@@ -18,6 +18,7 @@ LEVELS = [
     "teachers",
     "terms",
     "objective",
+    "scans",
     "sharding",
     "step",
     "resident",
