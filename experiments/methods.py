@@ -212,7 +212,7 @@ def skd(setup: Setup) -> Weighted:
 
 def tfkd(setup: Setup) -> Weighted:
     """A teacher made by hand, T = 20 (Yuan et al., 2019): no teacher."""
-    return _with_labels(0.05, tfkd=(terms.virtual_teacher(), 0.95))
+    return _with_labels(0.9, tfkd=(terms.virtual_teacher(), 0.1))
 
 
 def uskd(setup: Setup) -> Weighted:
