@@ -170,7 +170,7 @@ deviations from the papers; [golden.md](golden.md) says whose code each was held
 the tests hold ours against. *Time*, *memory*: the step's time and the memory it needs at its peak,
 over plain KD's (`python -m benchmarks.methods`: resnet20 to resnet8, CIFAR shapes, batches of 64).
 *Gain*: points of test accuracy over labels alone (`python -m experiments.compare`, see
-[RESULTS.md](../RESULTS.md)). An empty cell was not measured.
+[RESULTS.md](../RESULTS.md)). An empty cell was not measured; nan: the training diverged.
 
 """
 
@@ -255,7 +255,7 @@ def _gain(name: str) -> str:
     if name not in entries or name == comparison.BASELINE:
         return ""
     baseline = statistics.mean(entries[comparison.BASELINE].last)
-    return f"{statistics.mean(entries[name].last) - baseline:+.2f}"
+    return comparison.gain(entries[name], baseline)
 
 
 def _read(name: str) -> dict[str, dict[str, float]]:

@@ -1,6 +1,7 @@
 """The stages of `experiments.compare`: train every method, choose the best, tabulate."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,9 +16,12 @@ from experiments.numbers import spread
 from experiments.opening import Experiment, facts, seeds_of, spec_of
 from experiments.plans import TeacherResult
 from experiments.training import Arrays
+from kdjax import loop
 from kdjax import report as pages
 
 BASELINE = "scratch"
+ENDS = FINISHED, DIVERGED = "finished", "diverged"
+"""How a training ended, in the log."""
 COLUMNS = ("method", "weights", "seeds", "test %", "gain", "best epoch %", "validation %")
 
 
@@ -39,7 +43,7 @@ class Entry(NamedTuple):
 
     `last` is on the test set after the last epoch, `best` after the epoch that was best on it
     (which the field's tables state, and which flatters), `validation` on the validation examples
-    after the last epoch.
+    after the last epoch. All are nan where the loss was not finite.
     """
 
     method: str
@@ -93,14 +97,14 @@ def train_all(
     names = tuple(dict.fromkeys((BASELINE, *names)))
     entries = {name: trained(Trial(name, 1.0, (first,))) for name in names}
     rivals = [entry for name, entry in entries.items() if name != BASELINE]
-    best = sorted(rivals, key=lambda entry: -entry.validation[0])[:num_best]
+    best = sorted(rivals, key=lambda entry: -_rank(entry.validation))[:num_best]
     for entry in best:
         tried = [trained(Trial(entry.method, scale, (first,))) for scale in scales]
-        chosen = max([entry, *tried], key=lambda e: e.validation[0])
+        chosen = max([entry, *tried], key=lambda e: _rank(e.validation))
         entries[entry.method] = trained(Trial(entry.method, chosen.scale, tuple(seeds)))
     if best:
         entries[BASELINE] = trained(Trial(BASELINE, 1.0, tuple(seeds)))
-    return sorted(entries.values(), key=lambda entry: -statistics.mean(entry.last))
+    return sorted(entries.values(), key=lambda entry: -_rank(entry.last))
 
 
 def report(
@@ -150,7 +154,8 @@ NOTE = (
     "Every method has the paper's or its authors' weights, times the factor in the second column, "
     "which was chosen among the best methods alone, on validation accuracy. 'best epoch' is the "
     "best test accuracy of any epoch, which the field's tables state; it was chosen on the test "
-    "set, and nothing else was. The gain is that of the last epoch over labels alone, in points."
+    "set, and nothing else was. The gain is that of the last epoch over labels alone, in points; "
+    "nan stands where the loss was not finite."
 )
 
 
@@ -164,12 +169,18 @@ def rows(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
             "" if entry.method == BASELINE else f"x {entry.scale:.3g}",
             str(len(entry.last)),
             spread(entry.last, 2),
-            "" if entry.method == BASELINE else f"{statistics.mean(entry.last) - baseline:+.2f}",
+            "" if entry.method == BASELINE else gain(entry, baseline),
             spread(entry.best, 2),
             spread(entry.validation, 2),
         )
         for entry in entries
     ]
+
+
+def gain(entry: Entry, baseline: float) -> str:
+    """Format the points of accuracy that a method's last epochs have over labels alone."""
+    points = statistics.mean(entry.last) - baseline
+    return "nan" if math.isnan(points) else f"{points:+.2f}"
 
 
 def read(path: Path) -> list[Entry]:
@@ -190,7 +201,7 @@ def read(path: Path) -> list[Entry]:
 def _train(experiment: Experiment, teacher: TeacherResult, examples: Arrays, trial: Trial) -> Entry:
     """Train what the log does not hold yet."""
     run = experiment.run
-    done = {(row["phase"], row["seed"]) for row in run.log.rows() if row["split"] == "finished"}
+    done = {(row["phase"], row["seed"]) for row in run.log.rows() if row["split"] in ENDS}
     missing = [seed for seed in trial.seeds if (trial.phase, seed) not in done]
     if missing:
         plan = plans.plan_method(
@@ -200,15 +211,24 @@ def _train(experiment: Experiment, teacher: TeacherResult, examples: Arrays, tri
         plan = dataclasses.replace(plan, watched=watched)
         each = dataclasses.replace(run, eval_every=-(-plan.num_steps // _epochs(experiment)))
         for seed in missing:
-            training.train(each, plan, seed)
-            run.log.append(phase=trial.phase, seed=seed, step=plan.num_steps, split="finished")
+            end = FINISHED
+            try:
+                training.train(each, plan, seed)
+            except loop.NonFiniteLoss as error:
+                say(f"{training.label_of(plan, seed)} diverged: {error}")
+                end = DIVERGED
+            run.log.append(phase=trial.phase, seed=seed, step=plan.num_steps, split=end)
         # Every method is a program of its own, which nothing will call again.
         jax.clear_caches()
     return _entry(run.log.rows(), trial)
 
 
 def _entry(rows: Sequence[dict[str, Any]], trial: Trial) -> Entry:
+    lost = {(row["phase"], row["seed"]) for row in rows if row["split"] == DIVERGED}
+
     def accuracies(split: str, seed: int) -> list[float]:
+        if (trial.phase, seed) in lost:
+            return [float("nan")]
         found = [
             (row["step"], 100 * row["accuracy"])
             for row in rows
@@ -225,6 +245,12 @@ def _entry(rows: Sequence[dict[str, Any]], trial: Trial) -> Entry:
         best=tuple(max(values) for values in test),
         validation=tuple(validation),
     )
+
+
+def _rank(accuracies: Sequence[float]) -> float:
+    """Return the mean to sort by: behind all others where a training diverged."""
+    mean = statistics.mean(accuracies)
+    return -math.inf if math.isnan(mean) else mean
 
 
 def _epochs(experiment: Experiment) -> int:

@@ -1,9 +1,10 @@
 """The methods that `--method` names: for each the terms of its objective, with their weights.
 
 A method is a function of a `Setup`; the first line of its docstring is its line of help. Weights
-are the paper's or its authors' for CIFAR-100 where that line says no more; those of older methods
-are from the RepDistiller tables (Tian, Krishnan, Isola, "Contrastive Representation Distillation",
-2019, arXiv:1910.10699).
+are the paper's or its authors' for CIFAR-100 where that line says no more, brought into the scale
+of our losses, and where they have one for each pair of networks, that of one pair; those of older
+methods are from the RepDistiller tables (Tian, Krishnan, Isola, "Contrastive Representation
+Distillation", 2019, arXiv:1910.10699).
 """
 
 import dataclasses
@@ -113,6 +114,11 @@ def _with_labels(weight: float = 1.0, **others: tuple[Term, Weight]) -> Weighted
     return {"hard": (terms.cross_entropy(), weight), **others}
 
 
+def _warm_up(setup: Setup, weight: float) -> Weight:
+    """Return a weight that grows over the first twelfth of the training, 20 of 240 epochs."""
+    return optax.linear_schedule(0.0, weight, setup.share(1 / 12))
+
+
 def _paired(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Return the last features of both, as many as the one with fewer has."""
     count = min(len(student), len(teacher))
@@ -160,18 +166,17 @@ def logit_std(setup: Setup) -> Weighted:
 
 def dkd(setup: Setup) -> Weighted:
     """The labelled class and the others apart (Zhao et al., 2022); warm-up over a twelfth."""
-    warm_up = optax.linear_schedule(0.0, 1.0, setup.share(1 / 12))
-    return _with_labels(dkd=(terms.dkd(), warm_up))
+    return _with_labels(dkd=(terms.dkd(), _warm_up(setup, 1.0)))
 
 
 def nkd(setup: Setup) -> Weighted:
     """The labelled class and the others, normalised (Yang et al., 2023)."""
-    return _with_labels(nkd=(terms.nkd(), 1.0))
+    return _with_labels(nkd=(terms.nkd(temperature=3.0, nontarget_weight=3.5), 1.0))
 
 
 def wsld(setup: Setup) -> Weighted:
     """Soft targets weighed by what they have on the labels (Zhou et al., 2021)."""
-    return _with_labels(wsld=(terms.wsld(), 2.25))
+    return _with_labels(wsld=(terms.wsld(temperature=4.0), 2.25))
 
 
 def dist(setup: Setup) -> Weighted:
@@ -180,18 +185,18 @@ def dist(setup: Setup) -> Weighted:
 
 
 def ttm(setup: Setup) -> Weighted:
-    """Only the teacher is softened (Zheng & Yang, 2024); the weight is ours."""
-    return _with_labels(ttm=(terms.ttm(), 1.0))
+    """Only the teacher is softened (Zheng & Yang, 2024)."""
+    return _with_labels(ttm=(terms.ttm(), 45.0))
 
 
 def wttm(setup: Setup) -> Weighted:
-    """The same, weighed by the teacher's doubt (Zheng & Yang, 2024); the weight is ours."""
-    return _with_labels(wttm=(terms.wttm(), 1.0))
+    """The same, weighed by the teacher's doubt (Zheng & Yang, 2024)."""
+    return _with_labels(wttm=(terms.wttm(), 4.0))
 
 
 def mlkd(setup: Setup) -> Weighted:
     """Instances, batch and classes at five temperatures (Jin et al., 2023)."""
-    return _with_labels(0.1, mlkd=(terms.multi_level(), 9.0))
+    return _with_labels(0.1, mlkd=(terms.multi_level(), 0.9))
 
 
 def ctkd(setup: Setup) -> Weighted:
@@ -206,8 +211,12 @@ def logit_mse(setup: Setup) -> Weighted:
 
 
 def skd(setup: Setup) -> Weighted:
-    """Cosines between examples' logits (Jeong et al., 2026); the weight is ours."""
-    return _with_labels(skd=(terms.direction_relation(), 1.0))
+    """Soft targets, and cosines between examples' logits (Jeong et al., 2026)."""
+    num_classes = setup.teacher_params["head"]["kernel"].shape[-1]
+    # The authors divide the cosines by the classes.
+    directions = terms.direction_relation(regularization=0.1 * num_classes**2)
+    soft = terms.soft_targets(temperature=4.0)
+    return _with_labels(skd_soft=(soft, 0.5), skd_directions=(directions, 0.5))
 
 
 def tfkd(setup: Setup) -> Weighted:
@@ -218,7 +227,8 @@ def tfkd(setup: Setup) -> Weighted:
 def uskd(setup: Setup) -> Weighted:
     """Soft labels from the student itself (Yang et al., 2023): no teacher."""
     early = setup.student.stages[-2 if len(setup.student.stages) > 1 else -1]
-    return _with_labels(uskd=(terms.uskd(early), 1.0))
+    term = terms.uskd(early, target_weight=0.1, nontarget_weight=0.1, weak_weight=0.1)
+    return _with_labels(uskd=(term, 1.0))
 
 
 # Divergences, in the forms that language models use; the weights are ours.
@@ -266,7 +276,9 @@ def hint(setup: Setup) -> Weighted:
     """The middle feature through a learned map (Romero et al., 2014)."""
     student, teacher = _stages(setup)
     middle = (len(student) - 1) // 2
-    return _with_labels(hint=(terms.hint(student[middle], teacher[middle]), 100.0))
+    # Maps are behind a ReLU, the hidden units of other networks are not always.
+    term = terms.hint(student[middle], teacher[middle], norm=setup.teacher.spatial)
+    return _with_labels(hint=(term, 100.0))
 
 
 def at(setup: Setup) -> Weighted:
@@ -280,13 +292,15 @@ def nst(setup: Setup) -> Weighted:
 
 
 def fsp(setup: Setup) -> Weighted:
-    """The flow from stage to stage (Yim et al., 2017)."""
-    return _with_labels(fsp=(terms.flow(*_stages(setup)), 50.0))
+    """The flow from stage to stage (Yim et al., 2017), with the labels; the weight is ours."""
+    return _with_labels(fsp=(terms.flow(*_stages(setup)), 10.0))
 
 
 def ft(setup: Setup) -> Weighted:
     """Factors of the last map (Kim et al., 2018); the paraphraser learns meanwhile."""
-    return _with_labels(ft=(terms.factor_transfer(*_last(setup)), 200.0))
+    # The paraphraser learns at a fifth of the rate, as in the tables.
+    term = terms.factor_transfer(*_last(setup), reconstruction_weight=0.2 / 500)
+    return _with_labels(ft=(term, 500.0))
 
 
 def ab(setup: Setup) -> Weighted:
@@ -308,8 +322,11 @@ def vid(setup: Setup) -> Weighted:
 
 
 def review(setup: Setup) -> Weighted:
-    """Stages fused with all behind them (Chen et al., 2021)."""
-    return _with_labels(review=(terms.review(*_stages(setup)), 0.6))
+    """Stages fused with all behind them (Chen et al., 2021); warm-up over a twelfth."""
+    stages = _paired(setup.student.bare, setup.teacher.bare)
+    embeddings = _embeddings(setup)
+    paths = ([*own, last] for own, last in zip(stages, embeddings, strict=True))
+    return _with_labels(review=(terms.review(*paths), _warm_up(setup, 0.6)))
 
 
 def cat(setup: Setup) -> Weighted:
@@ -319,12 +336,12 @@ def cat(setup: Setup) -> Weighted:
 
 def cwd(setup: Setup) -> Weighted:
     """Where each channel looks, last map (Shu et al., 2020); same widths; the weight is ours."""
-    return _with_labels(cwd=(terms.channel_wise(*_last(setup)), 1.0))
+    return _with_labels(cwd=(terms.channel_wise(*_last(setup)), 10.0))
 
 
 def mgd(setup: Setup) -> Weighted:
     """The last map from what a mask leaves of it (Yang et al., 2022)."""
-    return _with_labels(mgd=(terms.masked_generation(*_last(setup)), 7e-5))
+    return _with_labels(mgd=(terms.masked_generation(*_last(setup), mask_ratio=0.15), 1.2e-3))
 
 
 def simkd(setup: Setup) -> Weighted:
@@ -333,8 +350,10 @@ def simkd(setup: Setup) -> Weighted:
 
 
 def semckd(setup: Setup) -> Weighted:
-    """All stages from all stages, by learned attention (Chen et al., 2020)."""
-    return _with_labels(semckd=(terms.semantic_calibration(*_stages(setup)), 400.0))
+    """Soft targets, and all stages from all, by learned attention (Chen et al., 2020)."""
+    stages = terms.semantic_calibration(*_stages(setup))
+    soft = terms.soft_targets(temperature=4.0)
+    return _with_labels(semckd_soft=(soft, 1.0), semckd=(stages, 400.0))
 
 
 def ickd(setup: Setup) -> Weighted:
@@ -344,7 +363,7 @@ def ickd(setup: Setup) -> Weighted:
 
 def pad(setup: Setup) -> Weighted:
     """The embedding with a learned uncertainty (Zhang et al., 2020); the weight is ours."""
-    return _with_labels(pad=(terms.prime_aware(*_embeddings(setup)), 1.0))
+    return _with_labels(pad=(terms.prime_aware(*_embeddings(setup)), _warm_up(setup, 1.0)))
 
 
 def srrl(setup: Setup) -> Weighted:
@@ -372,7 +391,7 @@ def sp(setup: Setup) -> Weighted:
 
 def cc(setup: Setup) -> Weighted:
     """Correlation congruence of embeddings (Peng et al., 2019); the weight is ours."""
-    return _with_labels(cc=(terms.correlation_congruence(*_embeddings(setup)), 1.0))
+    return _with_labels(cc=(terms.correlation_congruence(*_embeddings(setup)), 100.0))
 
 
 def cc_neighbours(setup: Setup) -> Weighted:
@@ -388,7 +407,7 @@ def pkt(setup: Setup) -> Weighted:
 
 def darkrank(setup: Setup) -> Weighted:
     """The order of neighbours (Chen et al., 2018); the weight is ours."""
-    return _with_labels(darkrank=(terms.hard_dark_rank(*_embeddings(setup)), 0.1))
+    return _with_labels(darkrank=(terms.hard_dark_rank(*_embeddings(setup), normalize=True), 1.0))
 
 
 def itrd(setup: Setup) -> Weighted:
@@ -421,7 +440,7 @@ METHODS: Mapping[str, Callable[[Setup], Weighted]] = {**LOGITS, **FEATURES, **SP
 BY_DESIGN: Mapping[str, tuple[str, ...]] = {
     "darkrank": ("zero at equality",),  # the likelihood of an order, not a distance
     "logit_mse": ("shift invariance",),  # raw logits, like their cosines in skd
-    "skd": ("shift invariance",),
+    "skd_directions": ("shift invariance",),
     "ttm": ("zero at equality",),  # the teacher is softened, the student is not
     "wttm": ("zero at equality",),
 }

@@ -13,6 +13,8 @@ def spread(values: Sequence[float], digits: int | None = None) -> str:
         digits: after the point; by default one, below one as many as show two that count.
     """
     mean = sum(values) / len(values)
+    if math.isnan(mean):
+        return "nan"
     if digits is None:
         digits = 1 if abs(mean) >= 1 or not mean else 1 - math.floor(math.log10(abs(mean)))
     if len(values) == 1:

@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import scripts
 
 from experiments import compare, comparison, presets, workdir
 from experiments.comparison import Entry, Trial
+from kdjax import loop
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,6 +100,52 @@ def test_the_log_tells_the_last_epoch_from_the_best():
     ]
     entry = comparison._entry(rows[::-1], Trial("kd", 3.0, (0,)))
     assert entry == Entry("kd", 3.0, (40.0,), (50.0,), (60.0,))
+
+
+def test_a_training_that_diverges_is_tabled_and_not_tried_again(monkeypatch, tmp_path):
+    trained = []
+
+    def train(run, plan, seed):
+        trained.append((plan.phase, seed))
+        run.log.append(phase=plan.phase, seed=seed, split="test", step=1, accuracy=0.5)
+        if plan.phase == "a":
+            raise loop.NonFiniteLoss("the loss is nan at step 2")
+
+    def plan(experiment, teacher, method, examples, *, phase, scale):
+        return Plan(phase)
+
+    monkeypatch.setattr(comparison.training, "train", train)
+    monkeypatch.setattr(comparison.plans, "plan_method", plan)
+    monkeypatch.setattr(comparison.plans, "with_answers", lambda *_: {})
+    monkeypatch.setattr(comparison.plans, "student_examples", lambda _: {})
+    experiment = SimpleNamespace(
+        settings=SimpleNamespace(seed=0, num_seeds=1, epochs=1),
+        run=Run(workdir.MetricsLog(tmp_path / "metrics.jsonl")),
+        dataset=SimpleNamespace(test=Entry("", 1.0, (), (), ())),
+    )
+    for _ in range(2):
+        entries = comparison.train_all(experiment, None, ["a", "b"], num_best=1, scales=())
+        assert [e.method for e in entries][-1] == "a"
+        assert np.isnan([*entries[-1].last, *entries[-1].best, *entries[-1].validation]).all()
+    assert trained == [("scratch", 0), ("a", 0), ("b", 0)]
+    assert comparison.rows(entries)[-1][3:5] == ("nan", "nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `comparison` looks at of a training."""
+
+    phase: str
+    watched: dict = dataclasses.field(default_factory=dict)
+    num_steps: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Likewise of a run."""
+
+    log: workdir.MetricsLog
+    eval_every: int | None = None
 
 
 @pytest.mark.parametrize("pair", presets.PAIRS)

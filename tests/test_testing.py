@@ -158,6 +158,7 @@ GOOD_TERMS = {
     "kd": (terms.kd(), {"learns": False, "remembers": False}),
     "cross_entropy": (terms.cross_entropy(), {}),
     "hint on vectors": (terms.hint("hidden", "hidden"), {"learns": True}),
+    "hint behind BatchNorm": (terms.hint("stage_2", "stage_2", norm=True), {"learns": True}),
     "hint on maps": (terms.hint("stage_2", "stage_2"), {"learns": True, "remembers": False}),
     "relation": (terms.stateless(flawed.relation_term, couples_batch=True), {}),
     "memory": (flawed.running_mean(flawed.masked_mean), {"remembers": True}),

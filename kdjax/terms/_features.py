@@ -6,10 +6,11 @@ import jax.numpy as jnp
 from kdjax import losses
 from kdjax.losses import _maps
 from kdjax.terms._base import feature_of, teacher_of
+from kdjax.terms._layers import batch_norm, init_norm, linear
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
 
 
-def hint(student_feature: str, teacher_feature: str) -> Term:
+def hint(student_feature: str, teacher_feature: str, *, norm: bool = False) -> Term:
     """Regress the teacher's features from the student's through a learned linear map.
 
     The map acts on the last axis (a 1x1 convolution on images, a dense layer on vectors and
@@ -20,9 +21,12 @@ def hint(student_feature: str, teacher_feature: str) -> Term:
         student_feature: module path of a student feature, [batch, ..., student_width].
         teacher_feature: module path of a teacher feature, [batch, ..., teacher_width], with as many
             axes.
+        norm: follow the map by BatchNorm over the batch and ReLU, as the RepDistiller tables do for
+            features behind a ReLU: large weights then need no small learning rate.
 
     Returns:
-        A term with parameters `kernel` [student_width, teacher_width] and `bias` [teacher_width].
+        A term with parameters `kernel` [student_width, teacher_width] and `bias` [teacher_width],
+        with `norm` also `scale` [teacher_width].
 
     Raises:
         ValueError: at trace time, if a network captured no feature of that name, or the numbers of
@@ -43,12 +47,14 @@ def hint(student_feature: str, teacher_feature: str) -> Term:
         student, teacher = features(inputs)
         shape = (student.shape[-1], teacher.shape[-1])
         kernel = jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)
-        return Variables({"kernel": kernel, "bias": jnp.zeros(shape[1:], jnp.float32)}, {})
+        bias = {"bias": jnp.zeros(shape[1:], jnp.float32)}
+        return Variables({"kernel": kernel, **(init_norm(shape[1]) if norm else bias)}, {})
 
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
         student, teacher = features(inputs)
-        projected = jnp.einsum("...i,ij->...j", student, params["kernel"])
-        bias = jnp.broadcast_to(params["bias"], projected.shape)
-        return losses.hint_loss(projected + bias, teacher), state
+        if norm:
+            mapped = batch_norm(params, linear({"kernel": params["kernel"]}, student), inputs.mask)
+            return losses.hint_loss(jax.nn.relu(mapped), teacher), state
+        return losses.hint_loss(linear(params, student), teacher), state
 
-    return Term(init, apply)
+    return Term(init, apply, couples_batch=norm)

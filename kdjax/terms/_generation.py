@@ -22,9 +22,9 @@ def masked_generation(
     """Generate the teacher's features from what a random mask leaves of the student's.
 
     See `kdjax.losses.masked_generation_loss`; the values are sums over all features: the authors
-    weigh them by 7e-5 for classification and 2e-5 for detection. Where the widths differ, a learned
-    1x1 convolution projects the student's features before they are masked. Of maps of different
-    sizes the larger is averaged first, see `kdjax.losses.match_sizes`.
+    weigh them by 7e-5 on ImageNet, 1.2e-3 on CIFAR-100 and 2e-5 in detection. Where the widths
+    differ, a learned 1x1 convolution projects the student's features before they are masked. Of
+    maps of different sizes the larger is averaged first, see `kdjax.losses.match_sizes`.
 
     The masks are a function of the key in the state and of the number of batches seen, and so come
     back after a restart.

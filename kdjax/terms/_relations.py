@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
+from kdjax.losses import _norms
 from kdjax.terms._base import stateless
 from kdjax.terms._layers import init_linear, linear
 from kdjax.terms._stages import Paths, pair_paths, stages, total
@@ -38,10 +39,17 @@ def hard_dark_rank(
     scale: float = 3.0,
     power: float = 3.0,
     num_ranked: int = 4,
+    normalize: bool = False,
 ) -> Term:
-    """The order of nearest neighbours, see `kdjax.losses.hard_dark_rank_loss`."""
+    """The order of nearest neighbours, see `kdjax.losses.hard_dark_rank_loss`.
+
+    With `normalize` the features are divided by their norms, so that the scale means the same
+    whatever the network.
+    """
 
     def loss(student: Array, teacher: Array, **kwargs: Any) -> Array:
+        if normalize:
+            student, teacher = map(_unit_rows, (student, teacher))
         return losses.hard_dark_rank_loss(
             student, teacher, scale=scale, power=power, num_ranked=num_ranked, **kwargs
         )
@@ -171,6 +179,11 @@ def itrd(
         return correlation_weight * correlation + mutual_weight * mutual, state
 
     return Term(init, apply, couples_batch=True)
+
+
+def _unit_rows(x: Array) -> Array:
+    wide = x.reshape(len(x), -1).astype(jnp.promote_types(x.dtype, jnp.float32))
+    return _norms.normalize(wide)
 
 
 def _relation(

@@ -20,8 +20,9 @@ def uskd(
     """Self-distillation with soft labels made to measure (USKD); it needs no teacher.
 
     A weak classifier, a linear layer on a feature early in the student, learns the smoothed labels
-    and helps to rank the classes. See `kdjax.losses.self_target_loss`, which takes the place of
-    the labels' cross-entropy, and `kdjax.losses.self_rank_loss`.
+    and helps to rank the classes. See `kdjax.losses.self_target_loss` and
+    `kdjax.losses.self_rank_loss`; the authors' code adds the labels' cross-entropy to them. Its
+    weights are the defaults here for ImageNet, and 0.1 all three for CIFAR-100.
 
     Args:
         student_feature: module path of a student feature, [batch, ..., width], averaged over the

@@ -9,7 +9,7 @@ import optax
 import pytest
 import toys
 
-from kdjax import checkpoint, sharding, step, terms
+from kdjax import checkpoint, losses, sharding, step, terms
 from kdjax.objective import combine
 from kdjax.terms import _contrastive
 from kdjax.testing import check_term, term_inputs
@@ -21,6 +21,7 @@ CHECKS = {
     "distance_relation": (terms.distance_relation(*HIDDEN), {}),
     "angle_relation": (terms.angle_relation(*HIDDEN), {}),
     "hard_dark_rank": (terms.hard_dark_rank(*HIDDEN), {}),
+    "hard_dark_rank, normalised": (terms.hard_dark_rank(*HIDDEN, normalize=True), {}),
     "similarity_preserving": (terms.similarity_preserving("stage_2", "stage_3"), {}),
     "correlation_congruence": (terms.correlation_congruence(*HIDDEN), {}),
     "probabilistic_transfer": (terms.probabilistic_transfer(*HIDDEN), {}),
@@ -48,6 +49,20 @@ def test_the_term_with_a_memory_conforms():
         return variables._replace(state=later)
 
     check_term(CRD()._replace(init=init), name="crd", learns=True, remembers=True)
+
+
+def test_an_order_of_normalised_features_does_not_depend_on_their_size():
+    inputs = term_inputs()
+    larger = inputs.student._replace(features={"hidden": 9 * inputs.student.features["hidden"]})
+    unit = terms.hard_dark_rank(*HIDDEN, normalize=True)
+    values = [unit.apply({}, {}, x)[0] for x in (inputs, inputs._replace(student=larger))]
+    np.testing.assert_allclose(*values, rtol=1e-4)
+    student, teacher = (
+        x.features["hidden"] / jnp.linalg.norm(x.features["hidden"], axis=-1, keepdims=True)
+        for x in (inputs.student, inputs.teacher)
+    )
+    expected = losses.hard_dark_rank_loss(student, teacher, mask=inputs.mask)
+    np.testing.assert_allclose(values[0], expected, rtol=1e-4)
 
 
 def test_stages_are_summed():
