@@ -141,6 +141,7 @@ def train(run: Run, training: Training, seed: int) -> Variables:
         say(f"{label:<14} {done} (read from its checkpoint)")
     if start < training.num_steps:
         with (
+            contextlib.ExitStack() as stack,
             progress(label, start, training.num_steps) as update,
             checkpoint.saving(directory, keep=run.keep_last, keep_best=run.keep_best) as save_fn,
             _fed(run, training, seed, state) as (train_step, batches, steps_per_call),
@@ -148,8 +149,10 @@ def train(run: Run, training: Training, seed: int) -> Variables:
             log_fn, eval_fn = _observers(run, training, seed, update, save_fn)
             trace = run.workdir / "profile" / f"{training.phase}-{seed}"
             cadence = max(1, training.num_steps // 20)
+            if run.profile:
+                train_step = stack.enter_context(loop.profiled(train_step, trace))
             state = loop.fit(
-                loop.profiled(train_step, trace) if run.profile else train_step,
+                train_step,
                 state,
                 batches,
                 num_steps=training.num_steps,

@@ -131,6 +131,9 @@ def leaving() -> Iterator[None]:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if not _watching.is_set() or status in _AGREED:
             raise
+        if isinstance(stop.code, str):
+            # Python prints it where this exception reaches the top, which it does not.
+            print(stop.code, file=sys.stderr)
         _leave(status)
     except BaseException as error:
         if not _watching.is_set():

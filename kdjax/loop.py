@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from kdjax.distributed import gathered
 from kdjax.types import Array, Batch, Metrics, TrainState, Variables
 
 HostMetrics = dict[str, Any]
+T = TypeVar("T")
 
 # What one call of several steps may take: a request to stop waits for two of them.
 _SECONDS_PER_CALL = 0.25
@@ -79,6 +80,7 @@ def fit(
     Raises:
         NonFiniteLoss: if a loss was nan or infinite.
         Stopped: if `stop_fn` said so.
+        ValueError: if there are too few batches.
     """
     step = int(state.step)
     unread: list[tuple[int, int, float, Metrics]] = []
@@ -98,7 +100,8 @@ def fit(
         most = min(pace.most, num_steps - step, *(e - step % e for e in dues if e))
         group = list(itertools.islice(feed, most))
         if not group:
-            break
+            read(keep=0)
+            raise ValueError(f"fit: the batches end at step {step}, expected {num_steps} steps")
         began = time.perf_counter()
         state, metrics = call(state, group)
         unread.append((step, len(group), time.perf_counter() - began, metrics))
@@ -125,13 +128,14 @@ def fit(
     return state
 
 
+@contextlib.contextmanager
 def profiled(
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     directory: str | Path,
     *,
     first: int = 10,
     num_steps: int = 5,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Iterator[Callable[[TrainState, Batch], tuple[TrainState, Metrics]]]:
     """Let a step write a trace of some of its calls, when compilation is behind it.
 
     The trace opens in TensorBoard's profiler, in XProf and in Perfetto.
@@ -142,25 +146,36 @@ def profiled(
         first: how many calls come before it.
         num_steps: how many calls it holds.
 
-    Returns:
-        A function that does the same; a training that ends before the trace does leaves none.
+    Yields:
+        A function that does the same. A trace holds fewer calls where training ends within it,
+        and there is none where it ends before.
     """
-    calls = 0
+    calls, tracing = 0, False
+
+    def stop() -> None:
+        nonlocal tracing
+        if tracing:
+            tracing = False
+            jax.profiler.stop_trace()
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        nonlocal calls
+        nonlocal calls, tracing
         if calls == first:
             jax.block_until_ready(state)
             jax.profiler.start_trace(str(directory), create_perfetto_trace=True)
+            tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=calls):
             state, metrics = train_step(state, batch)
         calls += 1
         if calls == first + num_steps:
             jax.block_until_ready((state, metrics))
-            jax.profiler.stop_trace()
+            stop()
         return state, metrics
 
-    return step
+    try:
+        yield step
+    finally:
+        stop()
 
 
 def evaluate(
@@ -179,8 +194,8 @@ def evaluate(
         Metrics as `{name: (total, count)}`; `kdjax.metrics.value` turns one into a number.
     """
     merged: HostMetrics = {}
-    for batch in batches:
-        merged = measures.merge(merged, measures.to_host(eval_step(variables, batch)))
+    for metrics in _one_late(eval_step(variables, batch) for batch in batches):
+        merged = measures.merge(merged, measures.to_host(metrics))
     return merged
 
 
@@ -194,8 +209,8 @@ def predict(apply_fn: Callable[[Batch], Array], batches: Iterable[Batch]) -> np.
     Returns:
         The answers to the examples that count, [examples, ...].
     """
-    parts = [gathered(apply_fn(batch))[gathered(batch["mask"])] for batch in batches]
-    return np.concatenate(parts)
+    answers = ((apply_fn(batch), batch["mask"]) for batch in batches)
+    return np.concatenate([gathered(own)[gathered(mask)] for own, mask in _one_late(answers)])
 
 
 @contextlib.contextmanager
@@ -226,6 +241,16 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _one_late(values: Iterable[T]) -> Iterator[T]:
+    """Hand values on when the next one is under way: the device need not wait for their reader."""
+    held: list[T] = []
+    for value in values:
+        held.append(value)
+        if len(held) > 1:
+            yield held.pop(0)
+    yield from held
 
 
 class _Pace:
@@ -291,9 +316,9 @@ def _checked(step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     if _finite(metrics["loss"]):
         return dict(metrics)
     bad = [
-        name.removeprefix("loss/")
+        name.replace("loss/", "")
         for name, metric in metrics.items()
-        if name.startswith("loss/") and not _finite(metric)
+        if "loss/" in name and not _finite(metric)
     ]
     terms = ", ".join(bad) or "none alone; their weighted sum"
     raise NonFiniteLoss(

@@ -93,7 +93,7 @@ def calibration(
     Args:
         logits: [batch..., num_classes].
         labels: integer classes [batch...].
-        mask: [batch...], true where an example counts.
+        mask: true where an example counts; it spans leading axes of the labels.
         num_bins: the number of bins that split (0, 1].
 
     Returns:
@@ -107,9 +107,10 @@ def calibration(
     confidence = jnp.max(probs, axis=-1)
     correct = jnp.argmax(logits, axis=-1) == labels
     bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
-    gaps = jnp.where(mask, confidence - correct, 0)
+    selected = jnp.broadcast_to(_expand(mask, confidence.ndim), confidence.shape)
+    gaps = jnp.where(selected, confidence - correct, 0)
     totals = jnp.zeros(num_bins, gaps.dtype).at[bins.ravel()].add(gaps.ravel())
-    return totals, jnp.sum(mask, dtype=jnp.float32)
+    return totals, jnp.sum(selected, dtype=jnp.float32)
 
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import Partial
 
@@ -164,9 +165,10 @@ def with_teacher(
     """Run the teacher inside the compiled step, on the view of the batch that the student sees.
 
     The teacher's variables are passed to the compiled function as an argument at every call; they
-    are neither copied into the program nor changed. They may be split over the mesh in their own
-    way, see `kdjax.sharding.place`: what is split over the axes of the batch is gathered when the
-    teacher runs.
+    are neither copied into the program nor changed. NumPy arrays among them are put on the device
+    here, once; where several processes train together, place them with `kdjax.sharding.place`. They
+    may be split over the mesh in their own way: what is split over the axes of the batch is
+    gathered when the teacher runs.
 
     Args:
         train_step: what `make_train_step` returns.
@@ -179,7 +181,12 @@ def with_teacher(
         `step(state, batch) -> (state, metrics)`, jitted; the state's buffers are donated.
     """
 
-    layout = sharding.layout_of(teacher.variables)
+    variables = teacher.variables
+    if jax.process_count() == 1:
+        variables = jax.tree.map(
+            lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, variables
+        )
+    layout = sharding.layout_of(variables)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(
@@ -189,7 +196,7 @@ def with_teacher(
         whole = sharding.gather(teacher_variables, layout)
         return train_step(state, view, teacher.apply(whole, view))
 
-    return Partial(step, teacher_variables=teacher.variables)
+    return Partial(step, teacher_variables=variables)
 
 
 def make_eval_step(

@@ -214,7 +214,5 @@ def _log_shares(weights: Sequence[float] | None, num_teachers: int) -> Array:
             f"ensemble: weights has {shares.size} entries, expected {num_teachers}, one per teacher"
         )
     if not np.all(shares > 0) or not np.all(np.isfinite(shares)):
-        raise ValueError(
-            f"ensemble: weights must be positive and finite, got {list(weights or ())}"
-        )
+        raise ValueError(f"ensemble: weights must be positive and finite, got {shares.tolist()}")
     return np.log(shares / shares.sum())

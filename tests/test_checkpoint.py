@@ -194,6 +194,36 @@ def test_all_damaged_is_an_error_that_says_what_to_delete(tmp_path):
     assert "delete that folder to start anew" in str(raised.value)
 
 
+def test_a_damaged_checkpoint_that_was_asked_for_condemns_no_other(tmp_path):
+    state = {"a": jnp.arange(3.0)}
+    for step in (5, 10):
+        checkpoint.save(tmp_path, step, state)
+    damage(tmp_path / "5")
+    with pytest.raises(checkpoint.CheckpointError, match=r"step 5 in .* is damaged: "):
+        checkpoint.restore(tmp_path, state, step=5)
+    assert checkpoint.restore(tmp_path, state)[0] == 10
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    events, rename, fsync = [], Path.rename, os.fsync
+
+    def named(path, target):
+        events.append(("named", Path(target)))
+        return rename(path, target)
+
+    def written(descriptor):
+        events.append(("on disk", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    monkeypatch.setattr(Path, "rename", named)
+    monkeypatch.setattr(os, "fsync", written)
+    checkpoint.save(tmp_path, 5, {"a": jnp.ones(2)})
+    at = events.index(("named", tmp_path / "5"))
+    before = {path.name for event, path in events[:at] if event == "on disk"}
+    assert {path.name for path in (tmp_path / "5").rglob("*")} | {"5.unfinished"} <= before
+    assert events[at + 1] == ("on disk", tmp_path)
+
+
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sealed")

@@ -95,6 +95,14 @@ def test_a_damaged_record_has_no_score(tmp_path):
     assert checkpoint.best_step(tmp_path / "absent") is None
 
 
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
+    with checkpoint.saving(tmp_path, keep=2, keep_best=True) as save:
+        for step, score in {1: float("nan"), 2: 0.9, 3: 0.1, 4: float("inf")}.items():
+            save(step, tree(step), score=score)
+    assert checkpoint.best_step(tmp_path) == 2
+    assert names(tmp_path) == ["2", "3", "4"]
+
+
 @pytest.mark.parametrize("where", ["the next call", "the end"])
 def test_an_error_of_the_thread_is_raised_in_one_line(tmp_path, monkeypatch, where):
     def fail(*args, **kwargs):

@@ -213,6 +213,15 @@ def test_alone_there_is_nothing_to_agree_on():
         raise SystemExit(2)
 
 
+def test_the_message_that_a_process_leaves_with_is_printed(monkeypatch, capsys):
+    left = []
+    monkeypatch.setattr(distributed, "_leave", left.append)
+    monkeypatch.setattr(distributed._watching, "is_set", lambda: True)
+    with distributed.leaving():
+        raise SystemExit("no data in DIR")
+    assert left == [1] and capsys.readouterr().err == "no data in DIR\n"
+
+
 def test_rows_of_a_mesh_are_those_of_its_devices(monkeypatch):
     mesh = sharding.make_mesh(data=4, fsdp=1, tensor=2)
     np.testing.assert_array_equal(sharding.local_rows(mesh, 8), np.arange(8))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -147,12 +148,59 @@ def test_absent_teacher_fails_with_words_when_a_term_needs_one():
         step.with_teacher(run, teachers.absent())(state, batch)
 
 
+def test_too_few_batches_are_an_error_after_all_steps_were_looked_at():
+    run, state = make_run()
+    with pytest.raises(ValueError, match="fit: the batches end at step 2, expected 5 steps"):
+        loop.fit(run, state, [toys.batch_of(8), toys.batch_of(8)], num_steps=5)
+
+    def bad(state, batch):
+        return state, {"loss": (np.float32(np.nan), np.float32(1))}
+
+    with pytest.raises(loop.NonFiniteLoss, match="nan at step 1;"):
+        loop.fit(bad, SimpleNamespace(step=0), [{}], num_steps=5)
+
+
+def test_the_peer_whose_loss_is_not_finite_is_named():
+    one, nan = (np.float32(1), np.float32(1)), (np.float32(np.nan), np.float32(1))
+    found = {"loss": nan, "peer_0/loss": nan, "peer_0/loss/soft": nan, "peer_1/loss/soft": one}
+    with pytest.raises(loop.NonFiniteLoss, match=r"non-finite terms: peer_0/soft$"):
+        loop.fit(lambda s, b: (s, found), SimpleNamespace(step=0), [{}], num_steps=1)
+
+
+def test_a_training_that_ends_within_its_trace_leaves_room_for_the_next(tmp_path):
+    for name in ("one", "two"):
+        run, state = make_run()
+        with loop.profiled(run, tmp_path / name, first=1, num_steps=5) as traced:
+            loop.fit(traced, state, batches(), num_steps=3)
+        assert list((tmp_path / name).rglob("*.xplane.pb"))
+
+
+def test_measuring_asks_for_the_next_batch_before_it_reads_the_last():
+    order = []
+
+    class Answer:
+        def __init__(self, i):
+            self.i = i
+
+        def __array__(self, dtype=None, copy=None):
+            order.append(f"read {self.i}")
+            return np.full(2, self.i)
+
+    def apply(batch):
+        order.append(f"asked {batch['i']}")
+        return Answer(batch["i"])
+
+    fed = [{"i": i, "mask": np.ones(2, bool)} for i in range(3)]
+    np.testing.assert_array_equal(loop.predict(apply, fed), [0, 0, 1, 1, 2, 2])
+    assert order == ["asked 0", "asked 1", "read 0", "asked 2", "read 1", "read 2"]
+
+
 def test_a_profiled_step_leaves_a_trace_and_changes_nothing(tmp_path):
     run, state = make_run()
     plain = loop.fit(run, state, batches(), num_steps=5)
     run, state = make_run()
-    traced = loop.profiled(run, tmp_path, first=2, num_steps=2)
-    state = loop.fit(traced, state, batches(), num_steps=5)
+    with loop.profiled(run, tmp_path, first=2, num_steps=2) as traced:
+        state = loop.fit(traced, state, batches(), num_steps=5)
     jax.tree.map(np.testing.assert_array_equal, plain.params, state.params)
     found = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert any(name.endswith(".xplane.pb") for name in found), found

@@ -69,6 +69,20 @@ def test_parts_merge_to_the_whole_calibration_included():
         )
 
 
+def test_calibration_of_tokens_is_that_of_a_flat_batch():
+    logits, labels = example()
+    rows = np.arange(20) % 3 > 0
+    flat = np.repeat(rows, 10)
+    expected = metrics.calibration(
+        jnp.asarray(logits[flat]), labels[flat], jnp.ones(flat.sum()) > 0
+    )
+    got = metrics.calibration(
+        jnp.asarray(logits).reshape(20, 10, -1), labels.reshape(20, 10), jnp.asarray(rows)
+    )
+    np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
+    assert got[1] == expected[1] == flat.sum()
+
+
 def test_masked_sum_spans_leading_axes_and_ignores_nan_outside():
     values = jnp.array([[1.0, 2.0], [jnp.nan, 4.0], [5.0, 6.0]])
     total, count = metrics.masked_sum(values, jnp.array([True, False, True]))

@@ -19,6 +19,12 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes):
         sharding.make_mesh(**sizes)
 
 
+def test_a_mesh_that_leaves_a_process_without_devices_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"a mesh of 8 x 1 x 1 .* has no device of process 1"):
+        sharding.make_mesh()
+
+
 def test_batches_are_split_and_states_copied():
     mesh = sharding.make_mesh()
     batch = sharding.shard_batch({"image": np.zeros((16, 3), np.float32)}, mesh)

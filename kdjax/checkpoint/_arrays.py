@@ -23,7 +23,7 @@ from kdjax.checkpoint._digests import (
     file_digests,
     merged,
 )
-from kdjax.checkpoint._files import UNFINISHED, first_line, remove
+from kdjax.checkpoint._files import UNFINISHED, first_line, on_disk, remove
 from kdjax.distributed import exchange, is_leader
 from kdjax.types import PyTree
 
@@ -46,16 +46,18 @@ def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
             checkpointer.save(unfinished / ARRAYS, args=ocp.args.StandardSave(tree))
         processes = _share()
         mine = {"leaves": describe(tree), "files": file_digests(unfinished, **processes)}
-        parts = [json.loads(text) for text in exchange(f"write {path}", json.dumps(mine))]
+        parts = [json.loads(text) for text in exchange(f"write {path.parent}", json.dumps(mine))]
         if is_leader():
             files = {n: d for part in parts for n, d in part["files"].items() if d is not None}
             leaves = merged([part["leaves"] for part in parts])
             record = {"leaves": leaves, "files": files, "metadata": metadata}
             sealed = {**record, "sha256": digest(record)}
             (unfinished / RECORD).write_text(json.dumps(sealed, indent=1))
+            on_disk(unfinished)
             remove(path)
             unfinished.rename(path)
-        exchange(f"write {path}", "done")
+            on_disk(path.parent, inside=False)
+        exchange(f"write {path.parent}", "done")
     except Exception as error:
         # Orbax and TensorStore report a full disk in exceptions of their own.
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -83,18 +85,20 @@ def read_arrays(path: Path, leaves: dict[str, Leaf], like: PyTree | None) -> PyT
     Raises:
         Damaged: in all processes, if one of them found a damage.
     """
+    tree, damage = None, ""
     try:
         with _checkpointer(path) as checkpointer:
             tree = checkpointer.restore(path / ARRAYS, args=ocp.args.StandardRestore(like))
+        wrong = disagreement(tree, leaves)
+        damage = f"{wrong} does not match its digest" if wrong else ""
     except Exception as error:
-        raise Damaged(f"its arrays cannot be read ({first_line(error)})") from error
-    wrong = disagreement(tree, leaves)
-    _agree(path, f"{wrong} does not match its digest" if wrong else "")
+        damage = f"its arrays cannot be read ({first_line(error)})"
+    _agree(path, damage)
     return tree
 
 
 def _agree(path: Path, damage: str) -> None:
-    for found in exchange(f"read {path}", damage):
+    for found in exchange(f"read {path.parent}", damage):
         if found:
             raise Damaged(found)
 

@@ -1,6 +1,9 @@
 """The folder of one training's checkpoints: a complete one has its step for a name."""
 
+import contextlib
 import json
+import math
+import os
 import shutil
 from pathlib import Path
 
@@ -23,7 +26,8 @@ def best_step(directory: str | Path) -> int | None:
         directory: where `save` or `saving` wrote, with scores.
 
     Returns:
-        A step to be passed to `restore(step=...)`; the earliest of equals.
+        A step to be passed to `restore(step=...)`; the earliest of equals. Scores that are nan or
+        infinite do not count.
     """
     scores = {step: _score(Path(directory) / str(step)) for step in steps_in(Path(directory))}
     scored = {step: score for step, score in scores.items() if score is not None}
@@ -53,6 +57,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(removed, ignore_errors=True)
 
 
+def on_disk(folder: Path, *, inside: bool = True) -> None:
+    """Wait until the names in a folder, and what is inside, would outlive a loss of power."""
+    for path in [*(folder.rglob("*") if inside else ()), folder]:
+        # There are file systems whose folders cannot be asked.
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
 def first_line(error: Exception) -> str:
     """Cut the message of an exception down to what fits in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -60,7 +76,8 @@ def first_line(error: Exception) -> str:
 
 def _score(path: Path) -> float | None:
     try:
-        return json.loads((path / RECORD).read_text())["metadata"].get("score")
+        score = json.loads((path / RECORD).read_text())["metadata"].get("score")
+        return score if score is not None and math.isfinite(score) else None
     except (OSError, ValueError, KeyError, AttributeError):
         # A damaged record: reading that checkpoint would say so.
         return None

@@ -55,6 +55,10 @@ def restore(
             _check_structure(path, leaves, like)
             return at, read_arrays(path, leaves, jax.tree.map(_abstract, like))
         except Damaged as damage:
+            if step is not None:
+                raise CheckpointError(
+                    f"the checkpoint of step {step} in {directory} is damaged: {damage}"
+                ) from damage
             _warn(f"the checkpoint of step {at} in {directory} is damaged and not used: {damage}")
     if steps:
         raise CheckpointError(

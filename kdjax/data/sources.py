@@ -86,7 +86,7 @@ def load(
         crop_fn: which part of an image is resized, `stretch` (all of it) or `centre_crop`.
         memory_limit: bytes above which images are decoded when they are used, not at once.
         streaming: whether labels are read with the images too, and nothing before; always so for
-            sets whose training files have more than 4 GiB.
+            sets with a split whose files have more than 4 GiB.
 
     Returns:
         The set; its validation part may be empty.

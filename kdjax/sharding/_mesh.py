@@ -14,7 +14,7 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """Arrange the devices of all processes.
+    """Arrange devices, of all processes.
 
     Args:
         data: devices along the axis that splits the batch; -1 takes all that the others leave.
@@ -25,7 +25,8 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         A mesh with the axes `data`, `fsdp` and `tensor`.
 
     Raises:
-        ValueError: if the product is not the number of devices.
+        ValueError: if the product is more than the number of devices, or leaves a process without
+            one. Fewer are allowed: the mesh has the first ones.
     """
     num_devices = jax.device_count()
     others = fsdp * tensor
@@ -37,6 +38,12 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"does not fit on {num_devices} devices"
         )
     devices = jax.devices()[: data * others]
+    idle = set(range(jax.process_count())) - {device.process_index for device in devices}
+    if idle:
+        raise ValueError(
+            f"make_mesh: a mesh of {data} x {fsdp} x {tensor} (data x fsdp x tensor) "
+            f"has no device of process {min(idle)}"
+        )
     # Under Explicit axes, the default, Linen's Dropout fails.
     return jax.make_mesh(
         (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
