@@ -289,3 +289,16 @@ def test_weights_may_be_schedules_of_the_step():
         state, metrics = run(state, batch)
         values.append(float(metrics["loss"][0] / metrics["loss/hard"][0]))
     np.testing.assert_allclose(values, [1, 2, 3], rtol=1e-6)
+
+
+def test_a_teacher_of_numpy_arrays_travels_to_the_device_once():
+    model, optimizer, batch = toys.linear_model(), optax.sgd(0.1), toys.batch_of(8)
+    variables = jax.device_get(model.init(jax.random.key(1), batch["image"]))
+    teacher = teachers.frozen(model, variables)
+    outputs, batch = teacher.apply(variables, batch), jax.device_put(batch)
+    objective = toys.kd_objective()
+    state = step.init_train_state(jax.random.key(0), model, objective, optimizer, batch, outputs)
+    run = step.with_teacher(step.make_train_step(model, objective, optimizer), teacher)
+    state, _ = run(state, batch)
+    with jax.transfer_guard_host_to_device("disallow"):
+        run(state, batch)
