@@ -12,7 +12,9 @@ import toys
 from kdjax import loop, metrics, objective, online, step, teachers, terms
 from kdjax.types import Term, Variables
 
-OPTIMIZER = optax.adam(optax.linear_schedule(0.1, 0.01, 20))
+# With the usual eps, Adam makes whole steps of a gradient that is nothing but rounding, as that of
+# the bias before BatchNorm is.
+OPTIMIZER = optax.adam(optax.linear_schedule(0.1, 0.01, 20), eps=1e-3)
 
 
 def counted_term():
@@ -76,7 +78,7 @@ def test_steps_that_are_finite_are_those_without_skipping():
         assert ("skipped" in measured) == skip
         states.append(arrays(state))
     # Two programs: the compiler may round them differently.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *states)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *states)
 
 
 def test_a_gradient_that_is_not_finite_under_a_finite_loss():
