@@ -17,9 +17,6 @@ from kdjax.types import Array, Batch, Metrics, Model, Objective, Outputs, PyTree
 class Generator(nn.Module):
     """A perceptron from noise to images between 0 and 255, with BatchNorm.
 
-    Images of 16 pixels a side or more are made at a quarter of their size and enlarged: smooth, as
-    photographs and handwriting are, and noise is not.
-
     Modules: `hidden_0`, `hidden_1`, ..., each with `norm_0`, ..., then `pixels`, `pixels_norm`.
     """
 
@@ -33,12 +30,9 @@ class Generator(nn.Module):
         for i, width in enumerate(self.widths):
             x = nn.Dense(width, name=f"hidden_{i}")(x)
             x = nn.leaky_relu(_norm(train, f"norm_{i}")(x), 0.2)
-        height, width, channels = self.image_shape
-        large = min(height, width) >= 16
-        made = (height // 4, width // 4, channels) if large else self.image_shape
-        x = nn.Dense(int(np.prod(made)), name="pixels")(x)
-        x = _norm(train, "pixels_norm")(x).reshape(-1, *made)
-        return 255 * nn.sigmoid(jax.image.resize(x, (len(x), *self.image_shape), "cubic"))
+        x = nn.Dense(int(np.prod(self.image_shape)), name="pixels")(x)
+        x = _norm(train, "pixels_norm")(x)
+        return 255 * nn.sigmoid(x).reshape(-1, *self.image_shape)
 
 
 class Weights(NamedTuple):
