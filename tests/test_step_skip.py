@@ -77,8 +77,7 @@ def test_steps_that_are_finite_are_those_without_skipping():
             state, measured = run(state, toys.batch_of(8, seed))
         assert ("skipped" in measured) == skip
         states.append(arrays(state))
-    # Two programs: the compiler may round them differently.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *states)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *states)
 
 
 def test_a_gradient_that_is_not_finite_under_a_finite_loss():

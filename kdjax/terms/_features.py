@@ -1,12 +1,11 @@
 """Terms of features."""
 
 import jax
-import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.losses import _maps
 from kdjax.terms._base import feature_of, teacher_of
-from kdjax.terms._layers import batch_norm, init_norm, linear
+from kdjax.terms._layers import batch_norm, init_linear, init_norm, linear
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
 
 
@@ -45,10 +44,9 @@ def hint(student_feature: str, teacher_feature: str, *, norm: bool = False) -> T
 
     def init(key: Array, inputs: TermInputs) -> Variables:
         student, teacher = features(inputs)
-        shape = (student.shape[-1], teacher.shape[-1])
-        kernel = jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)
-        bias = {"bias": jnp.zeros(shape[1:], jnp.float32)}
-        return Variables({"kernel": kernel, **(init_norm(shape[1]) if norm else bias)}, {})
+        width = teacher.shape[-1]
+        own = init_linear(key, student.shape[-1], width, bias=not norm)
+        return Variables(own | (init_norm(width) if norm else {}), {})
 
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
         student, teacher = features(inputs)
