@@ -1,5 +1,6 @@
 """The paper's experiments, tried on the embedded digits; what their helpers compute."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -63,6 +64,44 @@ def test_report_collects_all(tried, tmp_path):
     assert text.startswith("# Results") and text.endswith("\n\nafter\n") and "STALE" not in text
     assert text.count("### Section") == page.count("<h2>Section") == len(SCRIPTS)
     assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_report_leaves_what_it_has_not_found(tmp_path):
+    claim = Claim("right", "1 %", (2.0, 4.0), unit="%", bar=1.0, at_least=True)
+    facts = {"Commit": "c", "Device": "d", "Training time": "1 s"}
+    command = {"Command": "python -m experiments.hinton2015.ensemble --data.dir DIR"}
+    result = {
+        "title": "Section 4: new",
+        "section": "ensemble",
+        "claims": [dataclasses.asdict(claim)],
+        "tables": [],
+        "figures": {},
+        "notes": ["<em>once</em> &amp; again"],
+        "facts": facts | command,
+    }
+    (tmp_path / "ensemble").mkdir()
+    (tmp_path / "ensemble" / "result.json").write_text(json.dumps(result))
+    old = "\n\n".join(
+        f"### Section {number}: old\n\n`python -m experiments.hinton2015.{name} --x`\n\ntext"
+        for number, name in ((6, "regulariser"), (4, "ensemble"), (3, "mnist"))
+    )
+    results, summary = tmp_path / "RESULTS.md", tmp_path / "README.md"
+    results.write_text(f"{report.BEGIN}\n\n{old}\n\n{report.END}\n")
+    rows = (
+        "| `mnist` | a | 1 | **2** |\n| `mnist` | b | 3 | **4** |\n| `ensemble` | c | 5 | **6** |"
+    )
+    summary.write_text(f"{report.BEGIN}\n\n| h |\n| - |\n{rows}\n\n{report.END}\nafter")
+    for _ in range(2):
+        run("report", "--workdir", tmp_path, "--results", results, "--summary", summary)
+        headings = re.findall("### (.*)", results.read_text())
+        assert headings == ["Section 3: old", "Section 4: new", "Section 6: old"]
+        assert summary.read_text().split("\n")[2:-3] == [
+            "| script | what | paper | kdjax |",
+            "| --- | --- | --- | --- |",
+            "| `mnist` | a | 1 | **2** |",
+            "| `mnist` | b | 3 | **4** |",
+            "| `ensemble` | right | 1 % | **3.0 ± 1.4 %** |",
+        ]
 
 
 def test_wrong_use_is_one_line(tmp_path):

@@ -76,15 +76,13 @@ def _claim_row(claim: Claim) -> tuple[str, ...]:
     return (claim.what, claim.paper, spread(claim.ours) + unit, wanted, met)
 
 
-def summary(results: Sequence[dict[str, Any]]) -> str:
-    """Turn the claims that have a bar, of all sections, into one table of Markdown."""
-    rows = [
-        (f"`{result['section']}`", what, paper, f"**{ours}**")
-        for result in results
+def summary_rows(result: dict[str, Any]) -> str:
+    """Turn the claims of a section that have a bar into rows of a table of Markdown."""
+    return "\n".join(
+        _markdown_row((f"`{result['section']}`", what, paper, f"**{ours}**"))
         for what, paper, ours, wanted, _ in claim_rows(result)
         if wanted
-    ]
-    return _markdown_table(("script", "what", "paper", "kdjax"), rows)
+    )
 
 
 def page_section(result: dict[str, Any], folder: Path) -> pages.Section:
@@ -120,6 +118,16 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _markdown_table(columns: Any, rows: Any) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join([_markdown_heading(columns), *map(_markdown_row, rows)])
+
+
+def _markdown_heading(columns: Sequence[str]) -> str:
+    return f"{_markdown_row(columns)}\n{_markdown_row(['---'] * len(columns))}"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+SUMMARY_HEADING = _markdown_heading(("script", "what", "paper", "kdjax"))

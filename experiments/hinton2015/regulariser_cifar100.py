@@ -7,16 +7,22 @@ The protocol of `experiments.hinton2015.regulariser` where a net has more to lea
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
 """
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 
-from experiments.hinton2015 import ensemble, group, regulariser, specialists
+from experiments import networks
+from experiments.hinton2015 import ensemble, group, regulariser
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Findings, Lab
 from experiments.networks import Network, NetworkSpec
+from experiments.settings import TeacherSettings
 from kdjax import data
 
 TEMPERATURE = 4.0
 FEW, QUICK = group.Recipe(epochs=250, batch_size=128), group.Recipe(epochs=20, batch_size=64)
+TEACHER, QUICK_TEACHER = group.Recipe(epochs=30), group.Recipe(epochs=10, batch_size=64)
 NOTES = [
     "Nets are 3072-256-256-100, as in section 4; all images with hard targets are seen 8 times, "
     "where such nets are best. The teacher is the ResNet of --teacher, which learned from all "
@@ -27,9 +33,18 @@ NOTES = [
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings(labs.Settings):
+    """What this script asks besides."""
+
+    teacher: Path | None = None
+    """A PyTorch state dict of a resnet20 (.npz, .safetensors), or a folder with a network of ours.
+    Default: a perceptron is trained."""
+
+
 def run(lab: Lab) -> Findings:
     """Train on 3 % with hard and with soft targets, as they are and shifted, and on all images."""
-    network = specialists.generalist(lab)
+    network = obtain_teacher(lab)
     few, seeds = regulariser.pick_few(lab), lab.seeds(3)
     spec = spec_of(lab)
     curves = {
@@ -47,6 +62,28 @@ def run(lab: Lab) -> Findings:
     )
     errors = group.errors(group.test_logits(lab, full), lab.test.label)
     return regulariser.tabulate(curves, errors, notes=NOTES)
+
+
+def obtain_teacher(lab: Lab) -> Network:
+    """Read the teacher, or train a perceptron."""
+    path = getattr(lab.settings, "teacher", None)
+    if path is None:
+        spec = group.mlp_spec(lab, lab.pick((1024, 1024), (32, 32)))
+        trained = group.train_group(
+            lab,
+            "regulariser_cifar100/teacher",
+            spec,
+            lab.pick(TEACHER, QUICK_TEACHER),
+            lab.train._asdict(),
+            seeds=[lab.settings.seed],
+        )
+        return Network(spec, trained.model, trained.member(0))
+    if not path.exists():
+        raise FileNotFoundError(f"--teacher: there is nothing at {path}")
+    spec = NetworkSpec(
+        "resnet20", (), len(lab.label_names), lab.image_shape, mean=lab.mean, std=lab.std
+    )
+    return networks.load_teacher(TeacherSettings(checkpoint=path), spec)
 
 
 def spec_of(lab: Lab) -> NetworkSpec:
@@ -92,7 +129,7 @@ def main(args: list[str] | None = None) -> None:
         run,
         args,
         data_name="cifar100",
-        settings_type=specialists.Settings,
+        settings_type=Settings,
     )
 
 

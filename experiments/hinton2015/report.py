@@ -6,7 +6,9 @@ It trains nothing: it reads the work directory that the other scripts have fille
 """
 
 import dataclasses
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,8 @@ class Settings:
     page: Path | None = None
     """The page. Default: report.html in the work directory."""
     results: Path | None = None
-    """A Markdown file whose part between two marks is replaced by all that was found, such as
-    RESULTS.md."""
+    """A Markdown file, such as RESULTS.md: what was found replaces what its part between two marks
+    says of the same scripts; of others it stays."""
     summary: Path | None = None
     """Likewise, for the claims that have a bar alone, such as README.md."""
 
@@ -74,21 +76,44 @@ def write(settings: Settings) -> None:
     page = settings.page or settings.workdir / "report.html"
     say(f"page: {pages.write_page(page, title=TITLE, lede=LEDE, sections=sections)}")
     if settings.results is not None:
-        text = "\n\n".join(findings.markdown(result) for result in results)
-        _replace_part(settings.results, text)
+        texts = {result["section"]: findings.markdown(result) for result in results}
+        _replace_part(settings.results, texts, heading="", start="### ", gap="\n\n")
         say(f"results: {settings.results}")
     if settings.summary is not None:
-        _replace_part(settings.summary, findings.summary(results))
+        rows = {result["section"]: findings.summary_rows(result) for result in results}
+        heading = findings.SUMMARY_HEADING
+        _replace_part(settings.summary, rows, heading=heading, start="| `", gap="\n")
         say(f"summary: {settings.summary}")
 
 
-def _replace_part(path: Path, text: str) -> None:
+def _replace_part(
+    path: Path, texts: Mapping[str, str], *, heading: str, start: str, gap: str
+) -> None:
+    """Put what is found, by section, between a file's marks; what is there of others stays.
+
+    Args:
+        path: the file.
+        texts: by section, each with the section's name after "hinton2015." or "| `" near its
+            beginning; an empty one takes out what was there.
+        heading: what comes before them all.
+        start: how the first line of a text begins.
+        gap: what is between two texts.
+
+    Raises:
+        ValueError: if the file has no marks.
+    """
     content = path.read_text()
-    head, begin, rest = content.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    before, begin, rest = content.partition(BEGIN)
+    part, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{path} has no lines {BEGIN} and {END}")
-    path.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
+    found: dict[str, list[str]] = {}
+    for old in re.split(rf"^(?={re.escape(start)})", part, flags=re.MULTILINE):
+        if name := re.search(r"(?:hinton2015\.|\| `)(\w+)", old):
+            found.setdefault(name[1], []).append(old.strip())
+    merged = {**{name: gap.join(olds) for name, olds in found.items()}, **texts}
+    parts = [heading, *(merged.get(name, "") for name in SECTIONS)]
+    path.write_text(f"{before}{BEGIN}\n\n{gap.join(filter(None, parts))}\n\n{END}{after}")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -192,7 +192,8 @@ def _kmeans(key: Array, points: Array, num_clusters: int, batch_size: int, num_s
 
 def _spread_out(key: Array, points: Array, num_clusters: int) -> Array:
     """Draw points one by one, each with a probability that grows with its squared distance."""
-    first = points[jax.random.randint(key, (), 0, points.shape[0])]
+    first_key, key = jax.random.split(key)
+    first = points[jax.random.randint(first_key, (), 0, points.shape[0])]
 
     def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         chosen, distance = carry
