@@ -87,7 +87,7 @@ def translate(key: Array, images: Array, *, max_shift: float = 2.0) -> Array:
     return jax.vmap(crop)(padded, whole, shifts - whole)
 
 
-def warp(key: Array, images: Array, *, max_shift: float = 2.0, num_points: int = 3) -> Array:
+def warp(key: Array, images: Array, *, max_shift: float = 2.0, num_points: int = 4) -> Array:
     """Move the parts of every image apart: turned, stretched and bent a little; black enters.
 
     The points of a grid over the image are moved by real numbers of pixels, each its own, the
