@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ import scripts
 from experiments.hinton2015 import gradient, group, regulariser, report, unseen_digit
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim
+from kdjax import checkpoint, teachers
 from kdjax.loop import Stopped
 
 ROOT = Path(__file__).parents[1]
@@ -141,6 +144,72 @@ def test_group_of_another_recipe_is_not_reused(tmp_path):
     train(make_lab(tmp_path))
     with pytest.raises(ValueError, match="trained otherwise"):
         train(make_lab(tmp_path), seeds=(0,))
+
+
+def distil(lab, name, teacher_logits):
+    examples = {**lab.train._asdict(), "teacher_logits": teacher_logits}
+    spec, recipe = group.mlp_spec(lab, (8,)), group.Recipe(epochs=2, batch_size=64)
+    settings = group.constant(1, temperature=4.0, soft_weight=1.0)
+    return group.train_group(
+        lab,
+        name,
+        spec,
+        recipe,
+        examples,
+        seeds=[0],
+        settings=settings,
+        objective_fn=group.soft_and_hard,
+        teacher=teachers.stored(),
+    )
+
+
+def test_students_of_another_teacher_are_not_reused(tmp_path):
+    lab = make_lab(tmp_path)
+    logits = np.random.default_rng(0).normal(size=(len(lab.train.label), 10)).astype(np.float32)
+    distil(lab, "student", logits)
+    distil(lab, "student", logits)
+    with pytest.raises(ValueError, match="trained otherwise"):
+        distil(lab, "student", logits + 1)
+
+
+def test_an_interrupted_group_does_not_go_on_with_another_recipe(tmp_path):
+    with pytest.raises(Stopped):
+        train(make_lab(tmp_path, lambda: True))
+    with pytest.raises(ValueError, match="trained otherwise"):
+        train(make_lab(tmp_path), seeds=(0, 5))
+
+
+def test_two_runs_do_not_train_one_group(tmp_path):
+    held = "import sys, time; from kdjax import checkpoint\n"
+    held += "with checkpoint.lock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", held, str(tmp_path / "group")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(checkpoint.InUse, match="is in use by process"):
+            train(make_lab(tmp_path))
+        other.kill()
+
+
+def test_a_learning_curve_survives_an_interruption(tmp_path):
+    def learn(folder, stop_fn):
+        folder.mkdir(exist_ok=True)
+        lab = make_lab(folder, stop_fn)
+        few = regulariser.pick_few(lab)
+        examples = {key: x[few] for key, x in lab.train._asdict().items()}
+        recipe, spec = group.Recipe(epochs=200, batch_size=16), group.mlp_spec(lab, (8,))
+        return regulariser.learn(lab, "curve", spec, recipe, examples, few, [0, 1], None)
+
+    whole = learn(tmp_path / "a", lambda: False)
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            learn(tmp_path / "b", lambda: True)
+    resumed = learn(tmp_path / "b", lambda: False)
+    assert len(whole.steps) > 4 and resumed.steps == whole.steps
+    np.testing.assert_array_equal(resumed.test, whole.test)
+    assert resumed.stopped_early() == whole.stopped_early()
+    (tmp_path / "b" / "curve" / "curve.json").unlink()
+    with pytest.raises(FileNotFoundError, match="to train again"):
+        learn(tmp_path / "b", lambda: False)
 
 
 def test_members_do_not_depend_on_their_company(tmp_path):

@@ -5,22 +5,20 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import networks, training
+from experiments import networks, plans, training
 from experiments.console import progress
 from experiments.hinton2015 import group
 from experiments.hinton2015.lab import Lab
 from experiments.networks import Network, NetworkSpec
 from experiments.settings import Augmentation, OptimizerSettings
-from experiments.workdir import plain
-from kdjax import checkpoint, specialists, step, teachers, terms
+from kdjax import checkpoint, specialists, step, teachers
 from kdjax.loop import NonFiniteLoss, Stopped
-from kdjax.objective import combine
 from kdjax.types import Batch, Model, Variables
 
 
@@ -72,18 +70,22 @@ def obtain(lab: Lab, recipe: Recipe, generalist: Network, seed: int) -> Panel:
     Raises:
         NonFiniteLoss: if a loss was nan or infinite.
         Stopped: if the run was asked to stop; the specialists that were done are saved.
-        ValueError: if the folder holds specialists of another recipe.
+        ValueError: if the folder holds specialists of another recipe or generalist.
+        OSError: if another run is at work in the folder.
     """
     spec = dataclasses.replace(generalist.spec, num_classes=recipe.set_size + 1)
-    asked = plain({"recipe": dataclasses.asdict(recipe), "spec": dataclasses.asdict(spec)})
+    asked = {
+        "recipe": dataclasses.asdict(recipe),
+        "generalist": checkpoint.params_sha256(generalist.variables),
+    }
     room = lab.root / lab.section / f"panel_{seed}"
     folders = [room / f"specialist_{i:02d}" for i in range(recipe.num_sets)]
-    found = [checkpoint.load_variables(folder) for folder in folders if folder.exists()]
-    if any(metadata["asked"] != asked for _, metadata in found):
-        raise ValueError(f"{room} holds specialists trained otherwise: remove it first")
-    if len(found) < len(folders):
-        _train_missing(lab, recipe, generalist, spec, seed, folders, asked)
-        found = [checkpoint.load_variables(folder) for folder in folders]
+    if not all(folder.exists() for folder in folders):
+        with checkpoint.lock(room):
+            group.claim(room, asked)
+            _train_missing(lab, recipe, generalist, spec, seed, folders)
+    group.claim(room, asked)
+    found = [checkpoint.load_variables(folder) for folder in folders]
     seconds = sum(metadata["seconds"] for _, metadata in found)
     lab.trainings[f"{lab.section}/panel_{seed}"] = len(found), seconds
     return Panel(
@@ -114,7 +116,6 @@ def _train_missing(
     spec: NetworkSpec,
     seed: int,
     folders: list[Path],
-    asked: dict[str, Any],
 ) -> None:
     images, labels = lab.train
     num_classes = len(lab.label_names)
@@ -132,10 +133,10 @@ def _train_missing(
         shift = specialists.dustbin_shift(float((own < recipe.set_size).mean()))
         began = time.perf_counter()
         start = start_of(generalist.variables, classes, shift)
-        batch_fn = functools.partial(_batch, recipe, images, own, seed * recipe.num_sets + i)
-        variables = program(lab, f"specialist {i + 1}", start, batch_fn)
+        own_seed = seed * recipe.num_sets + i
+        batch_fn = functools.partial(_batch, recipe, images, own, own_seed)
+        variables = program(lab, f"specialist {i + 1}", start, batch_fn, own_seed)
         metadata = {
-            "asked": asked,
             "classes": classes.tolist(),
             "shift": shift,
             "seconds": time.perf_counter() - began,
@@ -145,7 +146,7 @@ def _train_missing(
 
 def _program(model: Model, recipe: Recipe, num_steps: int) -> Callable[..., Variables]:
     """Compile the training of a specialist, the same program for all."""
-    objective = combine({"hard": terms.cross_entropy()}, {"hard": 1.0})
+    objective = plans.labels_only()
     optimizer = training.make_optimizer(
         OptimizerSettings(learning_rate=recipe.learning_rate),
         batch_size=recipe.batch_size,
@@ -158,8 +159,10 @@ def _program(model: Model, recipe: Recipe, num_steps: int) -> Callable[..., Vari
         view_fn=training.make_views(recipe.augment, crop_padding=4, jitter_pixels=2),
     )
 
-    def train(lab: Lab, name: str, start: Variables, batch_fn: Callable[[int], Batch]) -> Variables:
-        key = jax.random.key(lab.settings.seed)
+    def train(
+        lab: Lab, name: str, start: Variables, batch_fn: Callable[[int], Batch], seed: int
+    ) -> Variables:
+        key = jax.random.key(seed)
         state = step.init_train_state(key, model, objective, optimizer, batch_fn(0), None)
         # The step donates its buffers, and the generalist's must survive.
         params, model_state = jax.tree.map(jnp.copy, start)
@@ -173,7 +176,7 @@ def _program(model: Model, recipe: Recipe, num_steps: int) -> Callable[..., Vari
                 if not np.isfinite(total):
                     raise NonFiniteLoss(f"{name}: the loss is {total} at step {at}")
                 update(at + 1, f"train loss {float(total) / float(count):.4f}")
-                if lab.stop_fn():
+                if lab.stop_fn() and at + 1 < num_steps:
                     raise Stopped(at)
         return Variables(state.params["student"], state.model_state)
 

@@ -4,13 +4,14 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import networks, training
+from experiments import networks, plans, training, workdir
 from experiments.console import progress
 from experiments.hinton2015.lab import Lab
 from experiments.networks import NetworkSpec
@@ -65,7 +66,7 @@ class Group(NamedTuple):
 
 def labels_only(setting: Any) -> Objective:
     """Make the objective of training from labels alone, whatever the setting."""
-    return combine({"hard": terms.cross_entropy()}, {"hard": 1.0})
+    return plans.labels_only()
 
 
 def soft_and_hard(setting: Mapping[str, Array]) -> Objective:
@@ -102,7 +103,6 @@ def train_group(
     settings: PyTree = None,
     objective_fn: Callable[[Any], Objective] = labels_only,
     teacher: Teacher | None = None,
-    init: Variables | None = None,
     watch_fn: Callable[[int, Variables], None] | None = None,
     watch_every: int | None = None,
 ) -> Group:
@@ -113,12 +113,12 @@ def train_group(
         name: folder of the group below the lab's root.
         spec: the architecture.
         recipe: how they are trained.
-        examples: `image`, `label` and what the teacher needs, [examples, ...].
+        examples: `image`, `label` and what the teacher needs, [examples, ...]: a stored teacher's
+            logits are what tells students of one teacher from those of another.
         seeds: one per member: initial values, order of the batches, dropout and views.
         settings: arrays [members] that the objective depends on.
         objective_fn: one member's setting -> objective.
         teacher: where the teacher's outputs come from; None for none.
-        init: variables that all members start from, instead of fresh ones.
         watch_fn: called with a step and the variables [members, ...] now and then; a training that
             was interrupted calls it for the remaining steps only.
         watch_every: steps between these calls, rounded up to whole calls of the program.
@@ -129,29 +129,42 @@ def train_group(
     Raises:
         NonFiniteLoss: if a member's loss was nan or infinite.
         Stopped: if the run was asked to stop; the state is saved.
-        ValueError: if the folder holds networks of another recipe.
+        ValueError: if the folder holds networks of another recipe, or of other examples.
+        OSError: if another run is at work in the folder.
     """
     model, directory = networks.build(spec), lab.root / name
-    asked = _describe(spec, recipe, seeds, settings)
-    if (directory / "trained").exists():
-        variables, found = checkpoint.load_variables(directory / "trained")
-        if found["asked"] != asked:
-            raise ValueError(f"{directory} holds networks trained otherwise: remove it first")
-        lab.trainings[name] = len(seeds), found["seconds"]
-        return Group(model, variables)
-    teacher = teacher or teachers.absent()
-    examples = jax.device_put(dict(examples))
-    program = _program(model, recipe, len(examples["label"]), objective_fn, teacher)
-    states = _initial(model, recipe, examples, seeds, settings, objective_fn, teacher, init)
-    watch = (watch_fn, watch_every or 10**9) if watch_fn else None
-    variables, seconds = _run(
-        lab, name, program, states, recipe, examples, seeds, settings, teacher, watch
-    )
-    metadata = {"asked": asked, "seconds": seconds}
-    checkpoint.save_variables(directory / "trained", variables, metadata)
-    shutil.rmtree(directory / "state", ignore_errors=True)
-    lab.trainings[name] = len(seeds), seconds
+    asked = _describe(spec, recipe, seeds, settings, examples, objective_fn)
+    if not (directory / "trained").exists():
+        with checkpoint.lock(directory):
+            claim(directory, asked)
+            teacher = teacher or teachers.absent()
+            examples = jax.device_put(dict(examples))
+            program = _program(model, recipe, len(examples["label"]), objective_fn, teacher)
+            states = _initial(model, recipe, examples, seeds, settings, objective_fn, teacher)
+            watch = (watch_fn, watch_every or 10**9) if watch_fn else None
+            variables, seconds = _run(
+                lab, name, program, states, recipe, examples, seeds, settings, teacher, watch
+            )
+            checkpoint.save_variables(directory / "trained", variables, {"seconds": seconds})
+            shutil.rmtree(directory / "state", ignore_errors=True)
+    claim(directory, asked)
+    variables, found = checkpoint.load_variables(directory / "trained")
+    lab.trainings[name] = len(seeds), found["seconds"]
     return Group(model, variables)
+
+
+def claim(directory: Path, asked: Mapping[str, Any]) -> None:
+    """Say in a folder what is trained there, or hold it against what an earlier run has said.
+
+    Raises:
+        ValueError: if it was something else.
+    """
+    path, mine = directory / "asked.json", workdir.plain(asked)
+    old = workdir.read_json(path)
+    if old is None and not (directory / "trained").exists():
+        workdir.write_json(path, mine)
+    elif old != mine:
+        raise ValueError(f"{directory} holds networks trained otherwise: remove it first")
 
 
 def predict(model: Model, variables: Variables, images: np.ndarray) -> np.ndarray:
@@ -234,7 +247,6 @@ def _initial(
     settings: PyTree,
     objective_fn: Callable[[Any], Objective],
     teacher: Teacher,
-    init: Variables | None,
 ) -> Any:
     optimizer = _optimizer(recipe, len(examples["label"]))
     batch = {name: x[:2] for name, x in examples.items()}
@@ -243,11 +255,7 @@ def _initial(
 
     def new(seed: int) -> Any:
         key = jax.random.key(seed)
-        state = step.init_train_state(key, model, objective, optimizer, batch, outputs)
-        if init is None:
-            return state
-        params = {**state.params, "student": init.params}
-        return dataclasses.replace(state, params=params, model_state=init.state)
+        return step.init_train_state(key, model, objective, optimizer, batch, outputs)
 
     return sweep.stack([new(seed) for seed in seeds])
 
@@ -322,20 +330,22 @@ def _pairs(metrics: Metrics) -> list[tuple[Array, Array]]:
 
 
 def _describe(
-    spec: NetworkSpec, recipe: Recipe, seeds: Sequence[int], settings: PyTree
+    spec: NetworkSpec,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    settings: PyTree,
+    examples: Arrays,
+    objective_fn: Callable[[Any], Objective],
 ) -> dict[str, Any]:
-    """Return what tells one training from another, as JSON would hold it."""
-    from experiments.workdir import plain
-
-    values = jax.tree.map(lambda x: np.asarray(x).tolist(), settings)
-    return plain(
-        {
-            "spec": dataclasses.asdict(spec),
-            "recipe": dataclasses.asdict(recipe),
-            "seeds": list(seeds),
-            "settings": values,
-        }
-    )
+    """Return what tells one training from another."""
+    return {
+        "spec": dataclasses.asdict(spec),
+        "recipe": dataclasses.asdict(recipe),
+        "seeds": list(seeds),
+        "settings": jax.tree.map(lambda x: np.asarray(x).tolist(), settings),
+        "examples": checkpoint.params_sha256(dict(examples)),
+        "objective": objective_fn.__name__,
+    }
 
 
 def deviation(values: np.ndarray) -> np.ndarray:

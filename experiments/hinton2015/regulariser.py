@@ -9,10 +9,12 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arX
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import workdir
 from experiments.hinton2015 import group, mnist, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
@@ -150,33 +152,33 @@ def learn(
     temperature: float | None,
 ) -> Curve:
     """Train nets, from soft targets where there is a temperature, and keep their errors."""
-    watch_fn, measured = watch(lab, group.networks.build(spec), few)
     soft: dict[str, Any] = {
         "settings": group.constant(len(seeds), temperature=temperature or 1.0, soft_weight=1.0),
         "objective_fn": group.soft_and_hard,
         "teacher": teachers.stored(),
     }
-    trained = group.train_group(
+    path = lab.root / name / "curve.json"
+    group.train_group(
         lab,
         name,
         spec,
         recipe,
         examples,
         seeds=seeds,
-        watch_fn=watch_fn,
+        watch_fn=watch(lab, group.networks.build(spec), few, path),
         watch_every=recipe.num_steps(len(examples["label"])) // 10,
         **(soft if temperature else {}),
     )
-    return read_curve(lab, name, measured, trained)
+    return read_curve(path)
 
 
-def watch(
-    lab: Lab, model: Model, few: np.ndarray
-) -> tuple[Callable[[int, Variables], None], dict[int, Any]]:
-    """Make a function that counts errors on the test set and on images that are held out."""
+def watch(lab: Lab, model: Model, few: np.ndarray, path: Path) -> Callable[[int, Variables], None]:
+    """Make a function that counts errors on the test set and on images that are held out.
+
+    It keeps them in a file, from which an interrupted training goes on.
+    """
     rest = np.setdiff1d(np.arange(len(lab.train.label)), few)[:5000]
     held_out = lab.train.image[rest], lab.train.label[rest]
-    measured: dict[int, Any] = {}
 
     def watch_fn(at: int, variables: Variables) -> None:
         now = group.Group(model, variables)
@@ -184,20 +186,21 @@ def watch(
             group.errors(group.all_logits(now, images), labels)
             for images, labels in ((lab.test.image, lab.test.label), held_out)
         )
-        measured[at] = {"test": test, "held_out": held}
-
-    return watch_fn, measured
-
-
-def read_curve(lab: Lab, name: str, measured: dict[int, Any], trained: group.Group) -> Curve:
-    """Keep what was measured beside the networks, and read it where they were trained before."""
-    from experiments import workdir
-
-    path = lab.root / name / "curve.json"
-    if measured:
         old = workdir.read_json(path) or {}
-        workdir.write_json(path, {**old, **{str(at): row for at, row in measured.items()}})
+        workdir.write_json(path, {**old, str(at): {"test": test, "held_out": held}})
+
+    return watch_fn
+
+
+def read_curve(path: Path) -> Curve:
+    """Read what `watch` has kept.
+
+    Raises:
+        FileNotFoundError: if it is gone.
+    """
     rows = workdir.read_json(path)
+    if rows is None:
+        raise FileNotFoundError(f"{path} is missing: remove {path.parent} to train again")
     steps = sorted(map(int, rows))
     test, held = (np.array([rows[str(s)][k] for s in steps]) for k in ("test", "held_out"))
     return Curve(steps, test, held)

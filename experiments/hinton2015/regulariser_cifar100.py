@@ -104,7 +104,6 @@ def train_few(
     examples = {
         "image": images,
         "label": np.tile(labels, copies),
-        "index": np.tile(few, copies).astype(np.int32),
     }
     if kind == "soft":
         examples["teacher_logits"] = group.predict(network.model, network.variables, images)
