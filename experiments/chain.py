@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import distillation as job
-from experiments import methods, networks, plans, training, workdir
+from experiments import fitting, methods, networks, plans, training, workdir
 from experiments.console import say
 from experiments.networks import Network
 from experiments.numbers import spread
-from experiments.opening import Experiment, facts, seeds_of
+from experiments.opening import Experiment, facts, seeds_of, spec_of
 from experiments.plans import TeacherResult
 from experiments.settings import NetworkSettings
 from experiments.training import mean_of
@@ -39,10 +39,26 @@ class Answers(NamedTuple):
     test: np.ndarray
 
 
+def check(experiment: Experiment, chosen: Mapping[str, NetworkSettings]) -> None:
+    """Raise a ValueError where a network of the chain cannot learn from the one before it."""
+    settings, dataset, given = experiment.settings, experiment.dataset, experiment.given_teacher
+    links = {name: spec_of(settings, dataset, network) for name, network in chosen.items()}
+    source = given.spec if given else spec_of(settings, dataset, settings.teacher)
+    for name, spec in links.items():
+        networks.check_patches(f"--assistants {name}", spec)
+        fitting.check_fit(settings.method, spec, source)
+        source = spec
+    if settings.rematerialise:
+        networks.check_blocks({f"--assistants {name}": spec for name, spec in links.items()})
+
+
 def train_all(
     experiment: Experiment, teacher: TeacherResult, chosen: Mapping[str, NetworkSettings]
 ) -> list[Measured]:
     """Train the chain for every seed, and the last network from the teacher alone.
+
+    Every link has seeds of its own, as born-again networks have; the last network has the same one
+    with the chain and without.
 
     Args:
         experiment: data and settings.
@@ -64,12 +80,14 @@ def train_all(
 
     keep("teacher", teacher.network, _answers(teacher))
     for seed in seeds_of(settings):
-        source = teacher
+        source, own = teacher, seed
         for name, network in chosen.items():
-            source = _student(experiment, source, network, name, seed)
+            # A seed that neither the teacher nor another link has: none must start as its twin.
+            own += len(seeds_of(settings))
+            source = _student(experiment, source, network, name, own)
             keep(name, source.network, _answers(source))
         if not alike:
-            direct = _student(experiment, teacher, network, DIRECT, seed)
+            direct = _student(experiment, teacher, network, DIRECT, own)
             keep(DIRECT, direct.network, _answers(direct))
     truth = Answers(np.asarray(dataset.validation.label), np.asarray(dataset.test.label))
     measured = [

@@ -1,7 +1,8 @@
 """Compare the ways of distilling: one teacher, one student, the same budget for every method.
 
     python -m experiments.compare --data.name cifar100 --data.dir DIR \
-        --teacher.checkpoint cifar100_resnet20.npz --student.name resnet8 --workdir W
+        --teacher.name resnet20 --teacher.checkpoint cifar100_resnet20.npz \
+        --student.name resnet8 --workdir W
     python -m experiments.compare --preset repdistiller --pair resnet56-resnet20 --workdir W
 
 Every method trains the student once, with its paper's weights. The best by validation accuracy
@@ -46,6 +47,13 @@ def check(settings: Settings) -> None:
         known = all(name in distill.METHODS for name in method.split("+"))
         groups.require(known, "--methods", f"of {', '.join(distill.METHODS)}", method)
     groups.require(settings.num_best >= 0, "--num-best", "zero or more", settings.num_best)
+    blind = settings.data.validation_fraction == 0 and settings.preset != "imagenet"
+    groups.require(
+        not (blind and settings.num_best),
+        "--num-best",
+        "0 where --data.validation-fraction is: there are no examples to choose by",
+        settings.num_best,
+    )
     positive = all(scale > 0 for scale in settings.scales)
     groups.require(positive, "--scales", "positive", settings.scales)
 

@@ -201,8 +201,10 @@ def read(path: Path) -> list[Entry]:
 def _train(experiment: Experiment, teacher: TeacherResult, examples: Arrays, trial: Trial) -> Entry:
     """Train what the log does not hold yet."""
     run = experiment.run
-    done = {(row["phase"], row["seed"]) for row in run.log.rows() if row["split"] in ENDS}
-    missing = [seed for seed in trial.seeds if (trial.phase, seed) not in done]
+    done = _ends(run.log.rows())
+    # What diverged is worth another try where its bad steps are skipped.
+    good = (FINISHED,) if experiment.settings.on_nonfinite == "skip" else ENDS
+    missing = [seed for seed in trial.seeds if done.get((trial.phase, seed)) not in good]
     if missing:
         plan = plans.plan_method(
             experiment, teacher, trial.method, examples, phase=trial.phase, scale=trial.scale
@@ -223,8 +225,13 @@ def _train(experiment: Experiment, teacher: TeacherResult, examples: Arrays, tri
     return _entry(run.log.rows(), trial)
 
 
+def _ends(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], str]:
+    """Return how the trainings ended at last, by phase and seed."""
+    return {(row["phase"], row["seed"]): row["split"] for row in rows if row["split"] in ENDS}
+
+
 def _entry(rows: Sequence[dict[str, Any]], trial: Trial) -> Entry:
-    lost = {(row["phase"], row["seed"]) for row in rows if row["split"] == DIVERGED}
+    lost = {key for key, end in _ends(rows).items() if end == DIVERGED}
 
     def accuracies(split: str, seed: int) -> list[float]:
         if (trial.phase, seed) in lost:

@@ -47,7 +47,7 @@ class Settings(distill.Settings):
     method: tyro.conf.Suppress[str] = "kd"
     soft_weight: tyro.conf.Suppress[float] = 1.0
     audit: tyro.conf.Suppress[bool] = False
-    augment: tyro.conf.Suppress[tuple[groups.Augmentation, ...] | None] = ()
+    augment: tyro.conf.Suppress[tuple[groups.Augmentation, ...] | None] = None
     num_micro_batches: tyro.conf.Suppress[int] = 1
     rematerialise: tyro.conf.Suppress[bool] = False
     generator: GeneratorSettings = dataclasses.field(default_factory=GeneratorSettings)

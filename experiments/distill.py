@@ -54,7 +54,8 @@ class Settings:
     soft_weight: float = 0.9
     """Of kd: weight of the soft targets; the labels have the rest."""
     epochs: int | None = None
-    """Passes of a student over its examples. Default: at least 30, and at least 2,000 steps."""
+    """Passes of a student over its examples. Default: at least 30, and at least 2,000 steps of
+    the default --batch-size."""
     batch_size: int | None = None
     """Examples in a step, over all devices. Default: 128, on small sets 64."""
     augment: tuple[groups.Augmentation, ...] | None = None

@@ -42,6 +42,12 @@ def check(settings: Settings) -> None:
     groups.require(settings.generations > 0, "--generations", "positive", settings.generations)
     for name in settings.assistants:
         network_of(name)
+    twice = len(set(settings.assistants)) < len(settings.assistants)
+    groups.require(not twice, "--assistants", "different networks", " ".join(settings.assistants))
+    deploys = "simkd" in settings.method.split("+")
+    groups.require(
+        not deploys, "--method", "one whose students can teach in their turn", settings.method
+    )
 
 
 def network_of(name: str) -> NetworkSettings:
@@ -65,13 +71,14 @@ def run(settings: Settings, command: str) -> None:
 
     settings = presets.applied(settings)
     with opening.opened(settings, distill.resolve) as experiment:
-        teacher = job.obtain_teacher(experiment)
         student = experiment.settings.student
         if settings.assistants:
             links = {name: network_of(name) for name in settings.assistants}
             chosen = {**links, "student": student}
         else:
             chosen = {f"generation {i + 1}": student for i in range(settings.generations)}
+        chain.check(experiment, chosen)
+        teacher = job.obtain_teacher(experiment)
         found = chain.train_all(experiment, teacher, chosen)
         chain.report(experiment, found, command)
 

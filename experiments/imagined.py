@@ -78,6 +78,7 @@ def plan(
         batch_size=batch_size,
         noise_size=made.noise_size,
         weights=synthesis.Weights(made.sure, made.active, made.balanced, made.new),
+        skip_nonfinite=settings.on_nonfinite == "skip",
     )
     variables = replicate(teacher.network.variables, experiment.run.mesh)
     return Plan(student, variables, generator, init, step, num_steps, made.noise_size)
@@ -111,7 +112,7 @@ def train(experiment: Experiment, teacher: TeacherResult, plan: Plan, seed: int)
             log_every=run.log_every,
             log_fn=log,
             checkpoint_every=run.checkpoint_every or max(500, plan.num_steps // 20),
-            save_fn=lambda at, s: checkpoint.save(directory, at, s),
+            save_fn=lambda at, s: checkpoint.save(directory, at, s, keep=run.keep_last),
             stop_fn=run.stop_fn,
         )
     own = Variables(state.student.params["student"], state.student.model_state)

@@ -87,7 +87,19 @@ def student_of(name: str, spec: NetworkSpec, teacher_params: PyTree) -> NetworkS
     """Describe what a method makes of a student: the same, but for those that deploy more."""
     if "simkd" not in methods_in(name):
         return spec
-    return dataclasses.replace(spec, reused_width=teacher_params["head"]["kernel"].shape[0])
+    width = classifier_of("simkd", teacher_params)["kernel"].shape[0]
+    return dataclasses.replace(spec, reused_width=width)
+
+
+def classifier_of(method: str, teacher_params: PyTree) -> PyTree:
+    """Return the last layer of a teacher, for a method that reads it.
+
+    Raises:
+        ValueError: if the teacher answers through the classifier of its own teacher.
+    """
+    if "head" not in teacher_params:
+        raise ValueError(f"--method {method} needs a teacher with a classifier of its own")
+    return teacher_params["head"]
 
 
 def looks_at_features(name: str) -> bool:
@@ -212,7 +224,7 @@ def logit_mse(setup: Setup) -> Weighted:
 
 def skd(setup: Setup) -> Weighted:
     """Soft targets, and cosines between examples' logits (Jeong et al., 2026)."""
-    num_classes = setup.teacher_params["head"]["kernel"].shape[-1]
+    num_classes = classifier_of("skd", setup.teacher_params)["kernel"].shape[-1]
     # The authors divide the cosines by the classes.
     directions = terms.direction_relation(regularization=0.1 * num_classes**2)
     soft = terms.soft_targets(temperature=4.0)
@@ -368,7 +380,7 @@ def pad(setup: Setup) -> Weighted:
 
 def srrl(setup: Setup) -> Weighted:
     """Features that the teacher's classifier can read (Yang et al., 2021)."""
-    classifier = setup.teacher_params["head"]
+    classifier = classifier_of("srrl", setup.teacher_params)
     term = terms.softmax_regression(*_embeddings(setup), classifier=classifier)
     return _with_labels(srrl=(term, 1.0))
 

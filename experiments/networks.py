@@ -161,13 +161,16 @@ def load_network(directory: str | Path) -> Network:
 
     Raises:
         FileNotFoundError: if there is no network.
-        ValueError: if the files are damaged.
+        ValueError: if the files are damaged, or hold something else.
     """
     variables, metadata = checkpoint.load_variables(Path(directory))
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in metadata.items()
     }
-    spec = NetworkSpec(**fields)
+    try:
+        spec = NetworkSpec(**fields)
+    except TypeError as error:
+        raise ValueError(f"{directory} holds no network of a work directory") from error
     return Network(spec, build(spec), variables)
 
 
@@ -184,12 +187,12 @@ def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
 
     Raises:
         FileNotFoundError: if there is nothing at that path.
-        ValueError: if it holds another architecture or another number of classes.
+        ValueError: if it holds another architecture, or is for other images or classes.
     """
     path = settings.checkpoint
     assert path is not None
     if path.is_dir():
-        return _checked(path, load_network(path), settings, spec.num_classes)
+        return _checked(path, load_network(path), settings, spec)
     if not path.exists():
         raise FileNotFoundError(f"--teacher.checkpoint: there is nothing at {path}")
     state_dict = models.read_state_dict(path)
@@ -216,15 +219,20 @@ def _patch_size(settings: NetworkSettings, image_shape: tuple[int, ...]) -> int:
     return settings.patch_size or default
 
 
-def _checked(path: Path, teacher: Network, settings: TeacherSettings, num_classes: int) -> Network:
+def _checked(path: Path, teacher: Network, settings: TeacherSettings, spec: NetworkSpec) -> Network:
     """Return a teacher of ours if it is what the flags say and the data needs."""
     asked, found = (settings.name, settings.widths), (teacher.spec.name, teacher.spec.widths)
     for flag, want, have in zip(("name", "widths"), asked, found, strict=True):
         if want is not None and want != have and not (flag == "widths" and have == ()):
             raise ValueError(f"--teacher.{flag} is {want}, but {path} holds {have}")
-    if teacher.spec.num_classes != num_classes:
+    if teacher.spec.num_classes != spec.num_classes:
         raise ValueError(
             f"--teacher.checkpoint {path} has {teacher.spec.num_classes} classes, "
-            f"the data has {num_classes}"
+            f"the data has {spec.num_classes}"
+        )
+    if teacher.spec.image_shape != spec.image_shape:
+        raise ValueError(
+            f"--teacher.checkpoint {path} takes images of {teacher.spec.image_shape}, "
+            f"the data has {spec.image_shape}"
         )
     return teacher

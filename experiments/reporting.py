@@ -1,21 +1,16 @@
 """The page that a run leaves behind: what was done, what came out, and how it was chosen."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import jax
 import numpy as np
 
-import kdjax
 from experiments import workdir
 from experiments.console import say
-from kdjax import data
+from experiments.networks import NetworkSpec
+from experiments.opening import Experiment, facts
+from experiments.plans import TeacherResult
 from kdjax import report as pages
 from kdjax.distributed import is_leader
-
-if TYPE_CHECKING:
-    from experiments.distill import Settings
-    from experiments.opening import Experiment
-    from experiments.plans import TeacherResult
 
 # What was looked at on the validation split before the defaults for digits were settled.
 DIGITS_CHOICE = (
@@ -28,7 +23,7 @@ DIGITS_CHOICE = (
 
 
 def report(
-    experiment: "Experiment", teacher: "TeacherResult", summary: dict[str, Any], command: str
+    experiment: Experiment, teacher: TeacherResult, summary: dict[str, Any], command: str
 ) -> None:
     """Write the plots, `report.html` and, last of all, `summary.json`; print the table.
 
@@ -70,38 +65,42 @@ def report(
                 "do not say. The two axes may differ in scale.",
             ),
         },
-        notes=_choices(settings, dataset),
-        facts=_facts(experiment, command, rows),
+        notes=_choices(experiment, teacher.network.spec),
+        facts=facts(experiment, command, **_own_facts(experiment, rows)),
     )
     workdir.write_json(run.workdir / "summary.json", summary)
     say("\n" + pages.format_table(summary))
     say(f"\nreport: {page}\nstudent: {run.workdir / 'student'}")
 
 
-def _choices(settings: "Settings", dataset: data.Dataset) -> list[tuple[str, str]]:
+def _choices(experiment: Experiment, teacher: NetworkSpec) -> list[tuple[str, str]]:
     """Say what was chosen, and on what grounds."""
+    settings, dataset = experiment.settings, experiment.dataset
     num_train, seen = len(dataset.train.label), settings.data.student_examples
-    teacher, student = settings.teacher, settings.student
+    student, optimizer = settings.student, settings.optimizer
     views = " and ".join(settings.augment or ("none",))
+    given = experiment.given_teacher is not None
+    decay = {"cosine": "warm-up and cosine decay", "steps": "decay in steps"}[optimizer.schedule]
+    kd = f", T = {settings.temperature:g}, soft weight {settings.soft_weight:g}"
     notes = [
         (
             "Networks",
-            f"Teacher: {teacher.name} {list(teacher.widths or ())}. "
+            f"Teacher: {teacher.name} {list(teacher.widths)}. "
             f"Student: {student.name} {list(student.widths or ())}.",
         ),
         (
             "Examples",
-            f"{dataset.splits}. The teacher learns from all {num_train} training examples, both "
-            f"students from {seen} of them, balanced over the classes: what the distilled one "
-            "gains beyond labels comes through the teacher's probabilities.",
+            f"{dataset.splits}. The teacher "
+            + ("was given" if given else f"learns from all {num_train} training examples")
+            + f", both students learn from {seen} of them, balanced over the classes: what the "
+            "distilled one gains beyond labels comes through the teacher's probabilities.",
         ),
         (
             "Training",
-            f"T = {settings.temperature:g}, soft weight {settings.soft_weight:g}, "
+            f"Method {settings.method}{kd if settings.method == 'kd' else ''}; "
             f"{settings.epochs} epochs in batches of {settings.batch_size}, "
-            f"{settings.optimizer.name} at {settings.optimizer.learning_rate:g} with warm-up and "
-            f"cosine decay, augmentation {views}. Both students of a seed start from the same "
-            "values and see the same batches.",
+            f"{optimizer.name} at {optimizer.learning_rate:g} with {decay}, augmentation {views}. "
+            "Both students of a seed start from the same values and see the same batches.",
         ),
     ]
     if dataset.name == "digits":
@@ -109,13 +108,9 @@ def _choices(settings: "Settings", dataset: data.Dataset) -> list[tuple[str, str
     return notes
 
 
-def _facts(experiment: "Experiment", command: str, rows: list[dict[str, Any]]) -> dict[str, str]:
-    times = [row["wall_time"] for row in rows]
-    device = jax.devices()[0]
+def _own_facts(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, str]:
+    times, settings = [row["wall_time"] for row in rows], experiment.settings
     return {
-        "Command": command,
-        "Device": f"{experiment.run.mesh.size} x {device.device_kind} ({device.platform})",
         "Training time": f"{max(times) - min(times):.0f} s from first to last log",
-        "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",
-        "Seeds": f"{experiment.settings.seed} and up, {experiment.settings.num_seeds} of each kind",
+        "Seeds": f"{settings.seed} and up, {settings.num_seeds} of each kind",
     }

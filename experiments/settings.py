@@ -54,7 +54,8 @@ class NetworkSettings:
     """A network and its regularisation."""
 
     name: NetworkName | None = None
-    """The architecture. Default: mlp, or what the teacher's checkpoint holds."""
+    """The architecture. Default: mlp, or what the folder of --teacher.checkpoint holds; a PyTorch
+    state dict does not say what it is of."""
     widths: tuple[int, ...] | None = None
     """Units of each hidden layer of an mlp. Default: 256 256 for a teacher, 32 for a student."""
     patch_size: int | None = None

@@ -113,6 +113,7 @@ def make_step(
     batch_size: int,
     noise_size: int,
     weights: Weights,
+    skip_nonfinite: bool = False,
 ) -> tuple[Callable[[Array, Variables], State], Callable[..., tuple[State, Metrics]]]:
     """Make the start and the step of data-free distillation.
 
@@ -126,13 +127,16 @@ def make_step(
         batch_size: images in a step.
         noise_size: numbers that each is made from.
         weights: of the parts of the generator's loss.
+        skip_nonfinite: as `kdjax.step.make_train_step`, for the student.
 
     Returns:
         `init(key, teacher_variables) -> State`, and
         `step(state, batch, *, teacher_variables) -> (state, metrics)`, jitted, the state donated,
         which makes its own images: the batch is of no account.
     """
-    train_step = step.make_train_step(student, objective, optimizers[0])
+    train_step = step.make_train_step(
+        student, objective, optimizers[0], skip_nonfinite=skip_nonfinite
+    )
 
     def noise(key: Array) -> Array:
         return jax.random.normal(key, (batch_size, noise_size))

@@ -41,6 +41,7 @@ def test_wrong_use_is_one_line(tmp_path):
         (["--methods", "kd+nothing"], "--methods must be of scratch, kd"),
         (["--scales", "0"], "--scales must be positive"),
         (["--num-best", "-1"], "--num-best must be zero or more"),
+        (["--data.validation-fraction", "0"], "--num-best must be 0 where --data.validation"),
         (["--methods", "at", "--workdir", tmp_path], "--method at needs feature maps"),
     ):
         done = run(*flags)
@@ -103,12 +104,12 @@ def test_the_log_tells_the_last_epoch_from_the_best():
 
 
 def test_a_training_that_diverges_is_tabled_and_not_tried_again(monkeypatch, tmp_path):
-    trained = []
+    trained, diverging = [], {"a"}
 
     def train(run, plan, seed):
         trained.append((plan.phase, seed))
         run.log.append(phase=plan.phase, seed=seed, split="test", step=1, accuracy=0.5)
-        if plan.phase == "a":
+        if plan.phase in diverging:
             raise loop.NonFiniteLoss("the loss is nan at step 2")
 
     def plan(experiment, teacher, method, examples, *, phase, scale):
@@ -119,7 +120,7 @@ def test_a_training_that_diverges_is_tabled_and_not_tried_again(monkeypatch, tmp
     monkeypatch.setattr(comparison.plans, "with_answers", lambda *_: {})
     monkeypatch.setattr(comparison.plans, "student_examples", lambda _: {})
     experiment = SimpleNamespace(
-        settings=SimpleNamespace(seed=0, num_seeds=1, epochs=1),
+        settings=SimpleNamespace(seed=0, num_seeds=1, epochs=1, on_nonfinite="raise"),
         run=Run(workdir.MetricsLog(tmp_path / "metrics.jsonl")),
         dataset=SimpleNamespace(test=Entry("", 1.0, (), (), ())),
     )
@@ -129,6 +130,12 @@ def test_a_training_that_diverges_is_tabled_and_not_tried_again(monkeypatch, tmp
         assert np.isnan([*entries[-1].last, *entries[-1].best, *entries[-1].validation]).all()
     assert trained == [("scratch", 0), ("a", 0), ("b", 0)]
     assert comparison.rows(entries)[-1][3:5] == ("nan", "nan")
+    experiment.settings.on_nonfinite = "skip"
+    diverging.clear()
+    for _ in range(2):
+        entries = comparison.train_all(experiment, None, ["a", "b"], num_best=1, scales=())
+        assert all(entry.last == (50.0,) for entry in entries)
+    assert trained == [("scratch", 0), ("a", 0), ("b", 0), ("a", 0)], "skipping is another try"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import optax
 import pytest
 import scripts
 
-from experiments import synthesis
+from experiments import data_free, distill, settings, synthesis
 from experiments.networks import load_network
 from kdjax import models, terms
 from kdjax.objective import combine
@@ -37,6 +38,13 @@ def test_a_student_of_made_up_images(tmp_path):
     again = run(*flags, "--workdir", tmp_path)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_the_teacher_sees_what_distill_shows_it():
+    split = SimpleNamespace(label=np.zeros(60_000))
+    mnist = SimpleNamespace(image_shape=(28, 28, 1), label_names=tuple("0123456789"), train=split)
+    asked = data_free.Settings(data=settings.DataSettings(name="mnist"))
+    assert distill.resolve(asked, mnist).teacher.augment == ("jitter",)
 
 
 def test_wrong_use_is_one_line():

@@ -14,6 +14,7 @@ import pytest
 from xla import EIGHT_DEVICES, QUICK_COMPILATION
 
 from experiments import cli, distill, networks, settings, workdir
+from kdjax import checkpoint
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -316,6 +317,16 @@ def test_teacher_checkpoints_that_do_not_fit(finished, capsys, data_dir, tmp_pat
         capsys, *base, "--teacher.checkpoint", tmp_path / "other.npz", "--teacher.name", "resnet8"
     )
     assert "is not a resnet8" in error
+    other = finished[0] / "checkpoints" / "teacher-0"
+    error = fails(capsys, *base, "--teacher.checkpoint", other)
+    assert "something else than a network" in error
+    variables = networks.load_network(teacher).variables
+    checkpoint.save_variables(tmp_path / "bare", variables, {"seconds": 1.0})
+    error = fails(capsys, *base, "--teacher.checkpoint", tmp_path / "bare")
+    assert "holds no network of a work directory" in error
+    larger = ["--data.image-size", 16, "--teacher.checkpoint", teacher]
+    assert "takes images of (8, 8, 1)" in fails(capsys, *base, *larger)
+    assert not (tmp_path / "w").exists()
 
 
 def test_a_trained_teacher_is_used_again(finished, data_dir, tmp_path):

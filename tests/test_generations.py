@@ -32,11 +32,28 @@ def test_assistants_from_the_command_line(tmp_path):
     assert "32x16" in (tmp_path / "report.html").read_text()
 
 
-def test_wrong_use_is_one_line():
+def test_wrong_use_is_one_line(tmp_path):
     for flags, message in (
         (["--generations", "0"], "--generations must be positive"),
         (["--assistants", "lenet"], "--assistants must be widths or of resnet8"),
         (["--method", "nothing"], "--method must be of scratch"),
+        (["--method", "simkd"], "--method must be one whose students can teach"),
+        (["--assistants", "32", "32"], "--assistants must be different networks"),
+        (
+            [
+                "--method",
+                "cwd",
+                "--teacher.name",
+                "resnet8",
+                "--student.name",
+                "resnet8",
+                "--assistants",
+                "32",
+                "--workdir",
+                tmp_path,
+            ],
+            "--method cwd needs feature maps",
+        ),
     ):
         done = run(*flags)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
@@ -81,7 +98,7 @@ def test_each_learns_from_the_one_before(monkeypatch):
         experiment, result("teacher", np.eye(2)[LABELS]), {"one": small, "two": small}
     )
     assert taught == [
-        ("teacher", "one", 1), ("one", "two", 1), ("teacher", "one", 2), ("one", "two", 2),
+        ("teacher", "one", 3), ("one", "two", 5), ("teacher", "one", 4), ("one", "two", 6),
     ]  # fmt: skip
     assert [entry.name for entry in found] == ["teacher", "one", "two", chain.TOGETHER]
     assert found[0].accuracy == (100.0,) and found[1].accuracy == (50.0, 50.0)
@@ -91,8 +108,8 @@ def test_each_learns_from_the_one_before(monkeypatch):
         experiment, result("teacher", np.eye(2)[LABELS]), {"big": big, "student": small}
     )
     assert taught[:3] == [
-        ("teacher", "big", 1),
-        ("big", "student", 1),
-        ("teacher", chain.DIRECT, 1),
+        ("teacher", "big", 3),
+        ("big", "student", 5),
+        ("teacher", chain.DIRECT, 5),
     ]
     assert [entry.name for entry in found] == ["teacher", "big", "student", chain.DIRECT]

@@ -43,7 +43,7 @@ def load_variables(directory: str | Path) -> tuple[Variables, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: if there is no network.
-        CheckpointError: if it is damaged.
+        CheckpointError: if it is damaged, or is a checkpoint of something else.
     """
     directory = Path(directory).absolute()
     versions = steps_in(directory)
@@ -55,4 +55,6 @@ def load_variables(directory: str | Path) -> tuple[Variables, dict[str, Any]]:
         tree = read_arrays(path, record["leaves"], None)
     except Damaged as damage:
         raise CheckpointError(f"the network in {path} is damaged: {damage}") from damage
+    if not isinstance(tree, dict) or set(tree) != set(Variables._fields):
+        raise CheckpointError(f"{path} holds something else than a network")
     return Variables(**gathered(tree)), record["metadata"]
