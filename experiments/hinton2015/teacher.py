@@ -46,7 +46,7 @@ def shifted(examples: group.Arrays, *, max_shift: int) -> group.Arrays:
 
 
 def obtain(lab: Lab) -> Trained:
-    """Train 784-1200-1200-10 with dropout, max-norm and jitter, or read what another script did."""
+    """Train 784-1200-1200-10 with dropout, max-norm and warps, or read what another script did."""
     widths = (64, 64) if lab.quick else (1200, 1200)
     spec = group.mlp_spec(lab, widths, dropout=0.1)
     trained = group.train_group(
