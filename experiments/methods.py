@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import optax
 
 from experiments.networks import NetworkSpec
-from experiments.places import Places
+from experiments.places import Places, classifier_of
 from kdjax import losses, terms
 from kdjax.objective import Weight, combine
 from kdjax.types import Array, Objective, PyTree, Term
@@ -89,17 +89,6 @@ def student_of(name: str, spec: NetworkSpec, teacher_params: PyTree) -> NetworkS
         return spec
     width = classifier_of("simkd", teacher_params)["kernel"].shape[0]
     return dataclasses.replace(spec, reused_width=width)
-
-
-def classifier_of(method: str, teacher_params: PyTree) -> PyTree:
-    """Return the last layer of a teacher, for a method that reads it.
-
-    Raises:
-        ValueError: if the teacher answers through the classifier of its own teacher.
-    """
-    if "head" not in teacher_params:
-        raise ValueError(f"--method {method} needs a teacher with a classifier of its own")
-    return teacher_params["head"]
 
 
 def looks_at_features(name: str) -> bool:

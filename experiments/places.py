@@ -64,3 +64,14 @@ def with_features(spec: NetworkSpec, *, classifier: PyTree = None) -> Model:
     if places.spatial:
         model = models.with_class_maps(model, feature=places.last)
     return networks.reusing(model, spec, classifier) if spec.reused_width else model
+
+
+def classifier_of(method: str, teacher_params: PyTree) -> PyTree:
+    """Return the last layer of a teacher, for a method that reads it.
+
+    Raises:
+        ValueError: if the teacher answers through the classifier of its own teacher.
+    """
+    if "head" not in teacher_params:
+        raise ValueError(f"--method {method} needs a teacher with a classifier of its own")
+    return teacher_params["head"]
