@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scripts
 
-from experiments.hinton2015 import gradient, group, regulariser, report, unseen_digit
+from experiments.hinton2015 import gradient, group, regulariser, report, teacher, unseen_digit
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim
 from kdjax import checkpoint, teachers
@@ -247,6 +247,26 @@ def test_mean_of_is_the_mean_of_softened_probabilities():
     softened = np.exp(group.mean_of(logits, 2.0) / 2)
     parts = np.exp(logits / 2) / np.exp(logits / 2).sum(-1, keepdims=True)
     np.testing.assert_allclose(softened / softened.sum(-1, keepdims=True), parts.mean(0), rtol=1e-5)
+
+
+def test_copies_are_answered_as_the_teacher_answers_them(tmp_path):
+    lab = make_lab(tmp_path)
+    inside = np.random.default_rng(0).integers(0, 256, (3, 2, 2, 1))
+    images = np.pad(inside, ((0, 0), (3, 3), (3, 3), (0, 0))).astype(np.uint8)
+    spec = group.mlp_spec(lab, (16,))
+    model = group.networks.build(spec)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    none = np.zeros((0, 10), np.float32)
+    big = teacher.Trained(model, variables, none, none, none, around=1)
+    copied = big.answered_shifts({"image": images, "label": np.arange(3)}, max_shift=1)
+    assert copied["image"].shape == (27, 8, 8, 1)
+    np.testing.assert_array_equal(copied["label"], np.tile(np.arange(3), 9))
+    expected = teacher.look_around(model, variables, copied["image"], max_shift=1)
+    softened, wanted = (
+        jax.nn.softmax(z / teacher.TEMPERATURE) for z in (copied["teacher_logits"], expected)
+    )
+    np.testing.assert_allclose(softened, wanted, rtol=1e-5)
+    assert np.ptp(expected, axis=0).max() > 0.01
 
 
 def test_gradient_approaches_its_limit_and_keeps_its_scale():

@@ -18,7 +18,8 @@ TEMPERATURE = 20.0
 class Trained(NamedTuple):
     """The teacher, and its logits for all images: the mean over each image's views, [examples, k].
 
-    `one_look` are its logits for the test images from one pass over each.
+    `one_look` are its logits for the test images from one pass over each. Views are the copies of
+    an image that are shifted by up to `around` pixels.
     """
 
     model: Model
@@ -26,16 +27,27 @@ class Trained(NamedTuple):
     train_logits: np.ndarray
     test_logits: np.ndarray
     one_look: np.ndarray
+    around: int
 
     def answered(self, examples: group.Arrays) -> group.Arrays:
         """Put the logits for all training examples beside them."""
         return {**examples, "teacher_logits": self.train_logits}
 
     def answered_shifts(self, examples: group.Arrays, *, max_shift: int) -> group.Arrays:
-        """Make a transfer set of all shifted copies of some examples, each answered from itself."""
-        copied = shifted(examples, max_shift=max_shift)
-        logits = group.predict(self.model, self.variables, copied["image"])
-        return {**copied, "teacher_logits": logits}
+        """Make a transfer set of all shifted copies of some examples, each with its own answer.
+
+        A view of a copy is an example shifted by the sum of both shifts: all are answered once.
+        """
+        views = data.all_shifts(examples["image"], max_shift=max_shift + self.around)
+        logits = np.stack([group.predict(self.model, self.variables, view) for view in views])
+        side, size = 2 * (max_shift + self.around) + 1, 2 * self.around + 1
+        grid = logits.reshape(side, side, *logits.shape[1:])
+        corners = [(i, j) for i in range(side - size + 1) for j in range(side - size + 1)]
+        windows = [
+            grid[i : i + size, j : j + size].reshape(-1, *logits.shape[1:]) for i, j in corners
+        ]
+        answers = np.concatenate([group.mean_of(window, TEMPERATURE) for window in windows])
+        return {**shifted(examples, max_shift=max_shift), "teacher_logits": answers}
 
 
 def shifted(examples: group.Arrays, *, max_shift: int) -> group.Arrays:
@@ -65,6 +77,7 @@ def obtain(lab: Lab) -> Trained:
         look_around(model, variables, lab.train.image, max_shift=max_shift),
         look_around(model, variables, lab.test.image, max_shift=max_shift),
         group.predict(model, variables, lab.test.image),
+        max_shift,
     )
 
 
