@@ -17,10 +17,10 @@ import numpy as np
 import optax
 
 from benchmarks.timing import ratio
-from experiments import methods, networks
-from experiments.networks import NetworkSpec
-from experiments.places import places_of, with_features
 from kdjax import step, teachers
+from kdjax.runs import methods, networks
+from kdjax.runs.networks import NetworkSpec
+from kdjax.runs.places import places_of, with_features
 from kdjax.types import Batch
 
 BATCH_SIZE, NUM_CLASSES, NUM_EXAMPLES, STEPS = 64, 100, 50_000, 1

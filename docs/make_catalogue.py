@@ -17,8 +17,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import comparison, methods, settings  # noqa: E402
 from kdjax import losses  # noqa: E402
+from kdjax.runs import comparison, methods, settings  # noqa: E402
 
 
 class Row(NamedTuple):

@@ -1,88 +1,11 @@
 """Compare the ways of distilling: one teacher, one student, the same budget for every method.
 
-    python -m experiments.compare --data.name cifar100 --data.dir DIR \
-        --teacher.name resnet20 --teacher.checkpoint cifar100_resnet20.npz \
-        --student.name resnet8 --workdir W
-    python -m experiments.compare --preset repdistiller --pair resnet56-resnet20 --workdir W
+    python -m experiments.compare --help
 
-Every method trains the student once, with its paper's weights. The best by validation accuracy
-are then tried with other weights, the best of which trains further seeds. The test set is measured
-after every epoch and chooses nothing. The same command on the same work directory goes on where it
-was interrupted.
+The flags and the run, from top to bottom: `kdjax/runs/compare.py`. Installed: `kdjax compare`.
 """
 
-import dataclasses
-from typing import Annotated
-
-import tyro
-
-from experiments import cli, distill, presets
-from experiments import settings as groups
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings(distill.Settings):
-    """What `experiments.distill` asks, and which methods to compare; all in one process."""
-
-    distributed: tyro.conf.Suppress[groups.DistributedSettings] = dataclasses.field(
-        default_factory=groups.DistributedSettings
-    )
-    method: tyro.conf.Suppress[str] = "kd"
-    audit: tyro.conf.Suppress[bool] = False
-    eval_every: tyro.conf.Suppress[int | None] = None
-    methods: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
-    """Which methods, as experiments.distill --help lists them; + joins several into one."""
-    num_best: int = 10
-    """Methods that are tried with other weights and trained from further seeds."""
-    scales: tuple[float, ...] = (1 / 3, 3.0)
-    """What the weights of the best are multiplied by, in trial; 1 is always among them."""
-    num_seeds: int | None = 3
-    """Students of each of the best, and from scratch."""
-
-
-def check(settings: Settings) -> None:
-    """Raise a ValueError that names the flag of the first setting out of range."""
-    distill.check(settings)
-    for method in settings.methods:
-        known = all(name in distill.METHODS for name in method.split("+"))
-        groups.require(known, "--methods", f"of {', '.join(distill.METHODS)}", method)
-    groups.require(settings.num_best >= 0, "--num-best", "zero or more", settings.num_best)
-    blind = settings.data.validation_fraction == 0 and settings.preset != "imagenet"
-    groups.require(
-        not (blind and settings.num_best),
-        "--num-best",
-        "0 where --data.validation-fraction is: there are no examples to choose by",
-        settings.num_best,
-    )
-    positive = all(scale > 0 for scale in settings.scales)
-    groups.require(positive, "--scales", "positive", settings.scales)
-
-
-def run(settings: Settings, command: str) -> None:
-    """Train the teacher if need be, then every method; write the table, the plot and the page."""
-    # Seconds of imports: after the flags have been read.
-    from experiments import comparison, opening
-    from experiments import distillation as job
-
-    settings = presets.applied(settings)
-    with opening.opened(settings, distill.resolve) as experiment:
-        names = comparison.chosen(experiment, settings.methods)
-        teacher = job.obtain_teacher(experiment)
-        entries = comparison.train_all(
-            experiment,
-            teacher,
-            names,
-            num_best=settings.num_best,
-            scales=settings.scales,
-        )
-        comparison.report(experiment, teacher, entries, command)
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    module = "experiments.compare"
-    cli.main(Settings, module, __doc__ or "", check, run, args, prefix="compare-")
-
+from kdjax.runs.compare import main
 
 if __name__ == "__main__":
     main()

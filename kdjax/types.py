@@ -45,11 +45,38 @@ class ModelApply(Protocol):
         """Return the outputs and the new state."""
 
 
+class FeaturePaths(NamedTuple):
+    """Where a network has its features: module paths, to be captured and named in terms.
+
+    `stages` are its maps or hidden layers after the nonlinearity, from the input to the output;
+    `preactivations` are the same before it (in a transformer: hidden units before the GELU); the
+    `embedding` is what its classifier reads, and `head` is the classifier's name among the
+    parameters. A network of convolutions is `spatial`: its stages are maps [batch, height, width,
+    channels], of which `last_map` is the one that the embedding is the mean of, and `norms` are the
+    parameters of the BatchNorm right before each nonlinearity, empty where it sees more than one.
+    """
+
+    stages: tuple[str, ...] = ()
+    preactivations: tuple[str, ...] = ()
+    embedding: str = ""
+    head: str = ""
+    spatial: bool = False
+    last_map: str = ""
+    norms: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All paths of features, each once."""
+        named = (*self.stages, *self.preactivations, self.last_map, self.embedding)
+        return tuple(dict.fromkeys(filter(None, named)))
+
+
 class Model(NamedTuple):
-    """A network as a pair of pure functions."""
+    """A network as a pair of pure functions, and where it has its features, if it says so."""
 
     init: ModelInit
     apply: ModelApply
+    paths: FeaturePaths = FeaturePaths()
 
 
 class TeacherApply(Protocol):

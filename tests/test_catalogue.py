@@ -3,8 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-from experiments import methods
 from kdjax import losses
+from kdjax.runs import methods
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import scripts
 
-from experiments import compare, comparison, presets, workdir
-from experiments.comparison import Entry, Trial
 from kdjax import loop
+from kdjax.runs import compare, comparison, presets, workdir
+from kdjax.runs.comparison import Entry, Trial
 
 ROOT = Path(__file__).parents[1]
 

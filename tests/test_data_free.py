@@ -11,10 +11,10 @@ import optax
 import pytest
 import scripts
 
-from experiments import data_free, distill, settings, synthesis
-from experiments.networks import load_network
 from kdjax import models, terms
 from kdjax.objective import combine
+from kdjax.runs import data_free, distill, settings, synthesis
+from kdjax.runs.networks import load_network
 from kdjax.types import Outputs, Variables
 
 ROOT = Path(__file__).parents[1]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from xla import EIGHT_DEVICES, QUICK_COMPILATION
 
-from experiments import cli, distill, networks, settings, workdir
 from kdjax import checkpoint
+from kdjax.runs import cli, distill, networks, settings, workdir
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -101,8 +101,8 @@ def test_metrics_have_phase_step_and_time(finished):
 
 
 def test_the_student_loads_with_one_call(finished):
-    from experiments.networks import load_network
     from kdjax.checkpoint import params_sha256
+    from kdjax.runs.networks import load_network
 
     network = load_network(finished[0] / "student")
     images = np.zeros((3, 8, 8, 1), np.uint8)
@@ -345,7 +345,7 @@ def test_a_trained_teacher_is_used_again(finished, data_dir, tmp_path):
 
 
 def test_a_transformer_learns_from_a_split_teacher_of_its_own_precision(data_dir, tmp_path, capsys):
-    from experiments.networks import load_network
+    from kdjax.runs.networks import load_network
 
     flags = ["--data.dir", data_dir, "--workdir", tmp_path / "w", "--method", "kd+rkd+hint"]
     flags += ["--teacher.name", "vit_mu", "--student.name", "vit_mu", "--student.dropout", 0.1]
@@ -421,7 +421,7 @@ def test_defaults_follow_the_data_and_digits_are_never_flipped(
 
 
 def test_balanced_subset_takes_from_every_class():
-    from experiments.plans import balanced_subset
+    from kdjax.runs.plans import balanced_subset
 
     labels = np.array([0] * 50 + [1] * 5 + [2] * 30)
     chosen = balanced_subset(labels, 20)

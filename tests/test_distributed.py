@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hosts import NUM_STEPS, TIMEOUT
 
-from experiments import distill
 from kdjax import data, distributed, sharding
+from kdjax.runs import distill
 
 ROOT = Path(__file__).parents[1]
 MISSING = distributed.MISSING

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import fitting, methods, settings
-from experiments.networks import NetworkSpec
-from experiments.places import places_of, with_features
 from kdjax import models, step, teachers
+from kdjax.runs import fitting, methods, settings
+from kdjax.runs.networks import NetworkSpec
+from kdjax.runs.places import places_of, with_features
 from kdjax.types import Outputs, TermInputs
 
 CLASSES, BATCH = 5, 4

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scripts
 
-from experiments import chain, generations
-from experiments.plans import TeacherResult
-from experiments.settings import NetworkSettings
+from kdjax.runs import chain, generations
+from kdjax.runs.plans import TeacherResult
+from kdjax.runs.settings import NetworkSettings
 
 ROOT = Path(__file__).parents[1]
 LABELS = np.arange(20) % 2

@@ -5,9 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 
-from experiments import networks
 from experiments.hinton2015 import experts, group, specialists, superclasses
-from experiments.networks import NetworkSpec
+from kdjax.runs import networks
+from kdjax.runs.networks import NetworkSpec
 from kdjax.specialists import collapse
 
 

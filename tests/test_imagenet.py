@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from sets import encoded, features, prepare
 
-from experiments import distill, opening, plans, presets, training
-from experiments.networks import Network, build
-from experiments.settings import DataSettings, MeshSettings, NetworkSettings
 from kdjax import models
+from kdjax.runs import distill, opening, plans, presets, training
+from kdjax.runs.networks import Network, build
+from kdjax.runs.settings import DataSettings, MeshSettings, NetworkSettings
 
 
 @pytest.fixture(scope="module")

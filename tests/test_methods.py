@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import fitting, methods, settings
-from experiments.methods import METHODS, Setup
-from experiments.networks import NetworkSpec
-from experiments.places import Places, places_of, with_features
+from kdjax.runs import fitting, methods, settings
+from kdjax.runs.methods import METHODS, Setup
+from kdjax.runs.networks import NetworkSpec
+from kdjax.runs.places import Places, places_of, with_features
 from kdjax.types import Outputs, TermInputs
 
 PLACES = Places(

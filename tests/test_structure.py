@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     "losses",
     "types",
+    "distributed",
+    "checkpoint",
     "metrics",
     "transforms",
     "models",
@@ -25,13 +27,12 @@ LEVELS = [
     "online",
     "sweep",
     "bias",
-    "distributed",
     "data",
     "specialists",
-    "checkpoint",
     "loop",
     "report",
     "testing",
+    "runs",
 ]
 FILES = sorted(
     p for room in ("kdjax", "experiments", "benchmarks") for p in (ROOT / room).rglob("*.py")

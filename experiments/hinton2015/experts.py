@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import networks, plans, training
-from experiments.console import progress
 from experiments.hinton2015 import group
 from experiments.hinton2015.lab import Lab
-from experiments.networks import Network, NetworkSpec
-from experiments.settings import Augmentation, OptimizerSettings
 from kdjax import checkpoint, specialists, step, teachers
 from kdjax.loop import NonFiniteLoss, Stopped
+from kdjax.runs import networks, plans, training
+from kdjax.runs.console import progress
+from kdjax.runs.networks import Network, NetworkSpec
+from kdjax.runs.settings import Augmentation, OptimizerSettings
 from kdjax.types import Batch, Model, Variables
 
 

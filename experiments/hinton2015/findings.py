@@ -9,10 +9,10 @@ from typing import Any
 import jax
 
 import kdjax
-from experiments import workdir
-from experiments.console import say
 from experiments.hinton2015.lab import Claim, Findings, Lab, spread
 from kdjax import report as pages
+from kdjax.runs import workdir
+from kdjax.runs.console import say
 
 CLAIM_COLUMNS = ("", "paper", "ours", "wanted", "met")
 

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import networks, plans, training, workdir
-from experiments.console import progress
 from experiments.hinton2015.lab import Lab
-from experiments.networks import NetworkSpec
-from experiments.settings import Augmentation, OptimizerSettings
-from experiments.training import mean_of as mean_of
 from kdjax import checkpoint, data, step, sweep, teachers, terms
 from kdjax.loop import NonFiniteLoss, Stopped
 from kdjax.objective import combine
+from kdjax.runs import networks, plans, training, workdir
+from kdjax.runs.console import progress
+from kdjax.runs.networks import NetworkSpec
+from kdjax.runs.settings import Augmentation, OptimizerSettings
+from kdjax.runs.training import mean_of as mean_of
 from kdjax.types import (
     Array,
     Batch,

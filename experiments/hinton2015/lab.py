@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from experiments import cli, settings, workdir
-from experiments.numbers import spread as spread
+from kdjax.runs import cli, settings, workdir
+from kdjax.runs.numbers import spread as spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

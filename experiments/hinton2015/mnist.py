@@ -8,8 +8,8 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arX
 from experiments.hinton2015 import group, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab
-from experiments.networks import NetworkSpec
 from kdjax import teachers
+from kdjax.runs.networks import NetworkSpec
 
 STUDENT = group.Recipe(epochs=40, batch_size=64)
 QUICK = group.Recipe(epochs=20, batch_size=64)

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import workdir
 from experiments.hinton2015 import group, mnist, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
-from experiments.networks import NetworkSpec
-from experiments.plans import balanced_subset
 from kdjax import report, teachers
+from kdjax.runs import workdir
+from kdjax.runs.networks import NetworkSpec
+from kdjax.runs.plans import balanced_subset
 from kdjax.types import Model, Variables
 
 FRACTION, TEMPERATURE = 0.03, 20.0

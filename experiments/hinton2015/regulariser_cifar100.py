@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import networks
 from experiments.hinton2015 import ensemble, group, regulariser
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Findings, Lab
-from experiments.networks import Network, NetworkSpec
-from experiments.settings import TeacherSettings
 from kdjax import data
+from kdjax.runs import networks
+from kdjax.runs.networks import Network, NetworkSpec
+from kdjax.runs.settings import TeacherSettings
 
 TEMPERATURE = 4.0
 FEW, QUICK = group.Recipe(epochs=250, batch_size=128), group.Recipe(epochs=20, batch_size=64)

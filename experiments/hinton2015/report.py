@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
+from kdjax.runs import cli
 
 SECTIONS = (
     "mnist",
@@ -54,7 +54,7 @@ def collect(workdir: Path) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: if there is none.
     """
-    from experiments.workdir import read_json
+    from kdjax.runs.workdir import read_json
 
     found = [read_json(workdir / name / "result.json") for name in SECTIONS]
     results = [result for result in found if result is not None]
@@ -67,9 +67,9 @@ def collect(workdir: Path) -> list[dict[str, Any]]:
 
 def write(settings: Settings) -> None:
     """Write the page, and the Markdown if asked."""
-    from experiments.console import say
     from experiments.hinton2015 import findings
     from kdjax import report as pages
+    from kdjax.runs.console import say
 
     results = collect(settings.workdir)
     sections = [findings.page_section(r, settings.workdir / r["section"]) for r in results]

@@ -19,8 +19,8 @@ from experiments.hinton2015 import experts, group, superclasses
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.experts import Recipe
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
-from experiments.networks import Network
 from kdjax import report, specialists
+from kdjax.runs.networks import Network
 
 WIDTHS, QUICK_WIDTHS = (128, 128), (32, 32)
 RECIPE = Recipe()

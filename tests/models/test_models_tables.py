@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch_networks
 
-from experiments.convolutions import maps_of
 from kdjax import models
 from kdjax.models import from_pytorch
+from kdjax.runs.convolutions import maps_of
 
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import NamedTuple, TypeVar
 
-from experiments.distill import Settings
-from experiments.settings import NetworkName, OptimizerSettings, PairName
+from kdjax.runs.distill import Settings
+from kdjax.runs.settings import NetworkName, OptimizerSettings, PairName
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -48,7 +48,7 @@ def repdistiller(settings: SettingsT, pair: PairName) -> SettingsT:
 
     240 epochs in batches of 64, SGD with plain momentum 0.9 and weight decay 5e-4, the rate divided
     by ten after 150, 180 and 210 epochs; images cropped and flipped. A teacher without a checkpoint
-    is trained in the same way. The weights of the methods are those of `experiments.methods`. The
+    is trained in the same way. The weights of the methods are those of `kdjax.runs.methods`. The
     tables train on all examples, as we do with `--data.validation-fraction 0`, for
     `experiments.compare` with `--num-best 0`, which has nothing to choose by then.
 

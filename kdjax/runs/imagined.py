@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import optax
 
-from experiments import networks, plans, synthesis, training, workdir
-from experiments.console import progress, say
-from experiments.networks import Network
-from experiments.numbers import spread
-from experiments.opening import Experiment, facts
-from experiments.places import places_of
-from experiments.plans import TeacherResult
+from kdjax.runs import networks, plans, synthesis, training, workdir
+from kdjax.runs.console import progress, say
+from kdjax.runs.networks import Network
+from kdjax.runs.numbers import spread
+from kdjax.runs.opening import Experiment, facts
+from kdjax.runs.places import places_of
+from kdjax.runs.plans import TeacherResult
 from kdjax import checkpoint, loop, metrics, teachers, terms
 from kdjax import report as pages
 from kdjax.objective import combine
@@ -24,7 +24,7 @@ from kdjax.step import make_eval_step
 from kdjax.types import Model, Variables
 
 if TYPE_CHECKING:
-    from experiments.data_free import GeneratorSettings
+    from kdjax.runs.data_free import GeneratorSettings
 
 COLUMNS = ("network", "images it learned from", "test errors", "test %", "agreement %")
 

@@ -3,9 +3,9 @@
 import dataclasses
 from typing import NamedTuple
 
-from experiments import networks
-from experiments.convolutions import maps_of
-from experiments.networks import NetworkSpec
+from kdjax.runs import networks
+from kdjax.runs.convolutions import maps_of
+from kdjax.runs.networks import NetworkSpec
 from kdjax import models
 from kdjax.types import Model, PyTree
 
@@ -17,7 +17,7 @@ class Places(NamedTuple):
     same before the ReLU (in a transformer: hidden units before the GELU), and `embedding` is what
     its classifier reads. `spatial` tells maps [batch, height, width, channels] from vectors and
     tokens. Of maps, `last` is the one that the embedding is the mean of, and `norms` are the
-    parameters of the BatchNorm right before each ReLU; see `experiments.convolutions`.
+    parameters of the BatchNorm right before each ReLU; see `kdjax.runs.convolutions`.
     """
 
     stages: tuple[str, ...]

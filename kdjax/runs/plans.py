@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments import methods, networks, training
-from experiments.networks import Network, NetworkSpec
-from experiments.places import places_of, with_features
-from experiments.settings import Augmentation, NetworkSettings
-from experiments.training import Arrays, Run, Training
+from kdjax.runs import methods, networks, training
+from kdjax.runs.networks import Network, NetworkSpec
+from kdjax.runs.places import places_of, with_features
+from kdjax.runs.settings import Augmentation, NetworkSettings
+from kdjax.runs.training import Arrays, Run, Training
 from kdjax import data, distributed, models, sharding, step, teachers, terms
 from kdjax.objective import combine
 from kdjax.types import Model, Objective, Teacher
 
 if TYPE_CHECKING:
-    from experiments.distill import Settings
+    from kdjax.runs.distill import Settings
 
-from experiments.opening import Experiment, spec_of
+from kdjax.runs.opening import Experiment, spec_of
 
 
 class TeacherResult(NamedTuple):

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments.console import progress, say
-from experiments.settings import Augmentation, OptimizerSettings, default_learning_rate
-from experiments.workdir import MetricsLog
+from kdjax.runs.console import progress, say
+from kdjax.runs.settings import Augmentation, OptimizerSettings, default_learning_rate
+from kdjax.runs.workdir import MetricsLog
 from kdjax import checkpoint, data, loop, metrics, resident, scans, sharding, step, teachers
 from kdjax.distributed import gathered
 from kdjax.sharding import local_rows, shard_batch

@@ -10,17 +10,17 @@ import jax
 from jax.sharding import Mesh
 
 import kdjax
-from experiments import fitting, networks, workdir
-from experiments.console import say
-from experiments.networks import Network, NetworkSpec
-from experiments.settings import NetworkSettings
-from experiments.training import Run
+from kdjax.runs import fitting, networks, workdir
+from kdjax.runs.console import say
+from kdjax.runs.networks import Network, NetworkSpec
+from kdjax.runs.settings import NetworkSettings
+from kdjax.runs.training import Run
 from kdjax import data, distributed, sharding
 from kdjax.checkpoint import lock
 from kdjax.loop import stop_on_signals
 
 if TYPE_CHECKING:
-    from experiments.distill import Settings
+    from kdjax.runs.distill import Settings
 
 
 @dataclasses.dataclass(frozen=True)

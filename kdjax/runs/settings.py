@@ -213,7 +213,7 @@ def default_learning_rate(optimizer: str, batch_size: int) -> float:
 
 
 def method_lines() -> dict[str, str]:
-    """Return a line for every method of `experiments.methods`, read without importing it."""
+    """Return a line for every method of `kdjax.runs.methods`, read without importing it."""
     tree = ast.parse(Path(__file__).with_name("methods.py").read_text())
     return {
         node.name.replace("_", "-"): (ast.get_docstring(node) or "").split("\n", 1)[0]

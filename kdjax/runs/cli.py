@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from experiments.settings import DistributedSettings
+from kdjax.runs.settings import DistributedSettings
 
 SettingsT = TypeVar("SettingsT")
 

@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments import methods, networks, training, workdir
-from experiments.console import say
-from experiments.networks import Network
-from experiments.training import Run
+from kdjax.runs import methods, networks, training, workdir
+from kdjax.runs.console import say
+from kdjax.runs.networks import Network
+from kdjax.runs.training import Run
 from kdjax import metrics, models, sharding, step, teachers
 from kdjax import report as pages
 from kdjax.checkpoint import params_sha256
 
 if TYPE_CHECKING:
-    from experiments.distill import Settings
+    from kdjax.runs.distill import Settings
 
-from experiments.opening import Experiment, seeds_of, spec_of
-from experiments.plans import (
+from kdjax.runs.opening import Experiment, seeds_of, spec_of
+from kdjax.runs.plans import (
     Taught,
     TeacherResult,
     labels_only,

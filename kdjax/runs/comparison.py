@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import fitting, methods, plans, training, workdir
-from experiments.console import say
-from experiments.numbers import spread
-from experiments.opening import Experiment, facts, seeds_of, spec_of
-from experiments.plans import TeacherResult
-from experiments.training import Arrays
+from kdjax.runs import fitting, methods, plans, training, workdir
+from kdjax.runs.console import say
+from kdjax.runs.numbers import spread
+from kdjax.runs.opening import Experiment, facts, seeds_of, spec_of
+from kdjax.runs.plans import TeacherResult
+from kdjax.runs.training import Arrays
 from kdjax import loop
 from kdjax import report as pages
 

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import distillation as job
-from experiments import fitting, methods, networks, plans, training, workdir
-from experiments.console import say
-from experiments.networks import Network
-from experiments.numbers import spread
-from experiments.opening import Experiment, facts, seeds_of, spec_of
-from experiments.plans import TeacherResult
-from experiments.settings import NetworkSettings
-from experiments.training import mean_of
+from kdjax.runs import distillation as job
+from kdjax.runs import fitting, methods, networks, plans, training, workdir
+from kdjax.runs.console import say
+from kdjax.runs.networks import Network
+from kdjax.runs.numbers import spread
+from kdjax.runs.opening import Experiment, facts, seeds_of, spec_of
+from kdjax.runs.plans import TeacherResult
+from kdjax.runs.settings import NetworkSettings
+from kdjax.runs.training import mean_of
 from kdjax import models
 from kdjax import report as pages
 

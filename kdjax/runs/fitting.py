@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 
-from experiments import methods, networks
-from experiments.networks import NetworkSpec
-from experiments.places import places_of
+from kdjax.runs import methods, networks
+from kdjax.runs.networks import NetworkSpec
+from kdjax.runs.places import places_of
 
 SAME_WIDTHS = ("fsp", "cwd")
 

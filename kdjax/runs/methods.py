@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import optax
 
-from experiments.networks import NetworkSpec
-from experiments.places import Places, classifier_of
+from kdjax.runs.networks import NetworkSpec
+from kdjax.runs.places import Places, classifier_of
 from kdjax import losses, terms
 from kdjax.objective import Weight, combine
 from kdjax.types import Array, Objective, PyTree, Term

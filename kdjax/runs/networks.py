@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.convolutions import maps_of
-from experiments.settings import NetworkSettings, TeacherSettings
+from kdjax.runs.convolutions import maps_of
+from kdjax.runs.settings import NetworkSettings, TeacherSettings
 from kdjax import checkpoint, models
 from kdjax.types import Model, PyTree, Variables
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import workdir
-from experiments.console import say
-from experiments.networks import NetworkSpec
-from experiments.opening import Experiment, facts
-from experiments.plans import TeacherResult
+from kdjax.runs import workdir
+from kdjax.runs.console import say
+from kdjax.runs.networks import NetworkSpec
+from kdjax.runs.opening import Experiment, facts
+from kdjax.runs.plans import TeacherResult
 from kdjax import report as pages
 from kdjax.distributed import is_leader
 
