@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-# What may differ between a run and its continuation: where it runs, what it keeps (also for the
-# gradient), how often it speaks, what it does about a loss that is not finite, which it may just
-# have stopped at, and what is a training of its own.
+# What may differ between a run and its continuation, because no number of a training depends on it:
+# where the run takes place, what it keeps and logs, how it uses memory and processes. A loss that is
+# not finite may just have stopped the run. Methods and scales of a comparison are trainings of
+# their own.
 FREE_SETTINGS = (
     *("workdir", "log_every", "audit", "profile", "keep_last", "keep_best", "on_nonfinite"),
     *("methods", "num_best", "scales", "data.workers", "rematerialise", "steps_per_call"),
@@ -73,28 +74,28 @@ def changed_setting(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     return None
 
 
-def claim(directory: Path, config: dict[str, Any], requested: dict[str, Any]) -> bool:
-    """Write `config.json`, or hold the one that is there against these settings.
+def claim(path: Path, settings: dict[str, Any], *, otherwise: str, **beside: Any) -> bool:
+    """Write into a folder what it is for, or hold these settings against what is written there.
 
     Args:
-        directory: an existing directory.
-        config: the settings, every None resolved.
-        requested: the settings as they were asked for.
+        path: the JSON file, in an existing folder.
+        settings: nested, as JSON holds them.
+        otherwise: what to say of the folder where they differ from what is written.
+        **beside: what else is written into a new file; it is not compared.
 
     Returns:
-        Whether the directory held a run with these settings already.
+        Whether the folder was claimed already.
 
     Raises:
         ValueError: naming the first setting that differs.
     """
-    old = read_json(directory / "config.json")
+    old = read_json(path)
     if old is None:
-        write_json(directory / "config.json", {**config, "requested": requested})
+        write_json(path, {**settings, **beside})
         return False
-    old.pop("requested", None)
-    changed = changed_setting(old, config)
+    changed = changed_setting({k: v for k, v in old.items() if k not in beside}, settings)
     if changed:
-        raise ValueError(f"{directory} holds a run with other settings: {changed}")
+        raise ValueError(f"{path.parent} holds {otherwise}: {changed}")
     return True
 
 

@@ -1,7 +1,9 @@
 """Images made up for a teacher: a generator that trains against it, and the student beside it."""
 
+import functools
+import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -10,7 +12,14 @@ import numpy as np
 import optax
 from flax import struct
 
-from kdjax import step
+from kdjax import checkpoint, loop, metrics, models, step, terms
+from kdjax.objective import combine
+from kdjax.runs import recipes, teaching
+from kdjax.runs.console import progress
+from kdjax.runs.experiment import Experiment
+from kdjax.runs.teaching import TeacherResult
+from kdjax.runs.training import Run
+from kdjax.sharding import replicate
 from kdjax.types import Array, Batch, Metrics, Model, Objective, Outputs, PyTree, Variables
 
 
@@ -54,6 +63,29 @@ class Fooled(NamedTuple):
     new: Array
 
 
+class Asked(Protocol):
+    """What the flags say of a generator."""
+
+    noise_size: int
+    learning_rate: float
+    sure: float
+    active: float
+    balanced: float
+    new: float
+
+
+class Plan(NamedTuple):
+    """How generator and student are trained, whatever the seed."""
+
+    student: Model
+    teacher: Variables
+    generator: Generator
+    init: Callable[[Array, Variables], "State"]
+    step: Callable[..., tuple["State", Metrics]]
+    num_steps: int
+    noise_size: int
+
+
 @struct.dataclass
 class State:
     """The student's training, and the generator's beside it."""
@@ -65,10 +97,78 @@ class State:
     key: Array
 
 
+def plan(experiment: Experiment, teacher: TeacherResult, asked: Asked, num_steps: int) -> Plan:
+    """Return what is trained; the step is compiled at its first use."""
+    settings, spec = experiment.settings, teaching.student_spec(experiment)
+    optimizer = recipes.make_optimizer(
+        settings.optimizer,
+        batch_size=settings.batch_size,
+        num_steps=num_steps,
+        norm_limit=settings.student.max_norm,
+    )
+    decay = optax.cosine_decay_schedule(asked.learning_rate, num_steps)
+    generator = Generator(teacher.network.spec.image_shape)
+    student = models.build(spec)
+    soft = terms.soft_targets(temperature=settings.temperature)
+    embedding = teacher.network.model.paths.embedding
+    init, step = make_step(
+        student,
+        models.build(teacher.network.spec, features=[embedding]),
+        embedding,
+        combine({"soft": soft}, {"soft": 1.0}),
+        (optimizer, optax.adam(decay)),
+        generator,
+        batch_size=settings.batch_size,
+        noise_size=asked.noise_size,
+        weights=Weights(asked.sure, asked.active, asked.balanced, asked.new),
+        skip_nonfinite=settings.on_nonfinite == "skip",
+    )
+    variables = replicate(teacher.network.variables, experiment.run.mesh)
+    return Plan(student, variables, generator, init, step, num_steps, asked.noise_size)
+
+
+def train(run: Run, plan: Plan, seed: int) -> "State":
+    """Train generator and student from a seed, or from where an earlier run left them."""
+    phase = "data-free"
+    directory = run.workdir / "checkpoints" / f"{phase}-{seed}"
+    state = plan.init(jax.random.key(seed), plan.teacher)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    found = checkpoint.restore(directory, like)
+    state = state if found is None else found[1]
+    run.log.rewind(phase, seed, int(state.step))
+    with progress(f"student, seed {seed}", int(state.step), plan.num_steps) as update:
+
+        def log(at: int, measured: Any) -> None:
+            numbers = {name: metrics.value(metric) for name, metric in measured.items()}
+            run.log.append(phase=phase, seed=seed, step=at, split="train", **numbers)
+            note = f"loss {numbers['loss']:.3f}, agrees on {numbers['agreement']:.1%} of the images"
+            update(at, note)
+
+        return loop.fit(
+            functools.partial(plan.step, teacher_variables=plan.teacher),
+            state,
+            # The step makes its own images.
+            itertools.repeat({}),
+            num_steps=plan.num_steps,
+            log_every=run.log_every,
+            log_fn=log,
+            checkpoint_every=run.checkpoint_every or max(500, plan.num_steps // 20),
+            save_fn=lambda at, s: checkpoint.save(directory, at, s, keep=run.keep_last),
+            stop_fn=run.stop_fn,
+        )
+
+
+def student_variables(state: "State") -> Variables:
+    """Return what the student has learned."""
+    return Variables(state.student.params["student"], state.student.model_state)
+
+
 def generator_loss(
     teacher: Outputs, embedding: Array, student_logits: Array, weights: Weights
 ) -> Fooled:
-    """Say how unlike training data the teacher finds some images.
+    """Measure how unlike training data the teacher finds some images.
 
     sure: cross-entropy of the teacher with its own decisions; active: minus the mean absolute
     value of its embedding; balanced: minus the entropy of its mean prediction over the batch;
@@ -132,7 +232,7 @@ def make_step(
     Returns:
         `init(key, teacher_variables) -> State`, and
         `step(state, batch, *, teacher_variables) -> (state, metrics)`, jitted, the state donated,
-        which makes its own images: the batch is of no account.
+        which makes its own images: the batch is not used.
     """
     train_step = step.make_train_step(
         student, objective, optimizers[0], skip_nonfinite=skip_nonfinite
