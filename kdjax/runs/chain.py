@@ -7,16 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax.runs import distillation as job
-from kdjax.runs import fitting, methods, networks, plans, training, workdir
-from kdjax.runs.console import say
+from kdjax.runs import fitting, methods, networks, plans, training
 from kdjax.runs.networks import Network
-from kdjax.runs.numbers import spread
+from kdjax.runs.numbers import mean_and_deviation
 from kdjax.runs.opening import Experiment, facts, seeds_of, spec_of
 from kdjax.runs.plans import TeacherResult
+from kdjax.runs.report import Page, Section, Table, plot_dots, publish
 from kdjax.runs.settings import NetworkSettings
 from kdjax.runs.training import mean_of
 from kdjax import models
-from kdjax import report as pages
 
 DIRECT, TOGETHER = "student, of the teacher alone", "all generations together"
 COLUMNS = ("network", "parameters", "test errors", "test %", "validation %")
@@ -106,25 +105,18 @@ def train_all(
 
 def report(experiment: Experiment, measured: list[Measured], command: str) -> None:
     """Write `summary.json`, the plot and the page; print the table."""
-    run, settings = experiment.run, experiment.settings
+    settings = experiment.settings
     how = f"{settings.method}, {settings.epochs} epochs, seeds from {settings.seed}"
     known = facts(experiment, command, Training=how)
-    rows = [_row(entry) for entry in measured]
-    figure = pages.plot_dots({m.name: m.accuracy for m in measured}, xlabel="test accuracy (%)")
-    pages.save_figure(run.workdir, "chain", figure)
-    section = pages.Section(
-        heading="Every network learns from the one before it",
-        tables=[("", COLUMNS, rows)],
-        figures=[((run.workdir / "chain.svg").read_bytes(), "A dot is a seed, a bar their mean.")],
-        notes=[],
+    figure = plot_dots({m.name: m.accuracy for m in measured}, xlabel="test accuracy (%)")
+    section = Section(
+        tables=[Table(COLUMNS, [_row(entry) for entry in measured])],
+        figures={"chain": (figure, "A dot is a seed, a bar their mean.")},
         facts=known,
     )
-    title = f"A chain of students, {experiment.dataset.name}"
-    page = pages.write_page(run.workdir / "report.html", title=title, sections=[section])
-    summary: dict[str, Any] = {"facts": known, "networks": [m._asdict() for m in measured]}
-    workdir.write_json(run.workdir / "summary.json", summary)
-    say("\n" + pages.format_rows([COLUMNS, *rows]))
-    say(f"\nreport: {page}")
+    page = Page(f"A chain of students, {experiment.dataset.name}", [section])
+    summary = {"facts": known, "networks": [m._asdict() for m in measured]}
+    publish(experiment.run.workdir, page, summary)
 
 
 def _student(
@@ -164,7 +156,7 @@ def _row(entry: Measured) -> tuple[str, ...]:
     return (
         entry.name,
         f"{entry.num_params:,}",
-        spread(entry.test_errors, 1),
-        spread(entry.accuracy, 2),
-        spread(entry.validation_accuracy, 2),
+        mean_and_deviation(entry.test_errors, 1),
+        mean_and_deviation(entry.accuracy, 2),
+        mean_and_deviation(entry.validation_accuracy, 2),
     )

@@ -12,12 +12,12 @@ import numpy as np
 
 from kdjax.runs import fitting, methods, plans, training, workdir
 from kdjax.runs.console import say
-from kdjax.runs.numbers import spread
+from kdjax.runs.numbers import mean_and_deviation
 from kdjax.runs.opening import Experiment, facts, seeds_of, spec_of
 from kdjax.runs.plans import TeacherResult
+from kdjax.runs.report import Page, Section, Table, plot_dots, publish
 from kdjax.runs.training import Arrays
 from kdjax import loop
-from kdjax import report as pages
 
 BASELINE = "scratch"
 ENDS = FINISHED, DIVERGED = "finished", "diverged"
@@ -111,7 +111,7 @@ def report(
     experiment: Experiment, teacher: TeacherResult, entries: Sequence[Entry], command: str
 ) -> None:
     """Write `comparison.json`, the plot and the page, and print the table."""
-    run, settings = experiment.run, experiment.settings
+    settings = experiment.settings
     right = teacher.test["teacher_logits"].argmax(-1) == np.asarray(teacher.test["label"])
     known = facts(
         experiment,
@@ -120,34 +120,27 @@ def report(
         Student=f"{settings.student.name}, {settings.epochs} epochs over "
         f"{settings.data.student_examples} images in batches of {settings.batch_size}",
     )
-    result = {"facts": known, "entries": [entry._asdict() for entry in entries]}
-    workdir.write_json(run.workdir / "comparison.json", result)
-    table = rows(entries)
-    figure = pages.plot_dots(
+    figure = plot_dots(
         {entry.method: entry.last for entry in entries},
         xlabel="test accuracy (%)",
         baseline=statistics.mean(_named(entries, BASELINE).last),
     )
-    pages.save_figure(run.workdir, "comparison", figure)
     caption = (
         "Test accuracy after the last epoch; a dot is a seed, a bar their mean, the line the mean "
         "from labels alone."
     )
-    svg = (run.workdir / "comparison.svg").read_bytes()
-    section = pages.Section(
-        heading="Methods",
-        tables=[("", COLUMNS, table)],
-        figures=[(svg, caption)],
+    section = Section(
+        tables=[Table(COLUMNS, rows(entries))],
+        figures={"comparison": (figure, caption)},
         notes=[NOTE],
         facts=known,
     )
-    page = pages.write_page(
-        run.workdir / "report.html",
-        title=f"Ways of distilling, {experiment.dataset.name}",
-        sections=[section],
+    publish(
+        experiment.run.workdir,
+        Page(f"Ways of distilling, {experiment.dataset.name}", [section]),
+        {"facts": known, "entries": [entry._asdict() for entry in entries]},
+        summary_name="comparison.json",
     )
-    say("\n" + pages.format_rows([COLUMNS, *table]))
-    say(f"\nreport: {page}")
 
 
 NOTE = (
@@ -168,10 +161,10 @@ def rows(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
             entry.method,
             "" if entry.method == BASELINE else f"x {entry.scale:.3g}",
             str(len(entry.last)),
-            spread(entry.last, 2),
+            mean_and_deviation(entry.last, 2),
             "" if entry.method == BASELINE else gain(entry, baseline),
-            spread(entry.best, 2),
-            spread(entry.validation, 2),
+            mean_and_deviation(entry.best, 2),
+            mean_and_deviation(entry.validation, 2),
         )
         for entry in entries
     ]

@@ -10,7 +10,6 @@ from kdjax.runs.console import say
 from kdjax.runs.networks import Network
 from kdjax.runs.training import Run
 from kdjax import metrics, models, sharding, step, teachers
-from kdjax import report as pages
 from kdjax.checkpoint import params_sha256
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ from kdjax.runs.plans import (
     student_spec,
     with_logits,
 )
+from kdjax.runs.report import format_table
 
 
 class Student(NamedTuple):
@@ -48,7 +48,7 @@ def say_if_finished(settings: "Settings") -> bool:
     requested = workdir.plain(dataclasses.asdict(settings))
     if workdir.changed_setting(config["requested"], requested):
         return False
-    say(pages.format_table(summary))
+    say(format_table(summary))
     say(f"finished: nothing left to do in {settings.workdir}")
     return True
 

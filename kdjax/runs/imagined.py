@@ -9,15 +9,15 @@ import jax
 import numpy as np
 import optax
 
-from kdjax.runs import networks, plans, synthesis, training, workdir
+from kdjax.runs import networks, plans, synthesis, training
 from kdjax.runs.console import progress, say
 from kdjax.runs.networks import Network
-from kdjax.runs.numbers import spread
+from kdjax.runs.numbers import mean_and_deviation
 from kdjax.runs.opening import Experiment, facts
 from kdjax.runs.places import places_of
 from kdjax.runs.plans import TeacherResult
+from kdjax.runs.report import Page, Section, Table, plot_instructive, publish
 from kdjax import checkpoint, loop, metrics, teachers, terms
-from kdjax import report as pages
 from kdjax.objective import combine
 from kdjax.sharding import replicate
 from kdjax.step import make_eval_step
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from kdjax.runs.data_free import GeneratorSettings
 
 COLUMNS = ("network", "images it learned from", "test errors", "test %", "agreement %")
+CAPTION = (
+    "Images that the generator made up at the end, beside the teacher's probabilities at T = 1 "
+    "and softened; the label is the teacher's decision. What they look like does not matter."
+)
 
 
 class Plan(NamedTuple):
@@ -133,7 +137,8 @@ def report(
     command: str,
 ) -> None:
     """Write `summary.json`, the student, pictures and the page; print the table."""
-    run = experiment.run
+    directory, student = experiment.run.workdir, found[0].student
+    networks.save_network(directory / "student", student.spec, student.variables)
     labels = teacher.test["label"]
     wrong = int((teacher.test["teacher_logits"].argmax(-1) != labels).sum())
     known = facts(
@@ -142,51 +147,45 @@ def report(
         Training=f"{plan.num_steps} steps of {experiment.settings.batch_size} images made up",
         Seeds=", ".join(str(r.seed) for r in found),
     )
-    errors = [r.test_errors for r in found]
-    rows = [
-        ("teacher", f"{experiment.dataset.name}", str(wrong), _percent([wrong], labels), "100.00"),
-        (
-            "student",
-            "none of them",
-            spread(errors, 1),
-            _percent(errors, labels),
-            spread([100 * r.agreement for r in found], 2),
-        ),
-    ]
-    answer = teachers.frozen(teacher.network.model, plan.teacher).apply
-    logits = np.asarray(jax.jit(answer)(plan.teacher, {"image": found[0].images}).logits)
-    shown = pages.select_instructive(logits, logits.argmax(-1), experiment.settings.temperature)
-    figure = pages.plot_dark_knowledge(
-        found[0].images[shown].astype(np.uint8),
-        logits[shown].argmax(-1),
-        logits[shown],
+    images, answer = found[0].images, teachers.frozen(teacher.network.model, plan.teacher).apply
+    logits = np.asarray(jax.jit(answer)(plan.teacher, {"image": images}).logits)
+    pictures = plot_instructive(
+        images,
+        logits.argmax(-1),
+        logits,
         experiment.dataset.label_names,
         experiment.settings.temperature,
     )
-    pages.save_figure(run.workdir, "images", figure)
-    caption = (
-        "Images that the generator made up at the end, beside the teacher's probabilities at T = 1 "
-        "and softened; the label is the teacher's decision. What they look like is of no account."
-    )
-    section = pages.Section(
-        heading="A student that has seen no data",
-        tables=[("", COLUMNS, rows)],
-        figures=[((run.workdir / "images.svg").read_bytes(), caption)],
-        notes=[],
+    section = Section(
+        tables=[Table(COLUMNS, _rows(experiment.dataset.name, wrong, found, labels))],
+        figures={"images": (pictures, CAPTION)},
         facts=known,
     )
-    title = f"Data-free distillation, {experiment.dataset.name}"
-    page = pages.write_page(run.workdir / "report.html", title=title, sections=[section])
-    networks.save_network(
-        run.workdir / "student", found[0].student.spec, found[0].student.variables
-    )
     each = [{"seed": r.seed, "test_errors": r.test_errors, "agreement": r.agreement} for r in found]
-    workdir.write_json(
-        run.workdir / "summary.json", {"facts": known, "teacher_errors": wrong, "students": each}
+    publish(
+        directory,
+        Page(f"Data-free distillation, {experiment.dataset.name}", [section]),
+        {"facts": known, "teacher_errors": wrong, "students": each},
     )
-    say("\n" + pages.format_rows([COLUMNS, *rows]))
-    say(f"\nreport: {page}\nstudent: {run.workdir / 'student'}")
+    say(f"student: {directory / 'student'}")
+
+
+def _rows(
+    name: str, teacher_errors: int, found: list[Result], labels: np.ndarray
+) -> list[tuple[str, ...]]:
+    errors = [r.test_errors for r in found]
+    agreement = mean_and_deviation([100 * r.agreement for r in found], 2)
+    return [
+        ("teacher", name, str(teacher_errors), _percent([teacher_errors], labels), "100.00"),
+        (
+            "student",
+            "none of them",
+            mean_and_deviation(errors, 1),
+            _percent(errors, labels),
+            agreement,
+        ),
+    ]
 
 
 def _percent(errors: Sequence[int], labels: np.ndarray) -> str:
-    return spread([100 * (1 - count / len(labels)) for count in errors], 2)
+    return mean_and_deviation([100 * (1 - count / len(labels)) for count in errors], 2)
