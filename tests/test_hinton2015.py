@@ -17,6 +17,7 @@ from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim
 from kdjax import checkpoint, teachers
 from kdjax.loop import Stopped
+from kdjax.runs.numbers import mean_and_deviation
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [
@@ -229,10 +230,10 @@ def test_claims_are_judged_by_their_mean():
     assert Claim("", "", (81.0,)).met is None
 
 
-def test_spread():
-    assert labs.spread([141.0]) == "141"
-    assert labs.spread([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
-    assert labs.spread([0.001, 0.002]) == "0.0015 ± 0.0007"
+def test_mean_and_deviation():
+    assert mean_and_deviation([141.0]) == "141"
+    assert mean_and_deviation([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
+    assert mean_and_deviation([0.001, 0.002]) == "0.0015 ± 0.0007"
 
 
 def test_best_offset_is_the_middle_of_the_best():

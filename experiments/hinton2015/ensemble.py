@@ -15,6 +15,7 @@ from experiments.hinton2015 import group
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
 from kdjax import teachers
+from kdjax.runs.numbers import mean_and_deviation
 
 NUM_MEMBERS, TEMPERATURES, HARD_WEIGHT = 10, (1.0, 2.0, 5.0, 10.0), 0.5
 MEMBER, STUDENT = group.Recipe(epochs=8), group.Recipe(epochs=30)
@@ -56,8 +57,8 @@ def run(lab: Lab) -> Findings:
     together = accuracies(group.mean_of(logits, 1.0)[None], truth)
     train_logits = group.all_logits(members, examples["image"])
     rows = [
-        ("one member", f"{labs.spread(single, 2)} %", ""),
-        ("one net, trained as long as students", f"{labs.spread(alone, 2)} %", ""),
+        ("one member", f"{mean_and_deviation(single, 2)} %", ""),
+        ("one net, trained as long as students", f"{mean_and_deviation(alone, 2)} %", ""),
         ("the ensemble of ten", f"{together[0]:.2f} %", "100 %"),
     ]
     gain = together[0] - float(np.mean(single))
@@ -67,7 +68,9 @@ def run(lab: Lab) -> Findings:
         accuracy = students(lab, spec, recipe, answered, temperature, seeds)
         shares[temperature] = tuple(100 * (a - np.mean(single)) / gain for a in accuracy)
         share = f"{np.mean(shares[temperature]):.0f} %"
-        rows.append((f"distilled, T = {temperature:g}", f"{labs.spread(accuracy, 2)} %", share))
+        rows.append(
+            (f"distilled, T = {temperature:g}", f"{mean_and_deviation(accuracy, 2)} %", share)
+        )
     return Findings(
         [
             Claim(

@@ -2,34 +2,25 @@
 
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from matplotlib.figure import Figure
 
 import kdjax
-from experiments.hinton2015.lab import Claim, Findings, Lab, spread
-from kdjax import report as pages
+from experiments.hinton2015.lab import Claim, Findings, Lab
 from kdjax.runs import workdir
-from kdjax.runs.console import say
+from kdjax.runs.numbers import mean_and_deviation
+from kdjax.runs.report import Page, Section, Table, publish
 
 CLAIM_COLUMNS = ("", "paper", "ours", "wanted", "met")
 
 
 def write(lab: Lab, title: str, found: Findings, *, command: str) -> None:
     """Write `result.json`, figures and `report.html` into the section's folder; print claims."""
-    folder = lab.root / lab.section
-    for name, (figure, _) in found.figures.items():
-        pages.save_figure(folder, name, figure)
     device = jax.devices()[0]
-    facts = {
-        "Command": command,
-        "Commit": workdir.commit(),
-        "Device": f"{device.device_kind} ({device.platform})",
-        "Training time": _times(lab),
-        "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",
-    }
     result = {
         "title": title,
         "section": lab.section,
@@ -37,15 +28,20 @@ def write(lab: Lab, title: str, found: Findings, *, command: str) -> None:
         "tables": [dataclasses.asdict(table) for table in found.tables],
         "figures": {name: caption for name, (_, caption) in found.figures.items()},
         "notes": list(found.notes),
-        "facts": facts,
+        "facts": {
+            "Command": command,
+            "Commit": workdir.commit(),
+            "Device": f"{device.device_kind} ({device.platform})",
+            "Training time": _times(lab),
+            "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",
+        },
     }
-    workdir.write_json(folder / "result.json", result)
-    page = pages.write_page(
-        folder / "report.html", title=title, sections=[page_section(result, folder)]
+    page = Page(title, [_section(result, found.figures)])
+    text = "\n".join(
+        f"{what:<62} {paper:>18} {ours:>16} {wanted:>8}  {met}".rstrip()
+        for what, paper, ours, wanted, met in (CLAIM_COLUMNS, *claim_rows(result))
     )
-    for row in (CLAIM_COLUMNS, *claim_rows(result)):
-        say(f"{row[0]:<62} {row[1]:>18} {row[2]:>16} {row[3]:>8}  {row[4]}".rstrip())
-    say(f"\nreport: {page}")
+    publish(lab.root / lab.section, page, result, summary_name="result.json", text=text)
 
 
 def _judged(lab: Lab, claim: Claim) -> Claim:
@@ -73,7 +69,7 @@ def _claim_row(claim: Claim) -> tuple[str, ...]:
     wanted = "" if claim.bar is None else f"{sign} {claim.bar:g}"
     met = {None: "", True: "yes", False: "no"}[claim.met]
     unit = "" if claim.unit in ("errors", "") else f" {claim.unit}"
-    return (claim.what, claim.paper, spread(claim.ours) + unit, wanted, met)
+    return (claim.what, claim.paper, mean_and_deviation(claim.ours) + unit, wanted, met)
 
 
 def summary_rows(result: dict[str, Any]) -> str:
@@ -85,21 +81,19 @@ def summary_rows(result: dict[str, Any]) -> str:
     )
 
 
-def page_section(result: dict[str, Any], folder: Path) -> pages.Section:
-    """Turn a section's result into a part of a page."""
-    tables = [("", CLAIM_COLUMNS, claim_rows(result))] if result["claims"] else []
-    tables += [(t["title"], t["columns"], t["rows"]) for t in result["tables"]]
-    figures = [
-        ((folder / f"{name}.svg").read_bytes(), caption)
+def page_section(result: dict[str, Any], folder: Path) -> Section:
+    """Return a section's result, with the figures that it left in its folder, as part of a page."""
+    figures = {
+        name: ((folder / f"{name}.svg").read_bytes(), caption)
         for name, caption in result["figures"].items()
-    ]
-    return pages.Section(
-        heading=result["title"],
-        tables=tables,
-        figures=figures,
-        notes=result["notes"],
-        facts=result["facts"],
-    )
+    }
+    return dataclasses.replace(_section(result, figures), heading=result["title"])
+
+
+def _section(result: dict[str, Any], figures: Mapping[str, tuple[Figure | bytes, str]]) -> Section:
+    claims = [Table(CLAIM_COLUMNS, claim_rows(result))] if result["claims"] else []
+    tables = [*claims, *(Table(**table) for table in result["tables"])]
+    return Section(tables=tables, figures=figures, notes=result["notes"], facts=result["facts"])
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -16,8 +16,10 @@ import numpy as np
 from experiments.hinton2015 import group, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
-from kdjax import losses, report, teachers, terms
+from kdjax import losses, teachers, terms
 from kdjax.objective import combine
+from kdjax.runs.numbers import mean_and_deviation
+from kdjax.runs.report import Line, plot_lines
 from kdjax.types import Array, Objective, TermInputs
 
 TEMPERATURES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -56,12 +58,12 @@ def run(lab: Lab) -> Findings:
         rows.append(
             (
                 f"soft targets, T = {temperature:g}",
-                labs.spread(counted),
-                labs.spread(agreeing, 2),
-                labs.spread(distances, 4),
+                mean_and_deviation(counted),
+                mean_and_deviation(agreeing, 2),
+                mean_and_deviation(distances, 4),
             )
         )
-    rows.append(("logit matching", labs.spread(group.errors(logits, truth)), "", ""))
+    rows.append(("logit matching", mean_and_deviation(group.errors(logits, truth)), "", ""))
     at_limit = [relative(centred(a), centred(b)) for a, b in zip(own, logits, strict=True)]
     return Findings(
         [
@@ -186,21 +188,21 @@ def gradient_table(measured: Mapping[str, list[float]]) -> Table:
 
 def figures(measured: Mapping[str, list[float]]) -> dict[str, Any]:
     """Draw both halves of the table."""
-    error = {"exact against (z - v)/(N T²)": report.Line(TEMPERATURES, measured["error"])}
+    error = {"exact against (z - v)/(N T²)": Line(TEMPERATURES, measured["error"])}
     scale = {
-        "without T²": report.Line(TEMPERATURES, measured["scale"]),
-        "with T²": report.Line(TEMPERATURES, measured["scaled"]),
+        "without T²": Line(TEMPERATURES, measured["scale"]),
+        "with T²": Line(TEMPERATURES, measured["scaled"]),
     }
     ylabel = "norm over that of the hard gradient"
     return {
         "limit": (
-            report.plot_lines(
+            plot_lines(
                 error, xlabel="temperature", ylabel="relative error", log_x=True, log_y=True
             ),
             "How far the gradient of soft targets is from its limit at high temperature.",
         ),
         "scale": (
-            report.plot_lines(scale, xlabel="temperature", ylabel=ylabel, log_x=True, log_y=True),
+            plot_lines(scale, xlabel="temperature", ylabel=ylabel, log_x=True, log_y=True),
             "The gradient of soft targets shrinks by 1/T² beside that of labels; T² undoes it.",
         ),
     }

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdjax.runs import cli, settings, workdir
-from kdjax.runs.numbers import spread as spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,10 +17,12 @@ import numpy as np
 from experiments.hinton2015 import group, mnist, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
-from kdjax import report, teachers
+from kdjax import teachers
 from kdjax.runs import workdir
 from kdjax.runs.networks import NetworkSpec
+from kdjax.runs.numbers import mean_and_deviation
 from kdjax.runs.plans import balanced_subset
+from kdjax.runs.report import Line, plot_lines
 from kdjax.types import Model, Variables
 
 FRACTION, TEMPERATURE = 0.03, 20.0
@@ -94,12 +96,12 @@ def tabulate(
         (
             f"3 %, {kind} targets",
             "shifted" if shifted else "as they are",
-            labs.spread(curve.at_end()),
-            labs.spread(curve.stopped_early()),
+            mean_and_deviation(curve.at_end()),
+            mean_and_deviation(curve.stopped_early()),
         )
         for (kind, shifted), curve in curves.items()
     ]
-    rows.append(("all, hard targets", "as they are", labs.spread(full), ""))
+    rows.append(("all, hard targets", "as they are", mean_and_deviation(full), ""))
     hard = curves["hard", False].at_end()
     claims = [
         Claim(
@@ -217,12 +219,12 @@ def recovered(
 def figure(curves: Mapping[tuple[str, bool], Curve]) -> Any:
     """Draw the four learning curves."""
     lines = {
-        f"{kind} targets{', shifted' if shifted else ''}": report.Line(
+        f"{kind} targets{', shifted' if shifted else ''}": Line(
             curve.steps, curve.test.mean(1), group.deviation(curve.test), dashed=shifted
         )
         for (kind, shifted), curve in curves.items()
     }
-    return report.plot_lines(lines, xlabel="steps", ylabel="test errors", log_y=True)
+    return plot_lines(lines, xlabel="steps", ylabel="test errors", log_y=True)
 
 
 def main(args: list[str] | None = None) -> None:

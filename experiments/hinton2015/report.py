@@ -68,13 +68,13 @@ def collect(workdir: Path) -> list[dict[str, Any]]:
 def write(settings: Settings) -> None:
     """Write the page, and the Markdown if asked."""
     from experiments.hinton2015 import findings
-    from kdjax import report as pages
     from kdjax.runs.console import say
+    from kdjax.runs.report import Page, write_page
 
     results = collect(settings.workdir)
     sections = [findings.page_section(r, settings.workdir / r["section"]) for r in results]
     page = settings.page or settings.workdir / "report.html"
-    say(f"page: {pages.write_page(page, title=TITLE, lede=LEDE, sections=sections)}")
+    say(f"page: {write_page(page, Page(TITLE, sections, LEDE))}")
     if settings.results is not None:
         texts = {result["section"]: findings.markdown(result) for result in results}
         _replace_part(settings.results, texts, heading="", start="### ", gap="\n\n")

@@ -19,8 +19,9 @@ from experiments.hinton2015 import experts, group, superclasses
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.experts import Recipe
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
-from kdjax import report, specialists
+from kdjax import specialists
 from kdjax.runs.networks import Network
+from kdjax.runs.report import Line, plot_lines
 
 WIDTHS, QUICK_WIDTHS = (128, 128), (32, 32)
 RECIPE = Recipe()
@@ -239,12 +240,12 @@ def flips_note(labels: np.ndarray, outcomes: Sequence[Outcome]) -> str:
 
 def figure(rows: list[Row]) -> Any:
     """Draw the relative change against coverage."""
-    line = report.Line(
+    line = Line(
         [row.num_specialists for row in rows],
         [row.relative(row.gained - row.lost) for row in rows],
         np.array([row.relative((row.gained + row.lost) ** 0.5) for row in rows]),
     )
-    return report.plot_lines(
+    return plot_lines(
         {"with specialists": line},
         xlabel="specialists covering the right class",
         ylabel="change in accuracy, % of the generalist's",

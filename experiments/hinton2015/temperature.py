@@ -11,7 +11,9 @@ import numpy as np
 from experiments.hinton2015 import group, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
-from kdjax import report, teachers
+from kdjax import teachers
+from kdjax.runs.numbers import mean_and_deviation
+from kdjax.runs.report import Line, plot_lines
 
 WIDTHS, QUICK_WIDTHS = (30, 100, 300, 800), (8, 32)
 TEMPERATURES, QUICK_TEMPERATURES = (1, 1.5, 2, 2.5, 4, 8, 12, 20, 40), (1, 4, 20)
@@ -28,19 +30,17 @@ def run(lab: Lab) -> Findings:
     seeds = lab.seeds(5)
     errors = {w: errors_of(lab, big, w, temperatures, seeds) for w in widths}
     lines = {
-        f"{w} units a layer": report.Line(temperatures, e.mean(1), group.deviation(e))
+        f"{w} units a layer": Line(temperatures, e.mean(1), group.deviation(e))
         for w, e in errors.items()
     }
-    figure = report.plot_lines(
-        lines, xlabel="temperature", ylabel="test errors", log_x=True, log_y=True
-    )
+    figure = plot_lines(lines, xlabel="temperature", ylabel="test errors", log_x=True, log_y=True)
     caption = (
         "Test errors of distilled students by temperature and width, mean and standard deviation "
         f"over {len(seeds)} seeds."
     )
     columns = ("T", *(f"{w} units" for w in widths))
     rows = tuple(
-        (f"{t:g}", *(labs.spread(e[i].tolist()) for e in errors.values()))
+        (f"{t:g}", *(mean_and_deviation(e[i].tolist()) for e in errors.values()))
         for i, t in enumerate(temperatures)
     )
     return Findings(

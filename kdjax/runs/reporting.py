@@ -4,13 +4,19 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.runs import workdir
+from kdjax.distributed import is_leader
 from kdjax.runs.console import say
 from kdjax.runs.networks import NetworkSpec
 from kdjax.runs.opening import Experiment, facts
 from kdjax.runs.plans import TeacherResult
-from kdjax import report as pages
-from kdjax.distributed import is_leader
+from kdjax.runs.report import (
+    distillation_page,
+    format_table,
+    plot_curves,
+    plot_errors,
+    plot_instructive,
+    publish,
+)
 
 # What was looked at on the validation split before the defaults for digits were settled.
 DIGITS_CHOICE = (
@@ -33,28 +39,24 @@ def report(
         return
     settings, dataset, run = experiment.settings, experiment.dataset, experiment.run
     rows = run.log.rows()
-    logits = teacher.test["teacher_logits"]
-    labels = np.asarray(dataset.test.label)
-    shown = pages.select_instructive(logits, labels, settings.temperature)
-    pictures = pages.plot_dark_knowledge(
-        dataset.test.image[shown],
-        labels[shown],
-        logits[shown],
+    pictures = plot_instructive(
+        dataset.test.image,
+        np.asarray(dataset.test.label),
+        teacher.test["teacher_logits"],
         dataset.label_names,
         settings.temperature,
     )
-    page = pages.write_report(
-        run.workdir,
-        title=f"Distillation on {dataset.name}",
-        summary=summary,
+    page = distillation_page(
+        f"Distillation on {dataset.name}",
+        summary,
         rows=rows,
         figures={
             "errors": (
-                pages.plot_errors(summary),
+                plot_errors(summary),
                 "Test errors, seed by seed: the same student from labels alone and distilled.",
             ),
             "curves": (
-                pages.plot_curves(rows),
+                plot_curves(rows),
                 "The three trainings: cross-entropy with the labels, and accuracy, on training "
                 "batches and on validation examples. Thin lines are seeds, bold lines their mean.",
             ),
@@ -68,13 +70,12 @@ def report(
         notes=_choices(experiment, teacher.network.spec),
         facts=facts(experiment, command, **_own_facts(experiment, rows)),
     )
-    workdir.write_json(run.workdir / "summary.json", summary)
-    say("\n" + pages.format_table(summary))
-    say(f"\nreport: {page}\nstudent: {run.workdir / 'student'}")
+    publish(run.workdir, page, summary, text="\n" + format_table(summary))
+    say(f"student: {run.workdir / 'student'}")
 
 
-def _choices(experiment: Experiment, teacher: NetworkSpec) -> list[tuple[str, str]]:
-    """Say what was chosen, and on what grounds."""
+def _choices(experiment: Experiment, teacher: NetworkSpec) -> dict[str, str]:
+    """Return what was chosen, and on what grounds, by heading."""
     settings, dataset = experiment.settings, experiment.dataset
     num_train, seen = len(dataset.train.label), settings.data.student_examples
     student, optimizer = settings.student, settings.optimizer
@@ -82,30 +83,19 @@ def _choices(experiment: Experiment, teacher: NetworkSpec) -> list[tuple[str, st
     given = experiment.given_teacher is not None
     decay = {"cosine": "warm-up and cosine decay", "steps": "decay in steps"}[optimizer.schedule]
     kd = f", T = {settings.temperature:g}, soft weight {settings.soft_weight:g}"
-    notes = [
-        (
-            "Networks",
-            f"Teacher: {teacher.name} {list(teacher.widths)}. "
-            f"Student: {student.name} {list(student.widths or ())}.",
-        ),
-        (
-            "Examples",
-            f"{dataset.splits}. The teacher "
-            + ("was given" if given else f"learns from all {num_train} training examples")
-            + f", both students learn from {seen} of them, balanced over the classes: what the "
-            "distilled one gains beyond labels comes through the teacher's probabilities.",
-        ),
-        (
-            "Training",
-            f"Method {settings.method}{kd if settings.method == 'kd' else ''}; "
-            f"{settings.epochs} epochs in batches of {settings.batch_size}, "
-            f"{optimizer.name} at {optimizer.learning_rate:g} with {decay}, augmentation {views}. "
-            "Both students of a seed start from the same values and see the same batches.",
-        ),
-    ]
-    if dataset.name == "digits":
-        notes.append(("How this was chosen", DIGITS_CHOICE))
-    return notes
+    notes = {
+        "Networks": f"Teacher: {teacher.name} {list(teacher.widths)}. "
+        f"Student: {student.name} {list(student.widths or ())}.",
+        "Examples": f"{dataset.splits}. The teacher "
+        + ("was given" if given else f"learns from all {num_train} training examples")
+        + f", both students learn from {seen} of them, balanced over the classes: what the "
+        "distilled one gains beyond labels comes through the teacher's probabilities.",
+        "Training": f"Method {settings.method}{kd if settings.method == 'kd' else ''}; "
+        f"{settings.epochs} epochs in batches of {settings.batch_size}, "
+        f"{optimizer.name} at {optimizer.learning_rate:g} with {decay}, augmentation {views}. "
+        "Both students of a seed start from the same values and see the same batches.",
+    }
+    return {**notes, "How this was chosen": DIGITS_CHOICE} if dataset.name == "digits" else notes
 
 
 def _own_facts(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, str]:

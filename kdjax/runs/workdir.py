@@ -145,9 +145,11 @@ class MetricsLog:
     def rows(self) -> list[dict[str, Any]]:
         """Read all complete lines; a line that a kill tore apart is left out."""
         rows = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(row, dict):
+                rows.append(row)
         return rows

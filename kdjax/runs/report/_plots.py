@@ -7,10 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
-from kdjax.report._rows import Row, curves, mean_curve, training_loss
-from kdjax.report._style import INK, MUTED, PHASE_COLORS, RULE, SOFT
-from kdjax.report._tables import PHASES, Summary
+from kdjax.runs.report._curves import Row, curves, mean_curve, training_loss
+from kdjax.runs.report._style import INK, MUTED, PHASE_COLORS, RULE, SOFT
+from kdjax.runs.report._distillation import PHASES, Summary
 
 WIDTH = 7.6
 TEXT, SMALL = 10, 9
@@ -129,6 +130,24 @@ def plot_dark_knowledge(
     return figure
 
 
+def plot_instructive(
+    images: Any,
+    labels: np.ndarray,
+    teacher_logits: np.ndarray,
+    label_names: Sequence[str],
+    temperature: float,
+) -> Figure:
+    """Draw as `plot_dark_knowledge` does, of many images those that `select_instructive` chooses."""
+    shown = select_instructive(teacher_logits, labels, temperature)
+    return plot_dark_knowledge(
+        np.asarray(images[shown], np.uint8),
+        labels[shown],
+        teacher_logits[shown],
+        label_names,
+        temperature,
+    )
+
+
 def select_instructive(
     teacher_logits: np.ndarray,
     labels: Sequence[int] | np.ndarray,
@@ -156,7 +175,8 @@ def select_instructive(
     _, firsts = np.unique(labels[ranked], return_index=True)
     repeated = np.ones(len(labels), bool)
     repeated[ranked[firsts]] = False
-    return np.lexsort((-second, repeated, doubted))[:num_images]
+    order: NDArray[np.intp] = np.lexsort((-second, repeated, doubted))
+    return order[:num_images]
 
 
 def _draw_curves(
@@ -176,7 +196,7 @@ def _draw_curves(
 
 def _values(axes: Axes) -> np.ndarray:
     drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
-    values = np.concatenate([*drawn, np.zeros(0)])
+    values: NDArray[np.float64] = np.concatenate([*drawn, np.zeros(0)])
     return values[np.isfinite(values)]
 
 
@@ -266,8 +286,9 @@ def _bars(
 
 def _softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
     tempered = np.asarray(logits, np.float64) / temperature
-    weights = np.exp(tempered - tempered.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    weights: np.ndarray = np.exp(tempered - tempered.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
 
 
 def _describe_curves(rows: Sequence[Row], phases: Sequence[str]) -> str:

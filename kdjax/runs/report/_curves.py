@@ -1,38 +1,13 @@
 """The lines of `metrics.jsonl`, and the curves in them."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Row = Mapping[str, Any]
 Curve = tuple[np.ndarray, np.ndarray]
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read the lines of a `metrics.jsonl`.
-
-    Args:
-        path: the file; one JSON object per line.
-
-    Returns:
-        The complete lines in order; one that a kill tore apart is left out.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-    """
-    rows = []
-    for line in Path(path).read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def curves(rows: Iterable[Row], phase: str, split: str, name: str) -> dict[int, Curve]:

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from kdjax.report._plots import SMALL, WIDTH, legend, logarithmic, plain
-from kdjax.report._style import LINE_COLORS, MUTED
+from kdjax.runs.report._plots import SMALL, WIDTH, legend, logarithmic, plain
+from kdjax.runs.report._style import LINE_COLORS, MUTED
 
 
 class Line(NamedTuple):
