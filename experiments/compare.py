@@ -2,7 +2,7 @@
 
     python -m experiments.compare --help
 
-The flags and the run, from top to bottom: `kdjax/runs/compare.py`. Installed: `kdjax compare`.
+The flags and the run are in `kdjax/runs/compare.py`. Installed: `kdjax compare`.
 """
 
 from kdjax.runs.compare import main

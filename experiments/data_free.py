@@ -2,7 +2,7 @@
 
     python -m experiments.data_free --help
 
-The flags and the run, from top to bottom: `kdjax/runs/data_free.py`. Installed: `kdjax data-free`.
+The flags and the run are in `kdjax/runs/data_free.py`. Installed: `kdjax data-free`.
 """
 
 from kdjax.runs.data_free import main

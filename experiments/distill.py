@@ -2,7 +2,7 @@
 
     python -m experiments.distill --help
 
-The flags and the run, from top to bottom: `kdjax/runs/distill.py`. Installed: `kdjax distill`.
+The flags and the run are in `kdjax/runs/distill.py`. Installed: `kdjax distill`.
 """
 
 from kdjax.runs.distill import main

@@ -2,7 +2,7 @@
 
     python -m experiments.generations --help
 
-The flags and the run, from top to bottom: `kdjax/runs/generations.py`. Installed: `kdjax generations`.
+The flags and the run are in `kdjax/runs/generations.py`. Installed: `kdjax generations`.
 """
 
 from kdjax.runs.generations import main

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 import scripts
+from experiments.hinton2015.lab import Claim
 
 from experiments.hinton2015 import gradient, group, regulariser, report, teacher, unseen_digit
 from experiments.hinton2015 import lab as labs
-from experiments.hinton2015.lab import Claim
 from kdjax import checkpoint, teachers
 from kdjax.loop import Stopped
 from kdjax.runs.numbers import mean_and_deviation

@@ -109,6 +109,12 @@ def open_experiment(
         yield Experiment(settings, dataset, run, given_teacher)
 
 
+def open_run(directory: Path, stop_fn: Callable[[], bool]) -> Run:
+    """Return a run on all devices, with a log in a directory and everything else by default."""
+    log = workdir.MetricsLog(directory / "metrics.jsonl", writes=distributed.is_leader())
+    return Run(directory, sharding.make_mesh(), log, stop_fn)
+
+
 def spec_of(settings: Resolved, dataset: data.Dataset, network: NetworkSettings) -> NetworkSpec:
     """Describe a network of the settings for the data."""
     return networks.make_spec(

@@ -27,6 +27,8 @@ PairName = Literal[
 Precision = Literal["float32", "bfloat16"]
 T = TypeVar("T")
 
+STEPS_PER_CALL = 50
+"""Most steps that one call of a compiled program takes where nothing is said."""
 POSITIVE = Limit("positive", lambda x: x > 0)
 FINITE = Limit("positive and finite", lambda x: 0 < x < math.inf)
 NOT_NEGATIVE = Limit("zero or positive", lambda x: 0 <= x < math.inf)

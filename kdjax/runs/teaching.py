@@ -181,7 +181,7 @@ def plan_network(
         objective=lesson.objective,
         optimizer=optimizer,
         teacher=lesson.teacher,
-        train_step=step.with_teacher(train_step, lesson.teacher, view_fn=view_fn),
+        step_fn=lambda setting, teacher: step.with_teacher(train_step, teacher, view_fn=view_fn),
         examples=examples,
         batch_size=settings.batch_size,
         num_steps=num_steps,

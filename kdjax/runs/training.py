@@ -18,6 +18,7 @@ from jax.tree_util import Partial
 from kdjax import checkpoint, data, loop, many, metrics, models, sharding, step, teachers
 from kdjax.distributed import gathered
 from kdjax.runs.console import progress, say
+from kdjax.runs.settings import STEPS_PER_CALL
 from kdjax.runs.workdir import MetricsLog
 from kdjax.types import (
     Array,
@@ -36,10 +37,9 @@ Arrays = Mapping[str, Any]
 """NumPy arrays by name, or columns of `kdjax.data` that are read while they are used."""
 RowsFn = Callable[[int, int], Iterator[dict[str, np.ndarray]]]
 """The examples of every batch: (seed, first step) -> an iterator of `index` [batch]."""
-StepFn = Callable[[PyTree, Teacher], Callable[[TrainState, Batch], tuple[TrainState, Metrics]]]
-"""A member's step: (setting, teacher) -> (state, batch) -> (state, metrics)."""
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+StepFn = Callable[[PyTree, Teacher], Step]
 EVAL_BATCH_SIZE = 500
-STEPS_PER_CALL = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,10 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How one network is trained, whatever the seed: the compiled step is shared by all seeds.
+    """How a network is trained, whatever the seed: the compiled step is shared by all seeds.
 
-    `watched` are the splits that are measured now and then, by name. `start` is where the network
+    `step_fn` makes the step of a setting, which networks that train together each have, and of the
+    teacher; `watched` are the splits that are measured now and then, by name. `start` is where the network
     starts, `rows_fn` the order of the examples; by default both come from the seed.
     """
 
@@ -78,7 +79,7 @@ class Training:
     objective: Objective
     optimizer: optax.GradientTransformation
     teacher: Teacher
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Any]]
+    step_fn: StepFn
     examples: Arrays
     batch_size: int
     num_steps: int
@@ -86,6 +87,11 @@ class Training:
     watched: Mapping[str, Arrays] = dataclasses.field(default_factory=dict)
     start: Variables | None = None
     rows_fn: RowsFn | None = None
+
+    @functools.cached_property
+    def train_step(self) -> Step:
+        """The step of a network that trains alone."""
+        return self.step_fn(None, self.teacher)
 
     def network(self, variables: Variables) -> models.Network:
         """Return what is deployed of trained variables."""
@@ -95,7 +101,7 @@ class Training:
 class _Feed(NamedTuple):
     """A step, what it is called with, and the most steps that it takes in a call."""
 
-    train_step: Callable[..., tuple[TrainState, Any]]
+    train_step: Callable[..., tuple[TrainState, Metrics]]
     batches: Iterator[Any]
     steps_per_call: int
 
@@ -137,7 +143,6 @@ def train_together(
     training: Training,
     seeds: Sequence[int],
     *,
-    step_fn: StepFn,
     settings: PyTree = None,
     directory: Path,
     watch_fn: Callable[[int, Variables], None] | None = None,
@@ -147,9 +152,8 @@ def train_together(
 
     Args:
         run: where to log, and when to stop.
-        training: what they have in common; its step is not used.
+        training: what they have in common.
         seeds: one per member: initial values, order of the batches, dropout and views.
-        step_fn: makes a member's step of its setting and the teacher.
         settings: arrays [members, ...] that steps depend on.
         directory: where the checkpoints are.
         watch_fn: called with a step and the variables [members, ...] now and then, and at the end;
@@ -170,7 +174,7 @@ def train_together(
     found = checkpoint.restore(directory, like)
     states = found[1] if found else states
     examples = sharding.replicate(dict(training.examples), run.mesh)
-    program = _program(training, step_fn)
+    program = _program(training)
     source = jax.tree.map(jnp.asarray, training.teacher.variables)
     held = Partial(program, settings=settings, examples=examples, variables=source)
     most = min(STEPS_PER_CALL, training.num_steps)
@@ -427,17 +431,14 @@ def _rows_together(
         yield {"index": np.stack([drawn[seed] for seed in seeds])}
 
 
-def _program(
-    training: Training,
-    step_fn: StepFn,
-) -> Callable[..., tuple[TrainState, Metrics]]:
+def _program(training: Training) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make the program of several steps of all members."""
 
     def member(
         state: TrainState, rows: Batch, setting: PyTree, count: Array, examples: Batch, held: PyTree
     ) -> tuple[TrainState, Metrics]:
         source = training.teacher._replace(variables=held)
-        one_step = step_fn(setting, source)
+        one_step = training.step_fn(setting, source)
 
         def step_of_rows(state: TrainState, rows: Batch) -> tuple[TrainState, Metrics]:
             return one_step(state, {name: x[rows["index"]] for name, x in examples.items()})

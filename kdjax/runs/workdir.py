@@ -55,12 +55,15 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged ({error})") from error
 
 
-def changed_setting(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+def changed_setting(
+    old: dict[str, Any], new: dict[str, Any], *, prefix: str = "--"
+) -> str | None:
     """Name the first setting that differs, apart from those that may.
 
     Args:
         old: nested settings of the run that the directory holds.
         new: those of the run that wants to go on in it.
+        prefix: what comes before a setting's name.
 
     Returns:
         "--flag was OLD, is now NEW", or None.
@@ -69,18 +72,21 @@ def changed_setting(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     for name in sorted(before.keys() | after.keys()):
         free = name in FREE_SETTINGS or name.startswith(FREE_GROUPS)
         if not free and before.get(name) != after.get(name):
-            flag = "--" + name.replace("_", "-")
-            return f"{flag} was {before.get(name)}, is now {after.get(name)}"
+            flag = name.replace("_", "-")
+            return f"{prefix}{flag} was {before.get(name)}, is now {after.get(name)}"
     return None
 
 
-def claim(path: Path, settings: dict[str, Any], *, otherwise: str, **beside: Any) -> bool:
+def claim(
+    path: Path, settings: dict[str, Any], *, otherwise: str, prefix: str = "--", **beside: Any
+) -> bool:
     """Write into a folder what it is for, or hold these settings against what is written there.
 
     Args:
         path: the JSON file, in an existing folder.
         settings: nested, as JSON holds them.
         otherwise: what to say of the folder where they differ from what is written.
+        prefix: what comes before the name of the first setting that does.
         **beside: what else is written into a new file; it is not compared.
 
     Returns:
@@ -93,7 +99,8 @@ def claim(path: Path, settings: dict[str, Any], *, otherwise: str, **beside: Any
     if old is None:
         write_json(path, {**settings, **beside})
         return False
-    changed = changed_setting({k: v for k, v in old.items() if k not in beside}, settings)
+    compared = {name: value for name, value in old.items() if name not in beside}
+    changed = changed_setting(compared, settings, prefix=prefix)
     if changed:
         raise ValueError(f"{path.parent} holds {otherwise}: {changed}")
     return True
