@@ -68,6 +68,7 @@ def parse(
     args = list(sys.argv[1:] if args is None else args)
     parser = _Parser(
         prog=program,
+        usage=f"{program} [--FLAG VALUE ...]",
         description=description.strip().split("\n", 1)[0],
         allow_abbrev=False,
         add_help=False,
@@ -242,7 +243,7 @@ def _add(parser: Any, name: str, hint: Any, field: "dataclasses.Field[Any]") -> 
         off = f"--{head}{dot}no-{last}"
         parser.add_argument(off, dest=name, action="store_false", help=argparse.SUPPRESS)
         return
-    optional = isinstance(hint, types.UnionType)
+    optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kind = next(x for x in typing.get_args(hint) if x is not type(None)) if optional else hint
     several = typing.get_origin(kind) is tuple
     kind = typing.get_args(kind)[0] if several else kind
@@ -280,7 +281,8 @@ def _value(kind: Any, optional: bool, text: str) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__}") from None
+        wanted = {int: "a whole number", float: "a number"}[kind]
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
 
 
 def _build(settings_type: type[SettingsT], given: dict[str, Any], prefix: str) -> SettingsT:
