@@ -12,9 +12,9 @@ import pytest
 import scripts
 
 from kdjax import models, terms
+from kdjax.models import load_network
 from kdjax.objective import combine
 from kdjax.runs import data_free, distill, settings, synthesis
-from kdjax.runs.networks import load_network
 from kdjax.types import Outputs, Variables
 
 ROOT = Path(__file__).parents[1]

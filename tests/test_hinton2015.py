@@ -15,7 +15,7 @@ import scripts
 from experiments.hinton2015 import gradient, group, regulariser, report, teacher, unseen_digit
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim
-from kdjax import checkpoint, teachers
+from kdjax import checkpoint, models, teachers
 from kdjax.loop import Stopped
 
 ROOT = Path(__file__).parents[1]
@@ -254,7 +254,7 @@ def test_copies_are_answered_as_the_teacher_answers_them(tmp_path):
     inside = np.random.default_rng(0).integers(0, 256, (3, 2, 2, 1))
     images = np.pad(inside, ((0, 0), (3, 3), (3, 3), (0, 0))).astype(np.uint8)
     spec = group.mlp_spec(lab, (16,))
-    model = group.networks.build(spec)
+    model = models.build(spec)
     variables = jax.jit(model.init)(jax.random.key(0), images)
     none = np.zeros((0, 10), np.float32)
     big = teacher.Trained(model, variables, none, none, none, around=1)

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 
 from experiments.hinton2015 import experts, group, specialists, superclasses
-from kdjax.runs import networks
-from kdjax.runs.networks import NetworkSpec
+from kdjax import models
+from kdjax.models import NetworkSpec
 from kdjax.specialists import collapse
 
 
 def test_a_specialist_starts_as_its_generalist():
     spec = NetworkSpec("mlp", (12, 8), 6, (8, 8, 1), (0.3,), (0.2,))
-    model, classes = networks.build(spec), np.array([4, 1])
+    model, classes = models.build(spec), np.array([4, 1])
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
     variables = jax.jit(model.init)(jax.random.key(0), images)
     start = experts.start_of(variables, classes, shift=2.0)

@@ -10,8 +10,8 @@ from PIL import Image
 from sets import encoded, features, prepare
 
 from kdjax import models
+from kdjax.models import Network, build
 from kdjax.runs import distill, opening, plans, presets, training
-from kdjax.runs.networks import Network, build
 from kdjax.runs.settings import DataSettings, MeshSettings, NetworkSettings
 
 

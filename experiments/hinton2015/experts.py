@@ -13,11 +13,11 @@ import numpy as np
 
 from experiments.hinton2015 import group
 from experiments.hinton2015.lab import Lab
-from kdjax import checkpoint, specialists, step, teachers
+from kdjax import checkpoint, models, specialists, step, teachers
 from kdjax.loop import NonFiniteLoss, Stopped
-from kdjax.runs import networks, plans, training
+from kdjax.models import Network, NetworkSpec
+from kdjax.runs import plans, training
 from kdjax.runs.console import progress
-from kdjax.runs.networks import Network, NetworkSpec
 from kdjax.runs.settings import Augmentation, OptimizerSettings
 from kdjax.types import Batch, Model, Variables
 
@@ -49,7 +49,7 @@ class Panel(NamedTuple):
 
     def answers(self, images: np.ndarray) -> np.ndarray:
         """Return the specialists' corrected logits, [specialists, examples, set_size + 1]."""
-        model = networks.build(self.spec)
+        model = models.build(self.spec)
         logits = [group.predict(model, variables, images) for variables in self.variables]
         pairs = zip(logits, self.shifts, strict=True)
         return np.stack([specialists.shift_dustbin(*pair) for pair in pairs])
@@ -125,7 +125,7 @@ def _train_missing(
         num_sets=recipe.num_sets,
         set_size=recipe.set_size,
     )
-    program = _program(networks.build(spec), recipe, recipe.num_steps(len(labels), num_classes))
+    program = _program(models.build(spec), recipe, recipe.num_steps(len(labels), num_classes))
     for i, (folder, classes) in enumerate(zip(folders, np.asarray(sets), strict=True)):
         if folder.exists():
             continue

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.hinton2015.lab import Lab
-from kdjax import checkpoint, data, step, sweep, teachers, terms
+from kdjax import checkpoint, data, models, step, sweep, teachers, terms
 from kdjax.loop import NonFiniteLoss, Stopped
+from kdjax.models import NetworkSpec
 from kdjax.objective import combine
-from kdjax.runs import networks, plans, training, workdir
+from kdjax.runs import plans, training, workdir
 from kdjax.runs.console import progress
-from kdjax.runs.networks import NetworkSpec
 from kdjax.runs.settings import Augmentation, OptimizerSettings
 from kdjax.runs.training import mean_of as mean_of
 from kdjax.types import (
@@ -132,7 +132,7 @@ def train_group(
         ValueError: if the folder holds networks of another recipe, or of other examples.
         OSError: if another run is at work in the folder.
     """
-    model, directory = networks.build(spec), lab.root / name
+    model, directory = models.build(spec), lab.root / name
     asked = _describe(spec, recipe, seeds, settings, examples, objective_fn)
     if not (directory / "trained").exists():
         with checkpoint.lock(directory):

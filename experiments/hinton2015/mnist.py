@@ -9,7 +9,7 @@ from experiments.hinton2015 import group, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab
 from kdjax import teachers
-from kdjax.runs.networks import NetworkSpec
+from kdjax.models import NetworkSpec
 
 STUDENT = group.Recipe(epochs=40, batch_size=64)
 QUICK = group.Recipe(epochs=20, batch_size=64)

@@ -17,9 +17,9 @@ import numpy as np
 from experiments.hinton2015 import group, mnist, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
-from kdjax import report, teachers
+from kdjax import models, report, teachers
+from kdjax.models import NetworkSpec
 from kdjax.runs import workdir
-from kdjax.runs.networks import NetworkSpec
 from kdjax.runs.plans import balanced_subset
 from kdjax.types import Model, Variables
 
@@ -165,7 +165,7 @@ def learn(
         recipe,
         examples,
         seeds=seeds,
-        watch_fn=watch(lab, group.networks.build(spec), few, path),
+        watch_fn=watch(lab, models.build(spec), few, path),
         watch_every=recipe.num_steps(len(examples["label"])) // 10,
         **(soft if temperature else {}),
     )

@@ -16,8 +16,8 @@ from experiments.hinton2015 import ensemble, group, regulariser
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Findings, Lab
 from kdjax import data
+from kdjax.models import Network, NetworkSpec
 from kdjax.runs import networks
-from kdjax.runs.networks import Network, NetworkSpec
 from kdjax.runs.settings import TeacherSettings
 
 TEMPERATURE = 4.0

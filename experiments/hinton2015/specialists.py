@@ -20,7 +20,7 @@ from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.experts import Recipe
 from experiments.hinton2015.lab import Claim, Findings, Lab, Table
 from kdjax import report, specialists
-from kdjax.runs.networks import Network
+from kdjax.models import Network
 
 WIDTHS, QUICK_WIDTHS = (128, 128), (32, 32)
 RECIPE = Recipe()

@@ -9,7 +9,7 @@ import numpy as np
 from kdjax.runs import distillation as job
 from kdjax.runs import fitting, methods, networks, plans, training, workdir
 from kdjax.runs.console import say
-from kdjax.runs.networks import Network
+from kdjax.models import Network
 from kdjax.runs.numbers import spread
 from kdjax.runs.opening import Experiment, facts, seeds_of, spec_of
 from kdjax.runs.plans import TeacherResult
@@ -138,7 +138,7 @@ def _student(
     )
     params = teacher.network.variables.params
     spec = methods.student_of(settings.method, plans.student_spec(own), params)
-    trained = Network(spec, networks.build(spec), training.train(own.run, plan, seed))
+    trained = Network(spec, models.build(spec), training.train(own.run, plan, seed))
     return job.answered(own, trained)
 
 

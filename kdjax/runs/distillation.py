@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from kdjax.runs import methods, networks, training, workdir
+from kdjax.runs import methods, training, workdir
 from kdjax.runs.console import say
-from kdjax.runs.networks import Network
+from kdjax.models import Network
 from kdjax.runs.training import Run
 from kdjax import metrics, models, sharding, step, teachers
 from kdjax import report as pages
@@ -66,7 +66,7 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
         plan = plan_network(
             experiment,
             "teacher",
-            networks.build(spec),
+            models.build(spec),
             settings.teacher,
             labels_only(),
             teachers.absent(),
@@ -76,7 +76,7 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
             learning_rate=settings.teacher.learning_rate,
         )
         network = Network(spec, plan.model, training.train(run, plan, settings.seed))
-    networks.save_network(run.workdir / "teacher", network.spec, network.variables)
+    models.save_network(run.workdir / "teacher", network.spec, network.variables)
     return answered(experiment, network)
 
 
@@ -95,7 +95,7 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
     """
     settings, run = experiment.settings, experiment.run
     spec = student_spec(experiment)
-    model, examples = networks.build(spec), student_examples(experiment)
+    model, examples = models.build(spec), student_examples(experiment)
     plans = [
         plan_student(
             experiment, "scratch", Taught(model, labels_only(), teachers.absent(), examples)
@@ -103,7 +103,7 @@ def train_students(experiment: Experiment, teacher: TeacherResult) -> list[Stude
         plan_method(experiment, teacher, settings.method, examples, phase="distilled"),
     ]
     own = methods.student_of(settings.method, spec, teacher.network.variables.params)
-    deployed = own, networks.build(own)
+    deployed = own, models.build(own)
     if settings.audit:
         training.audit(run, plans[-1], settings.seed, exempt=methods.BY_DESIGN)
     return [
@@ -143,7 +143,7 @@ def summarize(
     distilled = [s for s in students if s.phase == "distilled"]
     scores = [-1 if v is None else v for v in summary["distilled"]["validation_accuracy"]]
     best = distilled[int(np.argmax(scores))]
-    networks.save_network(run.workdir / "student", best.network.spec, best.network.variables)
+    models.save_network(run.workdir / "student", best.network.spec, best.network.variables)
     return summary
 
 

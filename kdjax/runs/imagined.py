@@ -9,14 +9,13 @@ import jax
 import numpy as np
 import optax
 
-from kdjax.runs import networks, plans, synthesis, training, workdir
+from kdjax.runs import plans, synthesis, training, workdir
 from kdjax.runs.console import progress, say
-from kdjax.runs.networks import Network
+from kdjax.models import Network
 from kdjax.runs.numbers import spread
 from kdjax.runs.opening import Experiment, facts
-from kdjax.runs.places import places_of
 from kdjax.runs.plans import TeacherResult
-from kdjax import checkpoint, loop, metrics, teachers, terms
+from kdjax import checkpoint, loop, metrics, models, teachers, terms
 from kdjax import report as pages
 from kdjax.objective import combine
 from kdjax.sharding import replicate
@@ -65,12 +64,12 @@ def plan(
     )
     decay = optax.cosine_decay_schedule(made.learning_rate, num_steps)
     generator = synthesis.Generator(teacher.network.spec.image_shape)
-    student = networks.build(spec)
+    student = models.build(spec)
     soft = terms.soft_targets(temperature=settings.temperature)
-    embedding = places_of(teacher.network.spec).embedding
+    embedding = teacher.network.model.paths.embedding
     init, step = synthesis.make_step(
         student,
-        networks.build(teacher.network.spec, features=[embedding]),
+        models.build(teacher.network.spec, features=[embedding]),
         embedding,
         combine({"soft": soft}, {"soft": 1.0}),
         (optimizer, optax.adam(decay)),
@@ -177,7 +176,7 @@ def report(
     )
     title = f"Data-free distillation, {experiment.dataset.name}"
     page = pages.write_page(run.workdir / "report.html", title=title, sections=[section])
-    networks.save_network(
+    models.save_network(
         run.workdir / "student", found[0].student.spec, found[0].student.variables
     )
     each = [{"seed": r.seed, "test_errors": r.test_errors, "agreement": r.agreement} for r in found]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 import kdjax
 from kdjax.runs import fitting, networks, workdir
 from kdjax.runs.console import say
-from kdjax.runs.networks import Network, NetworkSpec
+from kdjax.models import Network, NetworkSpec
 from kdjax.runs.settings import NetworkSettings
 from kdjax.runs.training import Run
 from kdjax import data, distributed, sharding

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from kdjax.runs import methods, networks, training
-from kdjax.runs.networks import Network, NetworkSpec
-from kdjax.runs.places import places_of, with_features
+from kdjax.runs import methods, training
+from kdjax.models import Network, NetworkSpec
 from kdjax.runs.settings import Augmentation, NetworkSettings
 from kdjax.runs.training import Arrays, Run, Training
 from kdjax import data, distributed, models, sharding, step, teachers, terms
@@ -66,8 +65,8 @@ def plan_method(
     params = distributed.gathered(teacher.network.variables.params)
     spec = student_spec(experiment)
     setup = methods.Setup(
-        student=places_of(spec),
-        teacher=places_of(teacher_spec),
+        student=models.build(spec).paths,
+        teacher=model.paths,
         teacher_params=params,
         num_examples=len(examples["label"]),
         num_steps=_num_steps(settings, settings.epochs or 1, examples),
@@ -76,14 +75,15 @@ def plan_method(
     )
     objective = methods.objective_of(method, setup, scale=scale)
     if methods.looks_at_features(method):
-        source = teachers.frozen(with_features(teacher_spec), variables)
-        spec = methods.student_of(method, spec, params)
-        student = with_features(spec, classifier=params.get("head"))
+        source = teachers.frozen(models.build(teacher_spec, features=model.paths.all), variables)
+        spec = methods.student_of(method, spec, setup)
+        classifier = params.get(model.paths.head)
+        student = models.build(spec, features=setup.student.all, classifier=classifier)
         return plan_student(experiment, phase, Taught(student, objective, source, examples))
     examples = with_answers(experiment, teacher, examples)
     stored = "teacher_logits" in examples
     source = teachers.stored() if stored else teachers.frozen(model, variables)
-    taught = Taught(networks.build(spec), objective, source, examples)
+    taught = Taught(models.build(spec), objective, source, examples)
     return plan_student(experiment, phase, taught)
 
 
@@ -136,7 +136,7 @@ def plan_network(
     if "resized-crop" in augment:
         examples = {**examples, "image": examples["image"].cropped(data.random_crop)}
     layout_fn = experiment.run.layout_fn
-    model = models.rematerialised(model) if settings.rematerialise else model
+    model = models.rematerialized(model) if settings.rematerialise else model
     train_step = step.make_train_step(
         model,
         objective,
@@ -225,7 +225,7 @@ def _teaching(experiment: Experiment, network: Network) -> Network:
     variables = sharding.place(
         network.variables, mesh, sharding.NETWORK_RULES, axes=axes, dtype=settings.teacher.precision
     )
-    return Network(spec, networks.build(spec), variables)
+    return Network(spec, models.build(spec), variables)
 
 
 def _num_steps(settings: "Settings", epochs: int, examples: Arrays) -> int:
