@@ -113,7 +113,7 @@ def coloured_batch() -> Batch:
 
 def rematerialisation(name: str, model: Model) -> None:
     """Print what it costs and saves on a network to compute its blocks again."""
-    batch, lean = coloured_batch(), models.rematerialised(model)
+    batch, lean = coloured_batch(), models.rematerialized(model)
     images = batch["image"]
     again, plain = (program(m, batch, labels_alone(), teachers.absent()) for m in (lean, model))
     first, second, quotient = ratio(again.run, plain.run, repeats=5)

@@ -37,14 +37,14 @@ def test_a_comparison_is_written_and_goes_on(tmp_path):
 
 
 def test_wrong_use_is_one_line(tmp_path):
-    for flags, message in (
+    for args, message in (
         (["--methods", "kd+nothing"], "--methods must be of scratch, kd"),
         (["--scales", "0"], "--scales must be positive"),
         (["--num-best", "-1"], "--num-best must be zero or more"),
         (["--data.validation-fraction", "0"], "--num-best must be 0 where --data.validation"),
         (["--methods", "at", "--workdir", tmp_path], "--method at needs feature maps"),
     ):
-        done = run(*flags)
+        done = run(*args)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert message in done.stderr
 
@@ -67,7 +67,7 @@ def test_the_best_by_validation_are_tuned_and_repeated(monkeypatch):
     trained = []
     accuracies = {("scratch", 1): 50, ("a", 1): 60, ("b", 1): 70, ("c", 1): 65}
     accuracies |= {("b", 3): 69, ("b", 0.3): 71, ("c", 3): 66, ("c", 0.3): 64}
-    monkeypatch.setattr(comparison, "_train", fake(accuracies, trained))
+    monkeypatch.setattr(compare, "_train", fake(accuracies, trained))
     monkeypatch.setattr(teaching, "with_answers", lambda *_: {})
     monkeypatch.setattr(teaching, "student_examples", lambda _: {})
     experiment = SimpleNamespace(settings=SimpleNamespace(seed=4, seeds=range(4, 7)))

@@ -2,15 +2,18 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from kdjax.types import Array
+from kdjax.types import Array, FeaturePaths
 
-DType = Any
+DType = DTypeLike | None
 Initializer = Callable[..., Array]
+# Flax has no types for these two.
+max_pool: Callable[..., Array] = nn.max_pool
+avg_pool: Callable[..., Array] = nn.avg_pool
 
 HE_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 EXPANSION = 4  # of a bottleneck: how much wider its output is than its inside
@@ -183,10 +186,34 @@ def head(num_classes: int, dtype: DType) -> nn.Dense:
     return nn.Dense(num_classes, dtype=wide, name="head")
 
 
-def check_sizes(function: str, stage_sizes: tuple[int, ...]) -> None:
-    """Raise a ValueError unless there are stages and all have blocks."""
-    if not stage_sizes or min(stage_sizes) < 1:
-        raise ValueError(f"{function}: stage_sizes is {stage_sizes}, expected positive numbers")
+def feature_paths(num_blocks: Sequence[int], preactivation: str, norm: str = "") -> FeaturePaths:
+    """Return where a network has its features whose stages are maps and end with a ReLU.
+
+    Args:
+        num_blocks: in `stage_1`, `stage_2`, ...
+        preactivation: the module of a stage's last block that returns what this ReLU sees.
+        norm: the BatchNorm of that block right before this ReLU, if the ReLU sees nothing else.
+    """
+    names = tuple(f"stage_{i}" for i in range(1, len(num_blocks) + 1))
+    ends = [f"{stage}/block_{n - 1}" for stage, n in zip(names, num_blocks, strict=True)]
+    return FeaturePaths(
+        stages=names,
+        preactivations=tuple(f"{block}/{preactivation}" for block in ends),
+        embedding="pool",
+        head="head",
+        spatial=True,
+        last_map=names[-1],
+        norms=tuple(f"{block}/{norm}" for block in ends if norm),
+    )
+
+
+def check_sizes(function: str, stage_sizes: Sequence[int], num_classes: int) -> tuple[int, ...]:
+    """Return the stages' sizes, or raise a ValueError unless they and the classes are positive."""
+    sizes = tuple(stage_sizes)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"{function}: stage_sizes is {sizes}, expected positive numbers")
+    check_classes(function, num_classes)
+    return sizes
 
 
 def check_classes(function: str, num_classes: int) -> None:

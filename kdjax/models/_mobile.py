@@ -5,7 +5,17 @@ from typing import NamedTuple
 
 import flax.linen as nn
 
-from kdjax.models._blocks import DType, Final, Pool, Sum, check_classes, conv, head, norm
+from kdjax.models._blocks import (
+    DType,
+    Final,
+    Pool,
+    Sum,
+    check_classes,
+    conv,
+    feature_paths,
+    head,
+    norm,
+)
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -136,4 +146,8 @@ def mobilenet_v2(
             f"mobilenet_v2: width_multiplier is {width_multiplier}, expected at least 1/16"
         )
     check_classes("mobilenet_v2", num_classes)
-    return from_linen(MobileNetV2(num_classes, width_multiplier, dtype), features=features)
+    module = MobileNetV2(num_classes, width_multiplier, dtype)
+    paths = feature_paths([sum(row.repeats for row in rows) for rows in STAGES], "norm_2", "norm_2")
+    # No ReLU ends a stage: its map is what comes before one.
+    paths = paths._replace(preactivations=paths.stages, last_map="final")
+    return from_linen(module, features=features, paths=paths)

@@ -17,7 +17,7 @@ from kdjax.models._calls import (
     parse_features,
     pick_features,
 )
-from kdjax.types import Array, Model, Outputs, PyTree, Variables
+from kdjax.types import Array, FeaturePaths, Model, Outputs, PyTree, Variables
 
 
 class _Feature(nnx.Variable):
@@ -29,6 +29,7 @@ def from_nnx(
     *,
     features: Sequence[str] = (),
     call_fn: CallFn | None = None,
+    paths: FeaturePaths | None = None,
 ) -> Model:
     """Turn an NNX module into a model.
 
@@ -47,6 +48,7 @@ def from_nnx(
             "blocks.0.norm". A module that is called more than once is an error unless the path
             says which call, counted from zero: "activation:2".
         call_fn: `(module, inputs, train) -> logits`, for modules that are called otherwise.
+        paths: where it has the features that methods look at, and its classifier.
 
     Returns:
         A model with `nnx.Param` as its params and the other variables as its state, both as nested
@@ -90,7 +92,7 @@ def from_nnx(
         captured = pick_features("from_nnx", wanted, _calls(recorded))
         return Outputs(logits, captured), _like(state_like, new_state) if train else state
 
-    return Model(init, apply)
+    return Model(init, apply, paths or FeaturePaths())
 
 
 def variables_of(module: nnx.Module) -> Variables:

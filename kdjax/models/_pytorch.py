@@ -19,7 +19,7 @@ Path = tuple[str, ...]
 StateDict = Mapping[str, np.ndarray]
 
 _WRAPPERS = ("module.", "model.", "state_dict.", "_orig_mod.")
-_NORMALISATION = ("normalisation.mean", "normalisation.std")
+_NORMALIZATION = ("normalisation.mean", "normalisation.std")
 _NUM_LISTED = 3
 
 
@@ -60,7 +60,7 @@ def from_pytorch(
     (or `shortcut.0`), `fc` (or `linear`, `classifier`). Wide ResNets, VGGs, MobileNetV2 and the
     ShuffleNets go by those of RepDistiller. Multilayer perceptrons go by order: the first weight is
     the first layer's, whatever its name. Wrappers around the names ("module.", "model.",
-    "state_dict.") are taken off; `num_batches_tracked` and the normalisation left out.
+    "state_dict.") are taken off; `num_batches_tracked` and the normalization left out.
 
     Args:
         state_dict: arrays by name: convolutions OIHW, linear layers (out, in).
@@ -80,7 +80,7 @@ def from_pytorch(
     arrays = {
         name: np.asarray(array)
         for name, array in _unwrapped(state_dict).items()
-        if name not in _NORMALISATION and not name.endswith("num_batches_tracked")
+        if name not in _NORMALIZATION and not name.endswith("num_batches_tracked")
     }
     params = traverse_util.flatten_dict(like.params)
     stats = traverse_util.flatten_dict(like.state)
@@ -102,8 +102,8 @@ def from_pytorch(
     )
 
 
-def normalisation_of(state_dict: StateDict) -> tuple[np.ndarray, np.ndarray] | None:
-    """Find the normalisation that a state dict brings along, for `normalized`.
+def normalization_of(state_dict: StateDict) -> tuple[np.ndarray, np.ndarray] | None:
+    """Find the normalization that a state dict brings along, for `normalized`.
 
     Args:
         state_dict: arrays by name; `normalisation.mean` and `normalisation.std` are looked for.
@@ -115,15 +115,15 @@ def normalisation_of(state_dict: StateDict) -> tuple[np.ndarray, np.ndarray] | N
         ValueError: if only one of the two is there, or their shapes are not [channels].
     """
     arrays = _unwrapped(state_dict)
-    found = [name for name in _NORMALISATION if name in arrays]
+    found = [name for name in _NORMALIZATION if name in arrays]
     if not found:
         return None
     if len(found) == 1:
-        raise ValueError(f"normalisation_of: the state dict has {found[0]} without its counterpart")
-    mean, std = (np.asarray(arrays[name], np.float32) for name in _NORMALISATION)
+        raise ValueError(f"normalization_of: the state dict has {found[0]} without its counterpart")
+    mean, std = (np.asarray(arrays[name], np.float32) for name in _NORMALIZATION)
     if mean.ndim != 1 or mean.shape != std.shape:
         raise ValueError(
-            f"normalisation_of: mean has shape {mean.shape} and std {std.shape}, "
+            f"normalization_of: mean has shape {mean.shape} and std {std.shape}, "
             "expected [channels] for both"
         )
     return mean, std

@@ -6,7 +6,19 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.models._blocks import DType, Final, Pool, Sum, check_classes, conv, head, norm, stages
+from kdjax.models._blocks import (
+    DType,
+    Final,
+    Pool,
+    Sum,
+    avg_pool,
+    check_classes,
+    conv,
+    feature_paths,
+    head,
+    norm,
+    stages,
+)
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -43,7 +55,7 @@ class GroupedBlock(nn.Module):
         y = named(name="norm_2")(y)
         if self.stride == 1:
             return nn.relu(Sum(name="sum")(x, y))
-        x = nn.avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         return nn.relu(jnp.concatenate([y, x], axis=-1))
 
 
@@ -75,7 +87,7 @@ class SplitBlock(nn.Module):
         y = named(name="depthwise_norm")(y)
         y = layer(half, 1, 1, name="conv_2")(y)
         y = named(name="norm_2")(y)
-        # What goes by has been through a ReLU: another one leaves it as it is.
+        # The half that is passed on is the output of a ReLU, which a second ReLU does not change.
         return nn.relu(Join(name="join")(short, y))
 
 
@@ -164,7 +176,8 @@ def shufflenet_v1(num_classes: int, *, dtype: DType = None, features: Sequence[s
         ValueError: if `num_classes` is not positive.
     """
     check_classes("shufflenet_v1", num_classes)
-    return from_linen(ShuffleNetV1(num_classes, dtype), features=features)
+    paths = feature_paths(_NUM_BLOCKS, "sum", "norm_2")
+    return from_linen(ShuffleNetV1(num_classes, dtype), features=features, paths=paths)
 
 
 def shufflenet_v2(num_classes: int, *, dtype: DType = None, features: Sequence[str] = ()) -> Model:
@@ -184,7 +197,8 @@ def shufflenet_v2(num_classes: int, *, dtype: DType = None, features: Sequence[s
         ValueError: if `num_classes` is not positive.
     """
     check_classes("shufflenet_v2", num_classes)
-    return from_linen(ShuffleNetV2(num_classes, dtype), features=features)
+    paths = feature_paths(_NUM_BLOCKS, "join")._replace(last_map="final")
+    return from_linen(ShuffleNetV2(num_classes, dtype), features=features, paths=paths)
 
 
 def stem(inputs: Array, dtype: DType, train: bool) -> Array:

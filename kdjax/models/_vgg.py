@@ -5,7 +5,17 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from kdjax.models._blocks import DType, Pool, Stage, check_classes, conv, head, norm
+from kdjax.models._blocks import (
+    DType,
+    Pool,
+    Stage,
+    check_classes,
+    conv,
+    feature_paths,
+    head,
+    max_pool,
+    norm,
+)
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -32,7 +42,7 @@ class VGG(nn.Module):
 
     The largest of every 2 x 2 positions is kept before each stage but the first, and before the
     last only where images have 64 pixels a side or more: on 32 the last two see 4 x 4 positions.
-    Modules: `stage_0/block_0` (the stem, as it were) to `stage_4`, `pool` (the embedding), `head`;
+    Modules: `stage_0/block_0` (in place of a stem) to `stage_4`, `pool` (the embedding), `head`;
     within a block `conv` and `norm`.
 
     References:
@@ -53,7 +63,7 @@ class VGG(nn.Module):
         x, last = inputs, len(_WIDTHS) - 1
         for i, (width, num_blocks) in enumerate(zip(_WIDTHS, self.stage_sizes, strict=True)):
             if 0 < i < last or (i == last and min(inputs.shape[1:3]) >= _LARGE):
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = max_pool(x, (2, 2), strides=(2, 2))
             stage = Stage(width, num_blocks, 1, self.dtype, ConvBlock, name=f"stage_{i}")
             x = stage(x, train=train)
         return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
@@ -86,7 +96,9 @@ def vgg(
     if len(sizes) != len(_WIDTHS) or min(sizes) < 1:
         raise ValueError(f"vgg: stage_sizes is {sizes}, expected five positive numbers")
     check_classes("vgg", num_classes)
-    return from_linen(VGG(sizes, num_classes, dtype), features=features)
+    # The first stage is the stem to methods.
+    paths = feature_paths(sizes[1:], "norm", "norm")
+    return from_linen(VGG(sizes, num_classes, dtype), features=features, paths=paths)
 
 
 vgg8 = functools.partial(vgg, stage_sizes=(1, 1, 1, 1, 1))

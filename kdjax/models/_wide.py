@@ -5,7 +5,17 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from kdjax.models._blocks import DType, Pool, Sum, check_classes, conv, head, norm, stages
+from kdjax.models._blocks import (
+    DType,
+    Pool,
+    Sum,
+    check_classes,
+    conv,
+    feature_paths,
+    head,
+    norm,
+    stages,
+)
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -67,10 +77,9 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Array:
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
-        num_blocks = (self.depth - 4) // 6
         x = conv(_STEM_WIDTH, 3, 1, self.dtype, "stem")(inputs)
         widths = [_STEM_WIDTH * self.widen_factor * 2**i for i in range(_NUM_STAGES)]
-        sizes = [num_blocks] * _NUM_STAGES
+        sizes = _num_blocks(self.depth)
         x = stages(x, widths, sizes, self.dtype, train=train, block=WideBlock)
         x = Activation(self.dtype, name="final")(x, train=train)
         return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
@@ -106,10 +115,20 @@ def wide_resnet(
     if widen_factor < 1:
         raise ValueError(f"wide_resnet: widen_factor is {widen_factor}, expected at least 1")
     check_classes("wide_resnet", num_classes)
-    return from_linen(WideResNet(depth, num_classes, widen_factor, dtype), features=features)
+    module = WideResNet(depth, num_classes, widen_factor, dtype)
+    # The ReLU that sees a stage's output comes first in what follows the stage.
+    norms = (*(f"stage_{i}/block_0/norm_0" for i in range(2, _NUM_STAGES + 1)), "final/norm")
+    paths = feature_paths(_num_blocks(depth), "sum")._replace(
+        preactivations=norms, last_map="final", norms=norms
+    )
+    return from_linen(module, features=features, paths=paths)
 
 
 wrn_16_1 = functools.partial(wide_resnet, 16, widen_factor=1)
 wrn_16_2 = functools.partial(wide_resnet, 16, widen_factor=2)
 wrn_40_1 = functools.partial(wide_resnet, 40, widen_factor=1)
 wrn_40_2 = functools.partial(wide_resnet, 40, widen_factor=2)
+
+
+def _num_blocks(depth: int) -> list[int]:
+    return [(depth - 4) // 6] * _NUM_STAGES

@@ -6,7 +6,7 @@ import numpy as np
 
 from kdjax.distributed import is_leader
 from kdjax.runs.console import say
-from kdjax.runs.networks import NetworkSpec
+from kdjax.models import NetworkSpec
 from kdjax.runs.opening import Experiment, facts
 from kdjax.runs.plans import TeacherResult
 from kdjax.runs.report import (
