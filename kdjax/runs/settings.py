@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kdjax.runs.flags import Limit, flag, group, require
-from kdjax.runs.method_names import METHODS
+from kdjax.runs.method_names import LINES
 
 if TYPE_CHECKING:
     from kdjax.data import Dataset
@@ -34,7 +34,7 @@ FINITE = Limit("positive and finite", lambda x: 0 < x < math.inf)
 NOT_NEGATIVE = Limit("zero or positive", lambda x: 0 <= x < math.inf)
 SHARE = Limit("in [0, 1]", lambda x: 0 <= x <= 1)
 PART = Limit("in [0, 1)", lambda x: 0 <= x < 1)
-METHOD = Limit(f"of {', '.join(METHODS)}", lambda name: all(x in METHODS for x in name.split("+")))
+METHOD = Limit(f"of {', '.join(LINES)}", lambda name: all(x in LINES for x in name.split("+")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,7 +307,7 @@ class MethodSettings(RunSettings):
 
 def method_flag() -> Any:
     """Declare the flag that names a method."""
-    lines = "\n".join(f"{name}: {line}" for name, line in METHODS.items())
+    lines = "\n".join(f"{name}: {line}" for name, line in LINES.items())
     return flag(
         "kd", f"How the student is taught; + joins several, as in kd+crd.\n{lines}\n", METHOD
     )

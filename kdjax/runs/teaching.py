@@ -121,10 +121,12 @@ def plan_method(
         soft_weight=settings.soft_weight,
     )
     objective = methods.objective_of(method, setup, scale=scale)
-    if methods.needs_features(method):
-        source = teachers.frozen(models.build_with_features(network.spec), network.variables)
+    if methods.looks_at_features(method):
+        watched = models.build(network.spec, features=network.model.paths.all)
+        source = teachers.frozen(watched, network.variables)
         spec = methods.student_of(method, spec, params)
-        model = models.build_with_features(spec, classifier=params.get("head"))
+        classifier = params.get(network.model.paths.head)
+        model = models.build(spec, features=setup.student.all, classifier=classifier)
     else:
         examples = with_answers(experiment, teacher, examples)
         stored = "teacher_logits" in examples
