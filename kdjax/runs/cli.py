@@ -118,7 +118,8 @@ def plain_errors(*, resume_with: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        fail(str(error))
+        # What the library calls by its parameter, a user knows as a flag.
+        fail(str(error).replace("with image_size", "with --data.image-size"))
     except KeyboardInterrupt:
         fail(f"interrupted; go on with: {resume_with}", status=130)
     except Exception as error:

@@ -40,7 +40,7 @@ def load_dataset(settings: "Settings") -> data.Dataset:
         data_dir=settings.data.dir,
         validation_fraction=settings.data.validation_fraction,
         image_size=settings.data.image_size,
-        crop_fn={"stretch": data.stretch, "crop": data.centre_crop}[settings.data.resize],
+        crop_fn={"stretch": data.stretch, "crop": data.center_crop}[settings.data.resize],
         streaming=settings.data.streaming,
     )
 
