@@ -19,10 +19,13 @@ class Reader(NamedTuple):
     builder: Any
     image_key: str
     label_key: str
-    image: Any
-    label: Any
     size: int | None
     crop_fn: CropFn = stretch
+
+    @property
+    def label(self) -> Any:
+        """The feature that holds the label."""
+        return self.builder.info.features[self.label_key]
 
     def source(self, split: str) -> Any:
         """Open a split; images, and whatever else there is, stay undecoded."""
@@ -67,9 +70,10 @@ class Reader(NamedTuple):
         """Decode the part of an image that a function chooses, resized where a size is wanted."""
         from PIL import Image
 
-        channels = self.image.shape[-1] or 3
+        feature = self.builder.info.features[self.image_key]
+        channels = feature.shape[-1] or 3
         mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
-        if mode is None or self.image.np_dtype != np.uint8:
+        if mode is None or feature.np_dtype != np.uint8:
             raise ValueError(f"{self.name}: only 8-bit images of 1, 3 or 4 channels are supported")
         box = _WHOLE
         with reading(f"{self.name}: an image in {self.builder.data_dir}"):
@@ -84,12 +88,12 @@ class Reader(NamedTuple):
             image = image.resize(wanted[::-1], Image.Resampling.BILINEAR, box=_pixels(box, image))
         return np.asarray(image).reshape(image.height, image.width, channels)
 
-    def fit(self, image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def of_shape(self, image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Return the image if it has this shape."""
         if image.shape != shape:
             raise ValueError(
                 f"{self.name}: images differ in size ({shape} and {image.shape}); "
-                "resize them with --data.image-size"
+                "resize them with image_size"
             )
         return image
 
@@ -107,7 +111,8 @@ class Records:
     def read(self, indices: np.ndarray) -> Sequence[Any]:
         """Return the records at these indices, labels decoded, images not."""
         with reading(f"{self.reader.name}: split {self.split} in {self.reader.builder.data_dir}"):
-            return self._source.__getitems__(self._indices[indices].tolist())
+            found: Sequence[Any] = self._source.__getitems__(self._indices[indices].tolist())
+            return found
 
     def labels(self, rows: Sequence[Any], indices: np.ndarray) -> np.ndarray:
         """Return the labels of records that were read, [rows] of int32."""
@@ -148,7 +153,7 @@ class LazyImages:
         """Decode records that were read, each with whole numbers to draw its crop from."""
         reader, shape = self.records.reader, self.shape[1:]
         if self.crop_fn is None:
-            return np.stack([reader.fit(reader.decode(row), shape) for row in rows])
+            return np.stack([reader.of_shape(reader.decode(row), shape) for row in rows])
         height, width = shape[:2]
         return np.stack(
             [
@@ -162,7 +167,7 @@ class LazyImages:
         return LazyImages(self.records, self.shape[1:], crop_fn)
 
     def of(self, records: Records) -> "LazyImages":
-        """Return images of other records of the set, seen likewise."""
+        """Return images of other records of the set, with the same crops."""
         return LazyImages(records, self.shape[1:], self.crop_fn)
 
 
@@ -228,7 +233,7 @@ def read_columns(
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Missing and damaged files surface as whatever ArrayRecord and Pillow make of them."""
+    """Raise a ValueError for what ArrayRecord and Pillow make of missing and damaged files."""
     try:
         yield
     except ValueError:
@@ -249,13 +254,13 @@ def first_line(error: Exception) -> str:
 
 
 def _least_size(box: Box, wanted: Size) -> tuple[int, int]:
-    """Width and height that a whole image needs, at least, for a part of it to have its size."""
+    """Return the least width and height of an image of which a part has the size wanted."""
     width, height = wanted[1] / (box[2] - box[0]), wanted[0] / (box[3] - box[1])
     return int(np.ceil(width)), int(np.ceil(height))
 
 
 def _pixels(box: Box, image: Any) -> tuple[float, float, float, float]:
-    """A part of an image in pixels; rounding must not carry an edge past the image's."""
+    """Return a part of an image in pixels; rounding must not carry an edge past the image's."""
     width, height = image.size
     left, top, right, bottom = box
     return left * width, top * height, min(right * width, width), min(bottom * height, height)

@@ -69,7 +69,8 @@ def distillation_page(
         sections.append(Section("What was done", notes=list(notes.items())))
     if facts:
         sections.append(Section("How to have it again", facts=facts))
-    return Page(title, sections, _headline(summary), [_tile(p, summary[p]) for p in _phases(summary)])
+    tiles = [_tile(phase, summary[phase]) for phase in _phases(summary)]
+    return Page(title, sections, _headline(summary), tiles)
 
 
 def format_table(summary: Summary) -> str:

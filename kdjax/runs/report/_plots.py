@@ -10,8 +10,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from kdjax.runs.report._curves import Row, curves, mean_curve, training_loss
-from kdjax.runs.report._style import INK, MUTED, PHASE_COLORS, RULE, SOFT
 from kdjax.runs.report._distillation import PHASES, Summary
+from kdjax.runs.report._style import INK, MUTED, PHASE_COLORS, RULE, SOFT
 
 WIDTH = 7.6
 TEXT, SMALL = 10, 9
@@ -137,7 +137,7 @@ def plot_instructive(
     label_names: Sequence[str],
     temperature: float,
 ) -> Figure:
-    """Draw as `plot_dark_knowledge` does, of many images those that `select_instructive` chooses."""
+    """Draw the images that `select_instructive` chooses, as `plot_dark_knowledge` does."""
     shown = select_instructive(teacher_logits, labels, temperature)
     return plot_dark_knowledge(
         np.asarray(images[shown], np.uint8),
