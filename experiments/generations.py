@@ -2,10 +2,11 @@
 
     python -m experiments.generations --help
 
-The flags and the run, from top to bottom: `kdjax/runs/generations.py`. Installed: `kdjax generations`.
+The flags and the run, from top to bottom: `kdjax/runs/generations.py`. Installed:
+`kdjax generations`.
 """
 
-from kdjax.runs.generations import main
+from kdjax.runs.command import start
 
 if __name__ == "__main__":
-    main()
+    start("generations", "python -m experiments.generations")

@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from kdjax._extras import needs
 from kdjax.report._plots import SMALL, WIDTH, legend, logarithmic, plain
 from kdjax.report._style import LINE_COLORS, MUTED
+
+with needs("train"):
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 
 class Line(NamedTuple):

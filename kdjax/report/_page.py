@@ -9,10 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
+from kdjax._extras import needs
 from kdjax.report._rows import Row
 from kdjax.report._style import CSS, DARK
 from kdjax.report._tables import (
@@ -24,6 +23,10 @@ from kdjax.report._tables import (
     table_html,
     trainings_html,
 )
+
+with needs("train"):
+    import matplotlib
+    from matplotlib.figure import Figure
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from kdjax._extras import needs
 from kdjax.report._rows import Row, curves, mean_curve, training_loss
 from kdjax.report._style import INK, MUTED, PHASE_COLORS, RULE, SOFT
 from kdjax.report._tables import PHASES, Summary
+
+with needs("train"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 WIDTH = 7.6
 TEXT, SMALL = 10, 9

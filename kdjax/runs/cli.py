@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import tyro
-
+from kdjax._extras import MissingPackage, needs
 from kdjax.runs.settings import DistributedSettings
+
+with needs("train"):
+    import tyro
 
 SettingsT = TypeVar("SettingsT")
 
 
 def main(
     settings_type: type[Any],
-    module: str,
+    prog: str,
     description: str,
     check_fn: Callable[[Any], None],
     run_fn: Callable[[Any, str], None],
@@ -35,7 +37,7 @@ def main(
     Args:
         settings_type: a dataclass whose fields are the flags; it has `workdir`, `data.name`
             and `distributed`.
-        module: what `python -m` runs.
+        prog: how the script was started, such as `kdjax distill`.
         description: what it does, a docstring; its first line is shown.
         check_fn: raises a ValueError that names the first flag out of range.
         run_fn: does the work: (settings, command that goes on with it).
@@ -46,14 +48,14 @@ def main(
         SystemExit: as `parse` and `plain_errors` do.
     """
     args = list(sys.argv[1:] if args is None else args)
-    settings = parse(settings_type, f"python -m {module}", description.split("\n", 1)[0], args)
+    settings = parse(settings_type, prog, description.split("\n", 1)[0], args)
     if settings.workdir is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         workdir = Path("runs") / f"{prefix}{settings.data.name.replace('/', '-')}-{stamp}"
         settings = dataclasses.replace(settings, workdir=workdir)
         args = [*args, "--workdir", str(workdir)]
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    command = shlex.join(["python", "-m", module, *args])
+    command = shlex.join([*prog.split(), *args])
     with together(settings.distributed) as join, plain_errors(resume_with=command):
         check_fn(settings)
         join()
@@ -117,7 +119,7 @@ def plain_errors(*, resume_with: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingPackage) as error:
         fail(str(error))
     except KeyboardInterrupt:
         fail(f"interrupted; go on with: {resume_with}", status=130)

@@ -12,6 +12,7 @@ was interrupted.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
@@ -78,11 +79,6 @@ def run(settings: Settings, command: str) -> None:
         comparison.report(experiment, teacher, entries, command)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    module = "experiments.compare"
-    cli.main(Settings, module, __doc__ or "", check, run, args, prefix="compare-")
-
-
-if __name__ == "__main__":
-    main()
+def main(args: Sequence[str] | None = None, *, prog: str = "kdjax compare") -> None:
+    """Run the command line; `prog` is how it was started."""
+    cli.main(Settings, prog, __doc__ or "", check, run, args, prefix="compare-")

@@ -10,6 +10,7 @@ arXiv:1912.11006.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import tyro
 
@@ -80,11 +81,6 @@ def run(settings: Settings, command: str) -> None:
         imagined.report(experiment, teacher, plan, found, command)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    module = "experiments.data_free"
-    cli.main(Settings, module, __doc__ or "", check, run, args, prefix="data-free-")
-
-
-if __name__ == "__main__":
-    main()
+def main(args: Sequence[str] | None = None, *, prog: str = "kdjax data-free") -> None:
+    """Run the command line; `prog` is how it was started."""
+    cli.main(Settings, prog, __doc__ or "", check, run, args, prefix="data-free-")

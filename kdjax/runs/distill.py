@@ -12,6 +12,7 @@ arXiv:1503.02531. The same command on the same work directory goes on where it w
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -180,11 +181,6 @@ def run(settings: Settings, command: str) -> None:
         reporting.report(experiment, teacher, summary, command)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    module = "experiments.distill"
-    cli.main(Settings, module, __doc__ or "", check, run, args)
-
-
-if __name__ == "__main__":
-    main()
+def main(args: Sequence[str] | None = None, *, prog: str = "kdjax distill") -> None:
+    """Run the command line; `prog` is how it was started."""
+    cli.main(Settings, prog, __doc__ or "", check, run, args)

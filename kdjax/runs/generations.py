@@ -13,6 +13,7 @@ arXiv:1805.04770). Assistants: sizes between teacher and student bridge their ga
 import dataclasses
 import re
 import typing
+from collections.abc import Sequence
 
 import tyro
 
@@ -83,11 +84,6 @@ def run(settings: Settings, command: str) -> None:
         chain.report(experiment, found, command)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    module = "experiments.generations"
-    cli.main(Settings, module, __doc__ or "", check, run, args, prefix="generations-")
-
-
-if __name__ == "__main__":
-    main()
+def main(args: Sequence[str] | None = None, *, prog: str = "kdjax generations") -> None:
+    """Run the command line; `prog` is how it was started."""
+    cli.main(Settings, prog, __doc__ or "", check, run, args, prefix="generations-")

@@ -6,7 +6,10 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-import tyro
+from kdjax._extras import needs
+
+with needs("train"):
+    import tyro
 
 Augmentation = Literal["crop", "flip", "jitter", "translate", "warp", "resized-crop", "none"]
 NetworkName = Literal[
