@@ -5,7 +5,7 @@
 The flags and the run are in `kdjax/runs/data_free.py`. Installed: `kdjax data-free`.
 """
 
-from kdjax.runs.data_free import main
+from kdjax.runs.command import start
 
 if __name__ == "__main__":
-    main()
+    start("data-free", "python -m experiments.data_free")

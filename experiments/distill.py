@@ -5,7 +5,7 @@
 The flags and the run are in `kdjax/runs/distill.py`. Installed: `kdjax distill`.
 """
 
-from kdjax.runs.distill import main
+from kdjax.runs.command import start
 
 if __name__ == "__main__":
-    main()
+    start("distill", "python -m experiments.distill")

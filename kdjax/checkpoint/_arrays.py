@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
+from kdjax._extras import needs
 from kdjax.checkpoint._digests import (
     MANIFEST,
     Leaf,
@@ -26,6 +26,9 @@ from kdjax.checkpoint._digests import (
 from kdjax.checkpoint._files import UNFINISHED, first_line, on_disk, remove
 from kdjax.distributed import exchange, is_leader
 from kdjax.types import PyTree
+
+with needs("train"):
+    import orbax.checkpoint as ocp
 
 ARRAYS = "arrays"
 _turns: dict[Path, Iterator[int]] = defaultdict(itertools.count)

@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
+
+from kdjax._extras import needs
+
+with needs("data"):
+    import tensorflow_datasets as tfds
 
 _NUM_TEST = 450
 
@@ -39,7 +43,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        from sklearn.datasets import load_digits
+        with needs("data"):
+            from sklearn.datasets import load_digits
 
         digits = load_digits()
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)
@@ -99,7 +104,8 @@ def _put(made: Path, target: Path, scratch: Path) -> None:
 
 def _png(image: np.ndarray) -> io.BytesIO:
     """Encode an image: TFDS needs TensorFlow for an array, and none for a file with PNG bytes."""
-    from PIL import Image
+    with needs("data"):
+        from PIL import Image
 
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="PNG")

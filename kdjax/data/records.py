@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax._extras import needs
 from kdjax.data.crops import Box, CropFn, Size, stretch
 
 _WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -29,7 +30,8 @@ class Reader(NamedTuple):
 
     def source(self, split: str) -> Any:
         """Open a split; images, and whatever else there is, stay undecoded."""
-        import tensorflow_datasets as tfds
+        with needs("data"):
+            import tensorflow_datasets as tfds
 
         others = [key for key in self.builder.info.features if key != self.label_key]
         decoders = {key: tfds.decode.SkipDecoding() for key in others}
@@ -68,7 +70,8 @@ class Reader(NamedTuple):
         self, row: Any, wanted: Size | None, crop_fn: CropFn, numbers: Sequence[int]
     ) -> np.ndarray:
         """Decode the part of an image that a function chooses, resized where a size is wanted."""
-        from PIL import Image
+        with needs("data"):
+            from PIL import Image
 
         feature = self.builder.info.features[self.image_key]
         channels = feature.shape[-1] or 3

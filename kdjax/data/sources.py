@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax._extras import needs
 from kdjax.data.crops import CropFn, stretch
 from kdjax.data.records import (
     LazyImages,
@@ -145,7 +146,8 @@ def _cut(
 
 def _find(name: str, data_dir: str | Path | None) -> Any:
     """Return a builder of a prepared set, preparing it where that can be done."""
-    import tensorflow_datasets as tfds
+    with needs("data"):
+        import tensorflow_datasets as tfds
 
     root = _root(data_dir)
     if name == "digits" and _prepared(name, root) is None:
@@ -209,7 +211,8 @@ def _is_of(folder: Path, path: str, version: str) -> bool:
 
 def _prepare(name: str, root: Path) -> Path:
     """Download and prepare a set that TFDS knows, where TensorFlow is installed."""
-    import tensorflow_datasets as tfds
+    with needs("data"):
+        import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
     short = name.partition(":")[0].split("/")[0]
@@ -244,7 +247,8 @@ def _command(name: str, root: str) -> str:
 
 def _keys(name: str, info: Any) -> tuple[str, str]:
     """Return the features that hold image and label."""
-    from tensorflow_datasets import features
+    with needs("data"):
+        from tensorflow_datasets import features
 
     def named(kind: type) -> list[str]:
         return [key for key, feature in info.features.items() if type(feature) is kind]

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from kdjax._extras import needs
+
 T = TypeVar("T")
 
 _MAX_THREADS = 8
@@ -31,7 +33,8 @@ def streamed(
     Yields:
         `read_fn(number)`, whatever the workers.
     """
-    import grain
+    with needs("data"):
+        import grain
 
     threads = _PER_WORKER if workers else min(_MAX_THREADS, max(2, os.cpu_count() or 2))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)

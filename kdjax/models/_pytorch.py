@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from kdjax._extras import needs
 from kdjax.models._torch_names import LEAVES, rules_of, torch_name, usual_name
 from kdjax.types import Array, Variables
 
@@ -139,7 +140,8 @@ def _read_npz(file: str) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(file: str) -> dict[str, np.ndarray]:
-    import safetensors.numpy
+    with needs("train"):
+        import safetensors.numpy
 
     try:
         arrays = safetensors.numpy.load_file(file)

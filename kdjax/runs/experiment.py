@@ -64,14 +64,18 @@ def opened(settings: RunSettings) -> Iterator[Experiment]:
 
 def load_dataset(settings: RunSettings) -> data.Dataset:
     """Read the examples that the settings name."""
-    return data.load(
-        settings.data.name,
-        data_dir=settings.data.dir,
-        validation_fraction=settings.data.validation_fraction,
-        image_size=settings.data.image_size,
-        crop_fn={"stretch": data.stretch, "crop": data.center_crop}[settings.data.resize],
-        streaming=settings.data.streaming,
-    )
+    try:
+        return data.load(
+            settings.data.name,
+            data_dir=settings.data.dir,
+            validation_fraction=settings.data.validation_fraction,
+            image_size=settings.data.image_size,
+            crop_fn={"stretch": data.stretch, "crop": data.center_crop}[settings.data.resize],
+            streaming=settings.data.streaming,
+        )
+    except ValueError as error:
+        # What the library calls by its parameter, a user knows as a flag.
+        raise ValueError(str(error).replace("image_size", "--data.image-size")) from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
+from kdjax._extras import MissingPackage
+
 SettingsT = TypeVar("SettingsT")
 
 
@@ -175,7 +177,7 @@ def plain_errors(*, resume_with: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, MissingPackage) as error:
         fail(str(error))
     except KeyboardInterrupt:
         fail(f"interrupted; go on with: {resume_with}", status=130)

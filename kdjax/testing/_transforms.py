@@ -3,15 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax._extras import needs
 from kdjax.testing import _inputs
 from kdjax.testing._compare import assert_close
 from kdjax.testing._compile import compiled
 from kdjax.testing._subject import Subject
+
+with needs("test"):
+    import chex
 
 
 def check_types(subject: Subject, others: list[Subject]) -> None:

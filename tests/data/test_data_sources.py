@@ -13,7 +13,7 @@ from PIL import Image
 from sets import draw, encoded, features, prepare, rows
 
 from kdjax.data import LazyImages, eval_batches, load, records, sources, take, train_batches
-from kdjax.runs import cli
+from kdjax.runs import experiment, flags, settings
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "tfds"
 INFO = "dataset_info.json"
@@ -189,8 +189,9 @@ def test_test_images_of_another_size_need_a_size_too(tmp_path, limit):
 def test_scripts_name_their_flag_for_the_size(tmp_path, capsys):
     splits = {"train": rows(9), "test": rows(3, shape=(4, 4, 3))}
     prepare(tmp_path, splits, columns=features(shape=(None, None, 3)))
-    with pytest.raises(SystemExit, match="2"), cli.plain_errors(resume_with=""):
-        load("toy", data_dir=tmp_path)
+    asked = settings.RunSettings(data=settings.DataSettings(name="toy", dir=tmp_path))
+    with pytest.raises(SystemExit, match="2"), flags.plain_errors(resume_with=""):
+        experiment.load_dataset(asked)
     assert capsys.readouterr().err.endswith("; resize them with --data.image-size\n")
 
 

@@ -1,5 +1,10 @@
 """What a run leaves behind to be read: a table, plots, and one page that holds them all."""
 
+from kdjax._extras import needs
+
+with needs("train"):
+    import matplotlib as matplotlib
+
 from kdjax.runs.report._distillation import distillation_page, format_table
 from kdjax.runs.report._lines import Line, plot_dots, plot_lines
 from kdjax.runs.report._page import Page, Section, Table, Tile, format_rows, publish, write_page
