@@ -5,7 +5,7 @@
 The flags and the run are in `kdjax/runs/compare.py`. Installed: `kdjax compare`.
 """
 
-from kdjax.runs.command import start
+from kdjax.runs.compare import main
 
 if __name__ == "__main__":
-    start("compare", "python -m experiments.compare")
+    main()

@@ -74,7 +74,7 @@ def run(settings: Settings, command: str) -> None:
         distilled = [s for s in students if s.phase == "distilled"]
         best = runs.measures.best_of(distilled, summary["distilled"]).network
         kdjax.models.save_network(own.workdir / "student", best.spec, best.variables)
-        runs.report.distilled(experiment, teacher, summary, command)
+        runs.page.write(experiment, teacher, summary, command)
 
 
 def main(args: list[str] | None = None, program: str = "python -m experiments.distill") -> None:

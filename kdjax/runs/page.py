@@ -1,14 +1,13 @@
-"""The page that a run leaves behind: what was done, what came out, and how it was chosen."""
+"""The page that `distill` leaves behind: what was done, what came out, and how it was chosen."""
 
 from typing import Any
 
 import numpy as np
 
 from kdjax.distributed import is_leader
-from kdjax.runs.console import say
 from kdjax.models import NetworkSpec
-from kdjax.runs.opening import Experiment, facts
-from kdjax.runs.plans import TeacherResult
+from kdjax.runs.console import say
+from kdjax.runs.experiment import Experiment, facts
 from kdjax.runs.report import (
     distillation_page,
     format_table,
@@ -17,6 +16,7 @@ from kdjax.runs.report import (
     plot_instructive,
     publish,
 )
+from kdjax.runs.teaching import TeacherResult
 
 # What was looked at on the validation split before the defaults for digits were settled.
 DIGITS_CHOICE = (
@@ -28,7 +28,7 @@ DIGITS_CHOICE = (
 )
 
 
-def report(
+def write(
     experiment: Experiment, teacher: TeacherResult, summary: dict[str, Any], command: str
 ) -> None:
     """Write the plots, `report.html` and, last of all, `summary.json`; print the table.
@@ -68,7 +68,7 @@ def report(
             ),
         },
         notes=_choices(experiment, teacher.network.spec),
-        facts=facts(experiment, command, **_own_facts(experiment, rows)),
+        facts=facts(run, command, **_own_facts(experiment, rows)),
     )
     publish(run.workdir, page, summary, text="\n" + format_table(summary))
     say(f"student: {run.workdir / 'student'}")

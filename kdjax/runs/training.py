@@ -188,7 +188,8 @@ def train_together(
 
     eval_every = watch_every or training.num_steps
     states = _fit(run, log, states, feed, directory, eval_every, watch if watch_fn else None)
-    return Variables(states.params["student"], states.model_state), log.seconds()
+    seconds = run.log.seconds(training.phase, None)
+    return Variables(states.params["student"], states.model_state), seconds
 
 
 def label_of(training: Training, seed: int) -> str:
@@ -271,7 +272,7 @@ class _Log:
     def __init__(self, run: Run, phase: str, seed: int | None, label: str, num_steps: int):
         self.run, self.label, self.num_steps = run, label, num_steps
         self.of = {"phase": phase, "seed": seed}
-        self.notes: dict[str, str] = {}
+        self.notes = {"train": ""}
         self.update: Callable[[int, str], None] = lambda step, note: None
 
     def goes_on(self, start: int) -> None:
@@ -280,13 +281,7 @@ class _Log:
         if start:
             done = "is trained" if start == self.num_steps else f"goes on from step {start}"
             say(f"{self.label:<14} {done} (read from its checkpoint)")
-        self.began = time.perf_counter() - self.seconds()
-
-    def seconds(self) -> float:
-        """Return how long the training has taken until its last line, interruptions left out."""
-        rows = self.run.log.rows()
-        own = [r.get("seconds", 0.0) for r in rows if all(r[k] == v for k, v in self.of.items())]
-        return max(own, default=0.0)
+        self.began = time.perf_counter() - self.run.log.seconds(**self.of)
 
     def write(self, at: int, split: str, measured: Mapping[str, Any]) -> None:
         """Log metrics of a split, and show them."""
@@ -297,7 +292,7 @@ class _Log:
         self.notes[split] = f"{split} loss {loss:.3f}, {numbers['accuracy']:.1%} right"
         if split == "train" and (skipped := int(np.sum(measured.get("skipped", (0, 0))[0]))):
             say(f"{self.label} skipped {skipped} non-finite steps up to step {at}")
-        self.update(at, "  ".join(self.notes.values()))
+        self.update(at, "  ".join(filter(None, self.notes.values())))
 
 
 def _number(metric: tuple[Any, Any]) -> float:
@@ -396,7 +391,7 @@ def _may_take_several(run: Run, training: Training) -> bool:
     asked, examples = run.steps_per_call, training.examples
     if run.profile or data.is_lazy(examples) or asked == 1:
         return False
-    fits = many.fits(examples, run.mesh)
+    fits = many.has_room(examples, run.mesh)
     if asked is not None and not fits:
         raise ValueError(f"--steps-per-call {asked}: the examples do not fit on every device")
     return fits

@@ -138,7 +138,12 @@ class MetricsLog:
         with self.path.open("a") as file:
             file.write(line + "\n")
 
-    def rewind(self, phase: str, seed: int, step: int) -> None:
+    def seconds(self, phase: str, seed: int | None) -> float:
+        """Return how long a training has taken until its last line, interruptions left out."""
+        own = [r for r in self.rows() if (r["phase"], r["seed"]) == (phase, seed)]
+        return max((row.get("seconds", 0.0) for row in own), default=0.0)
+
+    def rewind(self, phase: str, seed: int | None, step: int) -> None:
         """Drop the lines of a phase behind a step: it is about to be trained again from there."""
         if not self.writes or not self.path.exists():
             return
