@@ -1,9 +1,12 @@
 """The engine of a run: what scripts need beyond the library.
 
-A script is one file: its flags, then `run` from top to bottom. Rooms: `flags` and `settings` (the
-command line), `presets`, `experiment` (data, mesh, work directory), `workdir` and `console` (what is
-kept and said), `methods` (what `--method` names), `teaching` (who teaches whom), `training`,
-`measures`, `report`; and the scripts `distill`, `compare`, `generations`, `data_free`.
+A script is one file: its flags, then `run` from top to bottom. The scripts are `distill`,
+`compare`, `generations` and `data_free`; they stand on
+
+- `flags`, `settings`, `presets`: the command line;
+- `experiment`, `workdir`, `console`: data, mesh and work directory, what is kept and what is said;
+- `methods`, `teaching`, `training`: what `--method` names, who teaches whom, how networks train;
+- `measures`, `report`, `page`: what came out.
 
 Rooms load when they are first named, as `runs.training`, so that a script shows its flags without
 the seconds that it takes to import JAX.

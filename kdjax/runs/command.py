@@ -45,14 +45,6 @@ def main(args: Sequence[str] | None = None, *, program: str = "kdjax") -> None:
 def _help(program: str) -> str:
     width = max(map(len, SCRIPTS))
     lines = [f"  {word:<{width}}  {about}" for word, about in SCRIPTS.items()]
-    return "\n".join(
-        [
-            f"usage: {program} COMMAND [--FLAG VALUE ...]",
-            "",
-            "Knowledge distillation in JAX.",
-            "",
-            *lines,
-            "",
-            f"{program} COMMAND --help lists the flags of a command; {program} --version the version.",
-        ]
-    )
+    head = f"usage: {program} COMMAND [--FLAG VALUE ...]\n\nKnowledge distillation in JAX.\n"
+    foot = f"\n{program} COMMAND --help lists the flags of a command."
+    return "\n".join([head, *lines, foot])

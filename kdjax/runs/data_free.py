@@ -75,7 +75,15 @@ def run(settings: Settings, command: str) -> None:
     """Train the teacher if need be, then generator and student for every seed; write the page."""
     with runs.experiment.opened(settings) as experiment:
         teacher = runs.teaching.obtain_teacher(experiment)
-        plan = runs.generator.plan(experiment, teacher, settings.generator, settings.steps)
+        asked = settings.generator
+        plan = runs.generator.plan(
+            experiment,
+            teacher,
+            weights=runs.generator.Weights(asked.sure, asked.active, asked.balanced, asked.new),
+            noise_size=asked.noise_size,
+            learning_rate=asked.learning_rate,
+            num_steps=settings.steps,
+        )
         found = [train(experiment, teacher, plan, seed) for seed in experiment.settings.seeds]
         report(experiment, teacher, plan, found, command)
 

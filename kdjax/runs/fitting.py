@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 
-from kdjax.runs import methods
 from kdjax import models
 from kdjax.models import NetworkSpec
+from kdjax.runs import methods
 
 SAME_WIDTHS = ("fsp", "cwd")
 

@@ -46,8 +46,7 @@ def flag(default: Any, about: str, limit: Limit | None = None, *, alias: str = "
 
 def group(settings_type: type[SettingsT]) -> SettingsT:
     """Declare a field that is a group of flags: those of another dataclass, after a dot."""
-    field: Any = dataclasses.field(default_factory=settings_type)
-    return field
+    return dataclasses.field(default_factory=settings_type)
 
 
 def parse(
@@ -141,7 +140,7 @@ def names(settings_type: type[Any], prefix: str = "") -> list[str]:
     """Return the names of all flags of a settings dataclass, such as "--data.name"."""
     found = []
     for _, hint, name in _fields(settings_type, prefix):
-        found += names(hint, name + ".") if dataclasses.is_dataclass(hint) else [f"--{name}"]
+        found += names(hint, name + ".") if _is_group(hint) else [f"--{name}"]
     return found
 
 
@@ -220,13 +219,17 @@ def _declare(parser: Any, settings_type: type[Any], prefix: str) -> None:
     """Add a dataclass's flags to a parser, those of its groups under a heading of their own."""
     inner = []
     for field, hint, name in _fields(settings_type, prefix):
-        if dataclasses.is_dataclass(hint):
+        if _is_group(hint):
             inner.append((name, hint))
         else:
             _add(parser, name, hint, field)
     for name, hint in inner:
         about = (hint.__doc__ or "").split("\n", 1)[0]
         _declare(parser.add_argument_group(name, about), hint, name + ".")
+
+
+def _is_group(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint)
 
 
 def _fields(settings_type: type[Any], prefix: str) -> Iterator[tuple[Any, Any, str]]:
@@ -250,7 +253,8 @@ def _add(parser: Any, name: str, hint: Any, field: "dataclasses.Field[Any]") -> 
     several = typing.get_origin(kind) is tuple
     kind = typing.get_args(kind)[0] if several else kind
     if field.default is not None and field.default != ():
-        shown = " ".join(map(str, field.default)) if several else field.default
+        default: Any = field.default
+        shown = " ".join(map(str, default)) if several else default
         about += f" (default: {shown})".replace("%", "%%")
     parser.add_argument(
         *names,
@@ -265,7 +269,8 @@ def _add(parser: Any, name: str, hint: Any, field: "dataclasses.Field[Any]") -> 
 def _metavar(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return "{" + ",".join(typing.get_args(kind)) + "}"
-    return {bool: "{True,False}", str: "TEXT"}.get(kind, kind.__name__.upper())
+    known = {bool: "{True,False}", str: "TEXT"}
+    return known[kind] if kind in known else str(kind.__name__).upper()
 
 
 def _value(kind: Any, optional: bool, text: str) -> Any:
@@ -290,7 +295,7 @@ def _value(kind: Any, optional: bool, text: str) -> Any:
 def _build(settings_type: type[SettingsT], given: dict[str, Any], prefix: str) -> SettingsT:
     values: dict[str, Any] = {}
     for field, hint, name in _fields(settings_type, prefix):
-        if dataclasses.is_dataclass(hint):
+        if _is_group(hint):
             values[field.name] = _build(hint, given, name + ".")
         elif name in given:
             value = given[name]
@@ -311,7 +316,7 @@ def _meant(settings_type: type[Any], unknown: Sequence[str]) -> str:
 
 
 def _show(page: str) -> NoReturn:
-    """Print the help page and leave; a reader such as `head` may have seen enough before its end."""
+    """Print the help page and leave, also where a reader such as `head` stops before its end."""
     try:
         print(page, end="", flush=True)
     except BrokenPipeError:

@@ -23,7 +23,7 @@ import numpy as np
 import kdjax
 from kdjax import runs
 from kdjax.runs import flags, presets
-from kdjax.runs.flags import Limit, flag
+from kdjax.runs.flags import flag
 from kdjax.runs.settings import (
     POSITIVE,
     MethodSettings,

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -63,17 +63,6 @@ class Fooled(NamedTuple):
     new: Array
 
 
-class Asked(Protocol):
-    """What the flags say of a generator."""
-
-    noise_size: int
-    learning_rate: float
-    sure: float
-    active: float
-    balanced: float
-    new: float
-
-
 class Plan(NamedTuple):
     """How generator and student are trained, whatever the seed."""
 
@@ -97,7 +86,15 @@ class State:
     key: Array
 
 
-def plan(experiment: Experiment, teacher: TeacherResult, asked: Asked, num_steps: int) -> Plan:
+def plan(
+    experiment: Experiment,
+    teacher: TeacherResult,
+    *,
+    weights: Weights,
+    noise_size: int,
+    learning_rate: float,
+    num_steps: int,
+) -> Plan:
     """Return what is trained; the step is compiled at its first use."""
     settings, spec = experiment.settings, teaching.student_spec(experiment)
     optimizer = recipes.make_optimizer(
@@ -106,7 +103,7 @@ def plan(experiment: Experiment, teacher: TeacherResult, asked: Asked, num_steps
         num_steps=num_steps,
         norm_limit=settings.student.max_norm,
     )
-    decay = optax.cosine_decay_schedule(asked.learning_rate, num_steps)
+    decay = optax.cosine_decay_schedule(learning_rate, num_steps)
     generator = Generator(teacher.network.spec.image_shape)
     student = models.build(spec)
     soft = terms.soft_targets(temperature=settings.temperature)
@@ -119,19 +116,20 @@ def plan(experiment: Experiment, teacher: TeacherResult, asked: Asked, num_steps
         (optimizer, optax.adam(decay)),
         generator,
         batch_size=settings.batch_size,
-        noise_size=asked.noise_size,
-        weights=Weights(asked.sure, asked.active, asked.balanced, asked.new),
+        noise_size=noise_size,
+        weights=weights,
         skip_nonfinite=settings.on_nonfinite == "skip",
     )
     variables = replicate(teacher.network.variables, experiment.run.mesh)
-    return Plan(student, variables, generator, init, step, num_steps, asked.noise_size)
+    return Plan(student, variables, generator, init, step, num_steps, noise_size)
 
 
 def train(run: Run, plan: Plan, seed: int) -> "State":
     """Train generator and student from a seed, or from where an earlier run left them."""
     phase = "data-free"
     directory = run.workdir / "checkpoints" / f"{phase}-{seed}"
-    state = plan.init(jax.random.key(seed), plan.teacher)
+    # The loop knows states of other kinds than its own by their number of steps alone.
+    state: Any = plan.init(jax.random.key(seed), plan.teacher)
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
@@ -146,8 +144,9 @@ def train(run: Run, plan: Plan, seed: int) -> "State":
             note = f"loss {numbers['loss']:.3f}, agrees on {numbers['agreement']:.1%} of the images"
             update(at, note)
 
-        return loop.fit(
-            functools.partial(plan.step, teacher_variables=plan.teacher),
+        step_fn: Any = functools.partial(plan.step, teacher_variables=plan.teacher)
+        trained: Any = loop.fit(
+            step_fn,
             state,
             # The step makes its own images.
             itertools.repeat({}),
@@ -158,6 +157,8 @@ def train(run: Run, plan: Plan, seed: int) -> "State":
             save_fn=lambda at, s: checkpoint.save(directory, at, s, keep=run.keep_last),
             stop_fn=run.stop_fn,
         )
+    result: State = trained
+    return result
 
 
 def student_variables(state: "State") -> Variables:

@@ -160,9 +160,7 @@ class OptimizerSettings:
         "cosine: up over 2 % of the steps, then down to zero; steps: divided by ten after 62.5, 75 "
         "and 87.5 % of them.",
     )
-    nesterov: bool | None = flag(
-        None, "Whether the momentum of sgd is Nesterov's. Default: it is."
-    )
+    nesterov: bool | None = flag(None, "Whether the momentum of sgd is Nesterov's. Default: it is.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Who teaches whom, and how: the teacher of a run, and the trainings of the students of any method."""
+"""Who teaches whom, and how: the teacher of a run, and its students by any method."""
 
 import dataclasses
 import math

@@ -69,8 +69,8 @@ class Training:
     """How a network is trained, whatever the seed: the compiled step is shared by all seeds.
 
     `step_fn` makes the step of a setting, which networks that train together each have, and of the
-    teacher; `watched` are the splits that are measured now and then, by name. `start` is where the network
-    starts, `rows_fn` the order of the examples; by default both come from the seed.
+    teacher. `watched` are the splits that are measured now and then, by name. `start` is where the
+    network starts, `rows_fn` the order of the examples; by default both come from the seed.
     """
 
     phase: str
@@ -271,23 +271,24 @@ class _Log:
 
     def __init__(self, run: Run, phase: str, seed: int | None, label: str, num_steps: int):
         self.run, self.label, self.num_steps = run, label, num_steps
-        self.of = {"phase": phase, "seed": seed}
+        self.phase, self.seed = phase, seed
         self.notes = {"train": ""}
         self.update: Callable[[int, str], None] = lambda step, note: None
 
     def goes_on(self, start: int) -> None:
         """Drop what was logged behind the step that training goes on from."""
-        self.run.log.rewind(**self.of, step=start)
+        self.run.log.rewind(self.phase, self.seed, start)
         if start:
             done = "is trained" if start == self.num_steps else f"goes on from step {start}"
             say(f"{self.label:<14} {done} (read from its checkpoint)")
-        self.began = time.perf_counter() - self.run.log.seconds(**self.of)
+        self.began = time.perf_counter() - self.run.log.seconds(self.phase, self.seed)
 
     def write(self, at: int, split: str, measured: Mapping[str, Any]) -> None:
         """Log metrics of a split, and show them."""
         numbers = {name: _number(metric) for name, metric in measured.items()}
         seconds = round(time.perf_counter() - self.began, 3)
-        self.run.log.append(**self.of, step=at, split=split, **numbers, seconds=seconds)
+        of = {"phase": self.phase, "seed": self.seed, "step": at, "split": split}
+        self.run.log.append(**of, **numbers, seconds=seconds)
         loss = numbers["loss"] if split == "train" else numbers["nll"]
         self.notes[split] = f"{split} loss {loss:.3f}, {numbers['accuracy']:.1%} right"
         if split == "train" and (skipped := int(np.sum(measured.get("skipped", (0, 0))[0]))):
@@ -366,9 +367,7 @@ def _validate(run: Run, training: Training, at: int, state: TrainState) -> dict[
 
 
 @contextlib.contextmanager
-def _fed(
-    run: Run, training: Training, seed: int, state: TrainState, most: int
-) -> Iterator[_Feed]:
+def _fed(run: Run, training: Training, seed: int, state: TrainState, most: int) -> Iterator[_Feed]:
     """Feed a training, and end the threads and processes that read ahead, if there are any."""
     start = _step_of(state)
     if most > 1 or training.rows_fn:
@@ -529,6 +528,6 @@ def _placed(run: Run, arrays: Arrays, batches: Iterator[Any]) -> Iterator[Batch]
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _logits(model: Model, layout: Any, variables: Variables, batch: Batch) -> Array:
     leaves, tree = layout
-    whole = sharding.gather(variables, jax.tree.unflatten(tree, leaves))
-    outputs, _ = model.apply(*whole, batch["image"], train=False)
+    whole: Variables = sharding.gather(variables, jax.tree.unflatten(tree, leaves))
+    outputs, _ = model.apply(whole.params, whole.state, batch["image"], train=False)
     return outputs.logits.astype(np.float32)

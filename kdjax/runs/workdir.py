@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-# What may differ between a run and its continuation, because no number of a training depends on it:
-# where the run takes place, what it keeps and logs, how it uses memory and processes. A loss that is
-# not finite may just have stopped the run. Methods and scales of a comparison are trainings of
-# their own.
+# What may differ between a run and its continuation, because no number of a training depends on
+# it: where the run takes place, what it keeps and logs, how it uses memory and processes. A loss
+# that is not finite may just have stopped the run. Methods and scales of a comparison are trainings
+# of their own.
 FREE_SETTINGS = (
     *("workdir", "log_every", "audit", "profile", "keep_last", "keep_best", "on_nonfinite"),
     *("methods", "num_best", "scales", "data.workers", "rematerialise", "steps_per_call"),
@@ -55,9 +55,7 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged ({error})") from error
 
 
-def changed_setting(
-    old: dict[str, Any], new: dict[str, Any], *, prefix: str = "--"
-) -> str | None:
+def changed_setting(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "--") -> str | None:
     """Name the first setting that differs, apart from those that may.
 
     Args:
