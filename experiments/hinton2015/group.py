@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.hinton2015.lab import Lab
-from kdjax import checkpoint, data, step, sweep, teachers, terms
+from kdjax import checkpoint, data, many, step, teachers, terms
 from kdjax.loop import NonFiniteLoss, Stopped
 from kdjax.objective import combine
 from kdjax.runs import networks, plans, training, workdir
@@ -61,7 +61,7 @@ class Group(NamedTuple):
 
     def member(self, index: int) -> Variables:
         """Return one network's variables."""
-        return sweep.member(self.variables, index)
+        return many.member(self.variables, index)
 
 
 def labels_only(setting: Any) -> Objective:
@@ -226,8 +226,8 @@ def _program(
         source = teacher._replace(variables=variables)
         return step.with_teacher(train_step, source, view_fn=view_fn)(state, batch)
 
-    steps = sweep.scan_steps(one_step)
-    return sweep.make_sweep_step(steps, in_axes=(0, 0, 0, None, None))
+    steps = many.scan_steps(one_step)
+    return many.make_sweep_step(steps, in_axes=(0, 0, 0, None, None))
 
 
 def _optimizer(recipe: Recipe, num_examples: int) -> Any:
@@ -257,7 +257,7 @@ def _initial(
         key = jax.random.key(seed)
         return step.init_train_state(key, model, objective, optimizer, batch, outputs)
 
-    return sweep.stack([new(seed) for seed in seeds])
+    return many.stack([new(seed) for seed in seeds])
 
 
 def _run(

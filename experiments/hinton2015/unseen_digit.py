@@ -18,7 +18,7 @@ from experiments.hinton2015 import group, mnist, teacher
 from experiments.hinton2015 import lab as labs
 from experiments.hinton2015.lab import Claim, Findings, Lab
 from kdjax import teachers
-from kdjax.bias import match_class_prior
+from kdjax.specialists import match_class_prior
 
 THREE, PAIR = 3, (7, 8)
 RECIPE, QUICK = group.Recipe(epochs=30, batch_size=64), group.Recipe(epochs=20, batch_size=64)
@@ -27,9 +27,10 @@ OFFSETS = np.arange(-30.0, 30.01, 0.1)
 NOTES = [
     "The paper raised or lowered the bias by the amount that was best on the test set. The rows "
     "'found on the test set' do the same, student by student, so that figures compare; they are "
-    "no estimate of anything. The rows 'class prior' use no label: `kdjax.bias.match_class_prior` "
-    "gives each class the share that it has among the teacher's training labels, on the unlabelled "
-    "images that are measured. The rows 'teacher's mass' use no image but those of the transfer "
+    "no estimate of anything. The rows 'class prior' use no label: "
+    "`kdjax.specialists.match_class_prior` gives each class the share that it has among the "
+    "teacher's training labels, on the unlabelled images that are measured. The rows 'teacher's "
+    "mass' use no image but those of the transfer "
     "set: each class gets the teacher's mean probability there, at temperature 1.",
 ]
 

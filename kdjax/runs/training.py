@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from kdjax.runs.console import progress, say
 from kdjax.runs.settings import Augmentation, OptimizerSettings, default_learning_rate
 from kdjax.runs.workdir import MetricsLog
-from kdjax import checkpoint, data, loop, metrics, resident, scans, sharding, step, teachers
+from kdjax import checkpoint, data, loop, many, metrics, sharding, step, teachers
 from kdjax.distributed import gathered
 from kdjax.sharding import local_rows, shard_batch
-from kdjax.transforms import max_norm
+from kdjax.optimizers import max_norm
 from kdjax.types import (
     Array,
     Batch,
@@ -181,9 +181,9 @@ def _fed(
     most = _steps_per_call(run, training, seed, state)
     if most > 1:
         size = training.batch_size
-        held = resident.with_examples(train_step, examples, run.mesh)
+        held = many.with_examples(train_step, examples, run.mesh)
         rows = data.train_rows(len(examples["label"]), seed=seed, batch_size=size, start_step=start)
-        yield resident.several(held), rows, most
+        yield many.several(held), rows, most
         return
     batches = _batches(run, training, seed, start)
     try:
@@ -201,15 +201,18 @@ def _steps_per_call(run: Run, training: Training, seed: int, state: TrainState) 
     asked, examples = run.steps_per_call, training.examples
     if run.profile or data.is_lazy(examples) or asked == 1:
         return 1
-    fits = resident.fits(examples, run.mesh)
+    fits = many.has_room(examples, run.mesh)
     if asked is not None and not fits:
         raise ValueError(f"--steps-per-call {asked}: the examples do not fit on every device")
     if asked is not None or not fits or jax.process_count() > 1:
         return asked or 1
     rows, platform = np.arange(training.batch_size), run.mesh.devices.flat[0].platform
     batch = data.train_batch(examples, 0, seed=seed, batch_size=len(rows), rows=rows)
-    pays = scans.loops_well(training.train_step, state, batch, platform=platform)
-    return _STEPS_PER_CALL if pays else 1
+    if platform == "cpu" and many.has_convolutions(
+        jax.make_jaxpr(training.train_step)(state, batch)
+    ):
+        return 1
+    return _STEPS_PER_CALL
 
 
 def label_of(training: Training, seed: int) -> str:
@@ -305,7 +308,7 @@ def _restored_or_made(run: Run, training: Training, directory: Path, seed: int) 
     args = jax.random.key(seed), batch, outputs
     like = sharding.abstract(make, *args, layout_fn=run.layout_fn)
     found = checkpoint.restore(directory, like)
-    return found[1] if found else sharding.initialise(make, *args, layout_fn=run.layout_fn)
+    return found[1] if found else sharding.initialize(make, *args, layout_fn=run.layout_fn)
 
 
 def _batches(run: Run, training: Training, seed: int, start: int) -> Iterator[Batch]:
