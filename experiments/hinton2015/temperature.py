@@ -2,7 +2,7 @@
 
     python -m experiments.hinton2015.temperature --data.dir DIR
 
-All temperatures and seeds of a width train at once, in one compiled program (`kdjax.sweep`).
+All temperatures and seeds of a width train at once, in one compiled program (`kdjax.many`).
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
 """
 

@@ -14,7 +14,7 @@ import optax
 import pytest
 import toys
 
-from kdjax import data, loop, resident, sharding, step
+from kdjax import data, loop, many, sharding, step
 
 SIZE, NUM_EXAMPLES, SEED = 16, 56, 3
 EXAMPLES = toys.batch_of(NUM_EXAMPLES)
@@ -37,7 +37,7 @@ def parts(mesh, skip_nonfinite=False):
     train_step = step.make_train_step(
         model, objective, optimizer, skip_nonfinite=skip_nonfinite, layout_fn=layout
     )
-    return step.with_teacher(train_step, teacher), lambda: sharding.initialise(
+    return step.with_teacher(train_step, teacher), lambda: sharding.initialize(
         make, *args, layout_fn=layout
     )
 
@@ -47,7 +47,7 @@ def by_calls(mesh, most, *, state=None, end=20, examples=EXAMPLES, skip=False, *
     run, initial = parts(mesh, skip)
     state = initial() if state is None else state
     rows = data.train_rows(NUM_EXAMPLES, seed=SEED, batch_size=SIZE, start_step=int(state.step))
-    steps = resident.several(resident.with_examples(run, examples, mesh))
+    steps = many.several(many.with_examples(run, examples, mesh))
     return loop.fit(steps, state, rows, num_steps=end, steps_per_call=most, **hooks)
 
 
@@ -65,7 +65,7 @@ def arrays_of(state):
 
 def test_rows_on_the_devices_are_the_batches_of_the_host():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    seen = resident.with_examples(lambda state, batch: (state, batch), EXAMPLES, mesh)
+    seen = many.with_examples(lambda state, batch: (state, batch), EXAMPLES, mesh)
     # The third and the fourth batch begin in one epoch and end in another.
     rows = itertools.islice(data.train_rows(NUM_EXAMPLES, seed=1, batch_size=SIZE), 2, 5)
     for at, names in enumerate(rows, 2):
@@ -170,7 +170,7 @@ def test_no_device_sends_examples_and_the_state_is_donated():
     mesh = sharding.make_mesh(data=8)
     run, initial = parts(mesh)
     state = initial()
-    steps = resident.several(resident.with_examples(run, EXAMPLES, mesh))
+    steps = many.several(many.with_examples(run, EXAMPLES, mesh))
     batches = {"index": np.zeros((4, SIZE), np.int32)}
     text = steps.func.lower(*steps.args, state, batches, np.int32(4)).compile().as_text()
     assert "all-reduce" in text
@@ -183,9 +183,9 @@ def test_no_device_sends_examples_and_the_state_is_donated():
 def test_seeds_share_what_is_compiled():
     mesh = sharding.make_mesh(**ONE)
     by_calls(mesh, 4, end=2)
-    before = resident._several._cache_size()
+    before = many._several._cache_size()
     by_calls(mesh, 4, end=2)
-    assert resident._several._cache_size() == before
+    assert many._several._cache_size() == before
 
 
 @pytest.mark.parametrize(("seconds", "longest"), [(0.0, 16), (0.1, 2), (0.3, 1)])
@@ -227,8 +227,8 @@ def test_what_fits():
         return SimpleNamespace(local_devices=devices)
 
     arrays = {"a": np.zeros(150, np.uint8), "b": np.zeros(50, np.uint8)}
-    assert resident.fits(arrays, mesh(1000, 2000))
-    assert not resident.fits(arrays, mesh(2000, 999))
+    assert many.has_room(arrays, mesh(1000, 2000))
+    assert not many.has_room(arrays, mesh(2000, 999))
     huge = {"a": SimpleNamespace(nbytes=2**29)}
-    assert resident.fits(huge, mesh(None, None))
-    assert not resident.fits(huge, mesh(None, None, None))
+    assert many.has_room(huge, mesh(None, None))
+    assert not many.has_room(huge, mesh(None, None, None))

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from kdjax.transforms import max_norm
+from kdjax.optimizers import max_norm
 
 
 def test_columns_are_projected_and_biases_are_not():

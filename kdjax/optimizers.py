@@ -6,6 +6,8 @@ import optax
 
 from kdjax.types import Array, PyTree
 
+__all__ = ["max_norm"]
+
 
 def max_norm(limit: float) -> optax.GradientTransformation:
     """Keep the incoming weights of every unit inside a ball, after each update.
@@ -35,7 +37,7 @@ def max_norm(limit: float) -> optax.GradientTransformation:
             return update
         moved = param + update
         norms = jnp.linalg.norm(moved.reshape(-1, moved.shape[-1]), axis=0)
-        scale = jnp.minimum(1, limit / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny))
+        scale = limit / jnp.maximum(norms, limit)
         return moved * jnp.broadcast_to(scale, moved.shape) - param
 
     def update_fn(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.bias import match_class_prior
+from kdjax.specialists import match_class_prior
 
 
 def test_every_class_gets_its_share():

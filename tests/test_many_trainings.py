@@ -8,7 +8,7 @@ import optax
 import pytest
 from toys import batch_of, linear_model, norm_model, teacher_for
 
-from kdjax import sweep, terms
+from kdjax import many, terms
 from kdjax.objective import combine
 from kdjax.step import init_train_state, make_train_step
 
@@ -45,16 +45,16 @@ def test_sweep_is_training_one_by_one(make_model, method):
         for batch in batches:
             state, metrics = jax.jit(step)(state, batch, temperature)
         alone.append((state, metrics))
-    together = sweep.stack(states)
-    sweep_step = sweep.make_sweep_step(step, in_axes=(0, None, 0), method=method)
+    together = many.stack(states)
+    sweep_step = many.make_sweep_step(step, in_axes=(0, None, 0), method=method)
     for batch in batches:
         together, metrics = sweep_step(together, batch, TEMPERATURES)
     for i, (state, its_metrics) in enumerate(alone):
-        its = sweep.member(together, i)
+        its = many.member(together, i)
         chex.assert_trees_all_close(its.params, state.params, rtol=1e-5, atol=1e-6)
         chex.assert_trees_all_close(its.model_state, state.model_state, rtol=1e-5, atol=1e-6)
         chex.assert_trees_all_equal(its.step, state.step)
-        chex.assert_trees_all_close(sweep.member(metrics, i), its_metrics, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(many.member(metrics, i), its_metrics, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["map", "vmap"])
@@ -72,27 +72,27 @@ def test_steps_and_batches_of_their_own(method):
             total += metrics["loss"][0]
         alone.append(state)
         totals.append(total)
-    sweep_step = sweep.make_sweep_step(sweep.scan_steps(step), in_axes=(0, 0, 0), method=method)
+    sweep_step = many.make_sweep_step(many.scan_steps(step), in_axes=(0, 0, 0), method=method)
     together, metrics = sweep_step(
-        sweep.stack(states), {"image": images, "label": labels}, TEMPERATURES
+        many.stack(states), {"image": images, "label": labels}, TEMPERATURES
     )
-    chex.assert_trees_all_close(together.params, sweep.stack(alone).params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(together.params, many.stack(alone).params, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"][0], totals, rtol=1e-5)
     np.testing.assert_array_equal(metrics["loss"][1], [24, 24, 24])
 
 
 def test_states_are_donated_and_the_default_runs():
     step, states, batches = parts(linear_model())
-    stacked = sweep.stack(states)
-    new, _ = sweep.make_sweep_step(step, in_axes=(0, None, 0))(stacked, batches[0], TEMPERATURES)
+    stacked = many.stack(states)
+    new, _ = many.make_sweep_step(step, in_axes=(0, None, 0))(stacked, batches[0], TEMPERATURES)
     assert all(x.is_deleted() for x in jax.tree.leaves(stacked.params))
     np.testing.assert_array_equal(new.step, [1, 1, 1])
 
 
 def test_misuse():
     with pytest.raises(ValueError, match="stack: members is empty"):
-        sweep.stack([])
+        many.stack([])
     with pytest.raises(ValueError, match="in_axes must be"):
-        sweep.make_sweep_step(lambda s: s, in_axes=(None,))
+        many.make_sweep_step(lambda s: s, in_axes=(None,))
     with pytest.raises(ValueError, match="method must be 'map' or 'vmap', got 'pmap'"):
-        sweep.make_sweep_step(lambda s: s, in_axes=(0,), method="pmap")
+        many.make_sweep_step(lambda s: s, in_axes=(0,), method="pmap")
