@@ -113,15 +113,11 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join([_markdown_heading(columns), *map(_markdown_row, rows)])
-
-
-def _markdown_heading(columns: Sequence[str]) -> str:
-    return f"{_markdown_row(columns)}\n{_markdown_row(['---'] * len(columns))}"
+    return "\n".join(map(_markdown_row, (columns, ["---"] * len(columns), *rows)))
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-SUMMARY_HEADING = _markdown_heading(("script", "what", "paper", "kdjax"))
+HEADING = _markdown_table(("script", "what", "paper", "kdjax"), ())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdjax.runs import cli
+from kdjax.runs.workdir import read_json
 
 SECTIONS = (
     "mnist",
@@ -43,9 +44,9 @@ class Settings:
     """The page. Default: report.html in the work directory."""
     results: Path | None = None
     """A Markdown file, such as RESULTS.md: what was found replaces what its part between two marks
-    says of the same scripts; of others it stays."""
+    says of the same scripts; what it says of others stays."""
     summary: Path | None = None
-    """Likewise, for the claims that have a bar alone, such as README.md."""
+    """A Markdown file, such as README.md: of the same kind, for the claims with a bar alone."""
 
 
 def collect(workdir: Path) -> list[dict[str, Any]]:
@@ -54,8 +55,6 @@ def collect(workdir: Path) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: if there is none.
     """
-    from kdjax.runs.workdir import read_json
-
     found = [read_json(workdir / name / "result.json") for name in SECTIONS]
     results = [result for result in found if result is not None]
     if not results:
@@ -75,21 +74,20 @@ def write(settings: Settings) -> None:
     sections = [findings.page_section(r, settings.workdir / r["section"]) for r in results]
     page = settings.page or settings.workdir / "report.html"
     say(f"page: {write_page(page, Page(TITLE, sections, LEDE))}")
-    if settings.results is not None:
-        texts = {result["section"]: findings.markdown(result) for result in results}
-        _replace_part(settings.results, texts, heading="", start="### ", gap="\n\n")
-        say(f"results: {settings.results}")
-    if settings.summary is not None:
-        rows = {result["section"]: findings.summary_rows(result) for result in results}
-        heading = findings.SUMMARY_HEADING
-        _replace_part(settings.summary, rows, heading=heading, start="| `", gap="\n")
-        say(f"summary: {settings.summary}")
+    for name, path, text_fn, heading, start, gap in (
+        ("results", settings.results, findings.markdown, "", "### ", "\n\n"),
+        ("summary", settings.summary, findings.summary_rows, findings.HEADING, "| `", "\n"),
+    ):
+        if path is not None:
+            texts = {result["section"]: text_fn(result) for result in results}
+            _replace_part(path, texts, heading=heading, start=start, gap=gap)
+            say(f"{name}: {path}")
 
 
 def _replace_part(
     path: Path, texts: Mapping[str, str], *, heading: str, start: str, gap: str
 ) -> None:
-    """Put what is found, by section, between a file's marks; what is there of others stays.
+    """Write what was found, by section, between a file's marks; what is there of others stays.
 
     Args:
         path: the file.

@@ -1,6 +1,7 @@
 """Records of a prepared set, and columns of them that are read and decoded when they are used."""
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -55,17 +56,13 @@ class Reader(NamedTuple):
             )
         return labels.astype(np.int32)
 
-    @property
-    def wanted(self) -> Size | None:
-        """The size of all images in evaluation, None where they stay as they are."""
-        return None if self.size is None else (self.size, self.size)
-
     def decode(self, row: Any) -> np.ndarray:
         """Decode an image for evaluation, [height, width, channels] of uint8."""
-        return self.decode_part(row, self.wanted, self.crop_fn, (0,))
+        wanted = None if self.size is None else (self.size, self.size)
+        return self.decode_part(wanted, self.crop_fn, (0,), row)
 
     def decode_part(
-        self, row: Any, wanted: Size | None, crop_fn: CropFn, numbers: Sequence[int]
+        self, wanted: Size | None, crop_fn: CropFn, numbers: Sequence[int], row: Any
     ) -> np.ndarray:
         """Decode the part of an image that a function chooses, resized where a size is wanted."""
         from PIL import Image
@@ -151,16 +148,13 @@ class LazyImages:
         self, rows: Sequence[Any], indices: np.ndarray, numbers: Sequence[Sequence[int]]
     ) -> np.ndarray:
         """Decode records that were read, each with whole numbers to draw its crop from."""
-        reader, shape = self.records.reader, self.shape[1:]
+        reader, (height, width, channels) = self.records.reader, self.shape[1:]
         if self.crop_fn is None:
-            return np.stack([reader.of_shape(reader.decode(row), shape) for row in rows])
-        height, width = shape[:2]
-        return np.stack(
-            [
-                reader.decode_part(row, (height, width), self.crop_fn, drawn)
-                for row, drawn in zip(rows, numbers, strict=True)
-            ]
-        )
+            images = map(reader.decode, rows)
+        else:
+            part = functools.partial(reader.decode_part, (height, width), self.crop_fn)
+            images = map(part, numbers, rows)
+        return np.stack([reader.of_shape(x, (height, width, channels)) for x in images])
 
     def cropped(self, crop_fn: CropFn) -> "LazyImages":
         """Return the same images, seen in part, such as by `random_crop`; of the same shape."""
