@@ -1,4 +1,4 @@
-"""From what a script found out to files: a table on the terminal, JSON, pictures and a page."""
+"""Writing what a script found out: a table on the terminal, JSON, pictures and a page."""
 
 import dataclasses
 import html
@@ -45,12 +45,12 @@ def write(lab: Lab, title: str, found: Findings, *, command: str) -> None:
 
 
 def _judged(lab: Lab, claim: Claim) -> Claim:
-    """The paper's figures are for whole runs: a trial has nothing to compare with."""
+    """Return the claim; of a trial without the paper's figures, which are for whole runs."""
     return dataclasses.replace(claim, paper="", bar=None) if lab.quick else claim
 
 
 def _times(lab: Lab) -> str:
-    """Say how long every training took, of this run or of an earlier one in the same folder."""
+    """Format how long every training took, of this run or of an earlier one in the same folder."""
     total = sum(seconds for _, seconds in lab.trainings.values())
     parts = [
         f"{name} {seconds:.0f} s ({count} {'nets' if count > 1 else 'net'})"
@@ -73,7 +73,7 @@ def _claim_row(claim: Claim) -> tuple[str, ...]:
 
 
 def summary_rows(result: dict[str, Any]) -> str:
-    """Turn the claims of a section that have a bar into rows of a table of Markdown."""
+    """Format the claims of a section that have a bar as rows of a table of Markdown."""
     return "\n".join(
         _markdown_row((f"`{result['section']}`", what, paper, f"**{ours}**"))
         for what, paper, ours, wanted, _ in claim_rows(result)
@@ -97,7 +97,7 @@ def _section(result: dict[str, Any], figures: Mapping[str, tuple[Figure | bytes,
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Turn a section's result into a part of RESULTS.md."""
+    """Format a section's result as a part of RESULTS.md."""
     facts = result["facts"]
     parts = [f"### {result['title']}", f"```sh\n{facts['Command']}\n```"]
     if result["claims"]:

@@ -37,7 +37,7 @@ class Reader(NamedTuple):
         return self.builder.as_data_source(split, decoders=decoders)
 
     def has_labels(self, split: str, num_probed: int | None = None) -> bool:
-        """Whether a split has any label, as far as some records tell; TFDS writes -1 for none."""
+        """Return whether a split has any label, by some of its records; TFDS writes -1 for none."""
         with reading(f"{self.name}: split {split} in {self.builder.data_dir}"):
             source = self.source(split)
             every = max(1, len(source) // (num_probed or len(source) or 1))
@@ -200,7 +200,7 @@ Column = LazyImages | LazyLabels
 
 
 def is_lazy(arrays: Mapping[str, Any]) -> bool:
-    """Whether any of some arrays by name is read when it is used."""
+    """Return whether any of some arrays by name is read when it is used."""
     return any(isinstance(array, Column) for array in arrays.values())
 
 

@@ -74,7 +74,7 @@ def distillation_page(
 
 
 def format_table(summary: Summary) -> str:
-    """Lay the results out as plain text, at most 100 characters wide.
+    """Format the results as plain text, at most 100 characters wide.
 
     Args:
         summary: for `teacher`, `scratch` and `distilled`: `num_params`, and lists with one entry

@@ -1,4 +1,4 @@
-"""Plots of measured values with their spread: along lines, and name by name."""
+"""Plots of measured values with their deviation: along lines, and name by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -35,8 +35,8 @@ def plot_lines(
         lines: by name, in the order of the legend.
         xlabel: name and unit of the positions.
         ylabel: name and unit of the values.
-        log_x: whether positions are spread by their logarithm; each is a tick then.
-        log_y: whether values are.
+        log_x: whether the axis of positions is logarithmic; each position is a tick then.
+        log_y: whether the axis of values is logarithmic.
         markers: whether every point is marked.
 
     Returns:
