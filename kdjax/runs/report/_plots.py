@@ -194,23 +194,23 @@ def _draw_curves(
         axes.plot(steps, scale * values, style, color=color, linewidth=1.8, marker=marker)
 
 
-def _values(axes: Axes) -> np.ndarray:
-    drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
+def _values(row: Sequence[Axes]) -> NDArray[np.float64]:
+    """Return all finite values that are drawn in a row of axes."""
+    drawn = [np.asarray(line.get_ydata(), float) for axes in row for line in axes.get_lines()]
     values: NDArray[np.float64] = np.concatenate([*drawn, np.zeros(0)])
     return values[np.isfinite(values)]
 
 
 def _scale_loss(row: Sequence[Axes]) -> None:
     """Draw losses that span a decade on a logarithmic axis."""
-    values = np.concatenate([_values(axes) for axes in row])
-    if not len(values) or values.min() <= 0 or values.max() < 10 * values.min():
-        return
-    logarithmic(row[0], values)
+    values = _values(row)
+    if len(values) and values.min() > 0 and values.max() >= 10 * values.min():
+        logarithmic(row[0], values)
 
 
 def _scale_accuracy(row: Sequence[Axes]) -> None:
     """Let the first, low values leave the axis, so that the last ones can be told apart."""
-    values = np.concatenate([_values(axes) for axes in row])
+    values = _values(row)
     if len(values):
         lowest = 5 * np.floor(np.percentile(values, 4) / 5)
         row[0].set_ylim(min(lowest, 95.0), 100.8 if values.max() > 90 else None)
