@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.timing import ratio
+from benchmarks.timing import command, ratio
 from kdjax import many, models, terms
 from kdjax.objective import combine
 from kdjax.step import init_train_state, make_train_step
@@ -93,4 +93,4 @@ def random_batches() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, __doc__)

@@ -72,15 +72,15 @@ def run(settings: Settings) -> None:
     sections = [study.page_section(r, settings.workdir / r["section"]) for r in results]
     page = settings.page or settings.workdir / "report.html"
     say(f"page: {runs.report.write_page(page, runs.report.Page(TITLE, sections, LEDE))}")
-    if settings.results is not None:
-        texts = {result["section"]: study.markdown(result) for result in results}
-        _replace_part(settings.results, texts, heading="", start="### ", gap="\n\n")
-        say(f"results: {settings.results}")
-    if settings.summary is not None:
-        rows = {result["section"]: study.summary_rows(result) for result in results}
-        heading = study.markdown_heading(("script", "what", "paper", "kdjax"))
-        _replace_part(settings.summary, rows, heading=heading, start="| `", gap="\n")
-        say(f"summary: {settings.summary}")
+    heading = study.markdown_heading(("script", "what", "paper", "kdjax"))
+    for name, path, text_fn, head, start, gap in (
+        ("results", settings.results, study.markdown, "", "### ", "\n\n"),
+        ("summary", settings.summary, study.summary_rows, heading, "| `", "\n"),
+    ):
+        if path is not None:
+            texts = {result["section"]: text_fn(result) for result in results}
+            _replace_part(path, texts, heading=head, start=start, gap=gap)
+            say(f"{name}: {path}")
 
 
 def _replace_part(

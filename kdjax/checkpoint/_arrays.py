@@ -147,7 +147,7 @@ def _checkpointer(path: Path) -> Iterator[ocp.Checkpointer]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the stack traces of a failure, which its threads log, off the error stream.
+    """Suppress the stack traces of a failure that its threads log on the error stream.
 
     The failure itself is raised. A write that was under way beside it finds its event loop gone.
     """

@@ -70,7 +70,7 @@ def on_disk(folder: Path, *, inside: bool = True) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Cut the message of an exception down to what fits in one line."""
+    """Return the message of an exception, shortened to one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 

@@ -182,7 +182,7 @@ def _gathered(arrays: Arrays, index: np.ndarray, numbers: Any) -> dict[str, np.n
 
 
 def _split(arrays: Arrays) -> tuple[dict[str, Column], dict[str, Any]]:
-    """Tell what is still to be read from what is in memory."""
+    """Return what is still to be read, and what is in memory."""
     lazy = {name: array for name, array in arrays.items() if isinstance(array, Column)}
     return lazy, {name: array for name, array in arrays.items() if name not in lazy}
 

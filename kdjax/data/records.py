@@ -1,6 +1,7 @@
 """Records of a prepared set, and columns of them that are read and decoded when they are used."""
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ class Reader(NamedTuple):
         return self.builder.as_data_source(split, decoders=decoders)
 
     def has_labels(self, split: str, num_probed: int | None = None) -> bool:
-        """Whether a split has any label, as far as some records tell; TFDS writes -1 for none."""
+        """Return whether a split has any label, by some of its records; TFDS writes -1 for none."""
         with reading(f"{self.name}: split {split} in {self.builder.data_dir}"):
             source = self.source(split)
             every = max(1, len(source) // (num_probed or len(source) or 1))
@@ -57,17 +58,13 @@ class Reader(NamedTuple):
             )
         return labels.astype(np.int32)
 
-    @property
-    def wanted(self) -> Size | None:
-        """The size of all images in evaluation, None where they stay as they are."""
-        return None if self.size is None else (self.size, self.size)
-
     def decode(self, row: Any) -> np.ndarray:
         """Decode an image for evaluation, [height, width, channels] of uint8."""
-        return self.decode_part(row, self.wanted, self.crop_fn, (0,))
+        wanted = None if self.size is None else (self.size, self.size)
+        return self.decode_part(wanted, self.crop_fn, (0,), row)
 
     def decode_part(
-        self, row: Any, wanted: Size | None, crop_fn: CropFn, numbers: Sequence[int]
+        self, wanted: Size | None, crop_fn: CropFn, numbers: Sequence[int], row: Any
     ) -> np.ndarray:
         """Decode the part of an image that a function chooses, resized where a size is wanted."""
         with needs("data"):
@@ -154,16 +151,13 @@ class LazyImages:
         self, rows: Sequence[Any], indices: np.ndarray, numbers: Sequence[Sequence[int]]
     ) -> np.ndarray:
         """Decode records that were read, each with whole numbers to draw its crop from."""
-        reader, shape = self.records.reader, self.shape[1:]
+        reader, (height, width, channels) = self.records.reader, self.shape[1:]
         if self.crop_fn is None:
-            return np.stack([reader.of_shape(reader.decode(row), shape) for row in rows])
-        height, width = shape[:2]
-        return np.stack(
-            [
-                reader.decode_part(row, (height, width), self.crop_fn, drawn)
-                for row, drawn in zip(rows, numbers, strict=True)
-            ]
-        )
+            images = map(reader.decode, rows)
+        else:
+            part = functools.partial(reader.decode_part, (height, width), self.crop_fn)
+            images = map(part, numbers, rows)
+        return np.stack([reader.of_shape(x, (height, width, channels)) for x in images])
 
     def cropped(self, crop_fn: CropFn) -> "LazyImages":
         """Return the same images, seen in part, such as by `random_crop`; of the same shape."""
@@ -209,7 +203,7 @@ Column = LazyImages | LazyLabels
 
 
 def is_lazy(arrays: Mapping[str, Any]) -> bool:
-    """Whether any of some arrays by name is read when it is used."""
+    """Return whether any of some arrays by name is read when it is used."""
     return any(isinstance(array, Column) for array in arrays.values())
 
 

@@ -72,7 +72,7 @@ def load(
     memory_limit: int = _MEMORY_LIMIT,
     streaming: bool = False,
 ) -> Dataset:
-    """Read a set of labelled images.
+    """Read a set of labeled images.
 
     The test examples are those of the split `test`, where it has labels, otherwise of the
     validation split, otherwise a fifth of the training split. The validation examples are always
@@ -94,7 +94,7 @@ def load(
 
     Raises:
         FileNotFoundError: if the set is not there and cannot be prepared here.
-        ValueError: if it is unknown, or no set of labelled 8-bit images.
+        ValueError: if it is unknown, or no set of labeled 8-bit images.
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"load: validation_fraction is {validation_fraction}, expected [0, 1)")
@@ -132,7 +132,7 @@ def load(
 def _cut(
     name: str, whole: Examples, validation_fraction: float, test_fraction: float
 ) -> list[Examples]:
-    """Cut a training split into examples to train, to validate and, where asked, to test on."""
+    """Split training examples into those to train, to validate and, where asked, to test on."""
     num_examples = len(whole.label)
     num_test = max(1, round(test_fraction * num_examples)) if test_fraction else 0
     num_validation = round(validation_fraction * (num_examples - num_test))
@@ -204,7 +204,7 @@ def _bases(path: str, root: Path) -> list[Path]:
 
 
 def _is_of(folder: Path, path: str, version: str) -> bool:
-    """Whether a version folder that was named itself holds the set that is asked for."""
+    """Return whether a version folder that was named itself holds the set that is asked for."""
     own = {folder.name, folder.parent.name, folder.parent.parent.name}
     return set(path.split("/")) <= own and version in ("", folder.name)
 
@@ -259,7 +259,7 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
         return keys[0], keys[1]
     if len(images) != 1 or len(labels) != 1:
         raise ValueError(
-            f"{name} is no set of labelled images: its image features are {images}, its class "
+            f"{name} is no set of labeled images: its image features are {images}, its class "
             f"labels {labels}, and its supervised keys {keys} do not choose one of each"
         )
     return images[0], labels[0]
@@ -299,7 +299,7 @@ def _read(reader: Reader, split: str, *, memory_limit: int, streaming: bool) -> 
 
 
 def take(examples: Examples, indices: np.ndarray) -> Examples:
-    """Pick examples by index, without reading what is not read yet."""
+    """Return examples by index, without reading what is not read yet."""
     image, label = examples
     if not isinstance(image, LazyImages):
         return Examples(image[indices], label[indices])

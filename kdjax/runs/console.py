@@ -28,7 +28,7 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def progress(label: str, start: int, total: int) -> Iterator[Update]:
-    """Show how far a training is.
+    """Show how far a training has come.
 
     Args:
         label: what is being trained.

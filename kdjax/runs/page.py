@@ -39,6 +39,11 @@ def write(
         return
     settings, dataset, run = experiment.settings, experiment.dataset, experiment.run
     rows = run.log.rows()
+    times = [row["wall_time"] for row in rows]
+    known = {
+        "Training time": f"{max(times) - min(times):.0f} s from first to last log",
+        "Seeds": f"{settings.seed} and up, {settings.num_seeds} of each kind",
+    }
     pictures = plot_instructive(
         dataset.test.image,
         np.asarray(dataset.test.label),
@@ -68,7 +73,7 @@ def write(
             ),
         },
         notes=_choices(experiment, teacher.network.spec),
-        facts=facts(run, command, **_own_facts(experiment, rows)),
+        facts=facts(run, command, **known),
     )
     publish(run.workdir, page, summary, text="\n" + format_table(summary))
     say(f"student: {run.workdir / 'student'}")
@@ -96,11 +101,3 @@ def _choices(experiment: Experiment, teacher: NetworkSpec) -> dict[str, str]:
         "Both students of a seed start from the same values and see the same batches.",
     }
     return {**notes, "How this was chosen": DIGITS_CHOICE} if dataset.name == "digits" else notes
-
-
-def _own_facts(experiment: Experiment, rows: list[dict[str, Any]]) -> dict[str, str]:
-    times, settings = [row["wall_time"] for row in rows], experiment.settings
-    return {
-        "Training time": f"{max(times) - min(times):.0f} s from first to last log",
-        "Seeds": f"{settings.seed} and up, {settings.num_seeds} of each kind",
-    }

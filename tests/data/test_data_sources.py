@@ -108,7 +108,7 @@ def test_two_labels_need_supervised_keys(tmp_path):
     columns = {**features(), "other": tfds.features.ClassLabel(num_classes=2)}
     examples = [{**row, "other": 0} for row in rows(4)]
     prepare(tmp_path, {"train": examples}, columns=columns, supervised=None)
-    message = r"no set of labelled images: .*'label'.* do not choose one of each"
+    message = r"no set of labeled images: .*'label'.* do not choose one of each"
     with pytest.raises(ValueError, match=message):
         load("toy", data_dir=tmp_path)
 
@@ -117,7 +117,7 @@ def test_no_images_at_all(tmp_path):
     columns = {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
     examples = [{"text": "word", "label": 0}]
     prepare(tmp_path, {"train": examples}, columns=columns, supervised=("text", "label"))
-    with pytest.raises(ValueError, match=r"toy is no set of labelled images: its image .* \[\]"):
+    with pytest.raises(ValueError, match=r"toy is no set of labeled images: its image .* \[\]"):
         load("toy", data_dir=tmp_path)
 
 

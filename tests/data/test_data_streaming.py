@@ -258,7 +258,7 @@ def test_prefetching_stays_a_few_batches_ahead():
     assert waiting.wait(5)
     ahead.close()
     assert len(asked) <= 5
-    assert not [t for t in threading.enumerate() if t.name == "prefetch"]
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
 def test_an_error_while_reading_or_placing_is_raised_where_batches_are_used():

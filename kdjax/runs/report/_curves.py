@@ -31,6 +31,6 @@ def mean_curve(by_seed: Mapping[int, Curve]) -> Curve:
 
 
 def training_loss(rows: Iterable[Row]) -> str:
-    """Name the loss that is comparable over trainings: that of the labels, if all rows have it."""
+    """Return the loss to compare trainings by: that of the labels, if all rows have it."""
     train = [row for row in rows if row.get("split") == "train"]
     return "loss/hard" if train and all("loss/hard" in row for row in train) else "loss"

@@ -74,7 +74,7 @@ def distillation_page(
 
 
 def format_table(summary: Summary) -> str:
-    """Lay the results out as plain text, at most 100 characters wide.
+    """Format the results as plain text, at most 100 characters wide.
 
     Args:
         summary: for `teacher`, `scratch` and `distilled`: `num_params`, and lists with one entry
@@ -93,15 +93,16 @@ def format_table(summary: Summary) -> str:
     for column in COLUMNS:
         cells = [_cell(summary[phase][column.key], column) for phase in phases]
         columns.append([column.short, *_aligned(cells)])
-    header, *lines = map(_joined, zip(*map(_padded, columns), strict=True))
+    padded = [[cell.rjust(max(map(len, cells))) for cell in cells] for cells in columns]
+    header, *lines = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
     return "\n".join([header, "-" * len(header), *lines, _deviation_note(summary)])
 
 
 def _results(summary: Summary) -> Table:
     rows = [
-        [_SHORT[phase], f"{entry['num_params']:,}"]
-        + ["".join(_cell(entry[column.key], column)) for column in COLUMNS]
-        for phase, entry in ((phase, summary[phase]) for phase in _phases(summary))
+        [_SHORT[phase], f"{summary[phase]['num_params']:,}"]
+        + ["".join(_cell(summary[phase][column.key], column)) for column in COLUMNS]
+        for phase in _phases(summary)
     ]
     header = ["", "Parameters", *(column.title for column in COLUMNS)]
     return Table(header, rows, note=_deviation_note(summary))
@@ -115,13 +116,13 @@ def _ends(rows: Sequence[Row]) -> Table:
     body = []
     for phase, title in _SHORT.items():
         train = curves(rows, phase, "train", loss).values()
-        losses = [values[-1] for _, values in train]
         validation = curves(rows, phase, "validation", "accuracy").values()
-        accuracies = [100 * values[-1] for _, values in validation]
         if train:
-            steps = f"{max(steps[-1] for steps, _ in train):,}"
-            numbers = (_text(losses, 4), _text(accuracies, 2))
-            body.append([title, str(len(train)), steps, *numbers])
+            steps = max(steps[-1] for steps, _ in train)
+            losses = format_parts([values[-1] for _, values in train], 4, ",")
+            accuracies = format_parts([100 * values[-1] for _, values in validation], 2, ",")
+            numbers = str(len(train)), f"{steps:,}", "".join(losses), "".join(accuracies)
+            body.append([title, *numbers])
     return Table(header, body)
 
 
@@ -166,20 +167,7 @@ def _cell(values: Sequence[float], column: Column) -> tuple[str, str]:
     return format_parts([column.scale * value for value in values], digits, ",")
 
 
-def _text(values: Sequence[float], digits: int) -> str:
-    return "".join(format_parts(values, digits, ","))
-
-
 def _aligned(cells: Sequence[tuple[str, str]]) -> list[str]:
     """Pad deviations to one width, so that means and signs stand below each other."""
     width = max(len(deviation) for _, deviation in cells)
     return [mean + sd[:3] + sd[3:].rjust(width - len(sd[:3])) for mean, sd in cells]
-
-
-def _padded(cells: Sequence[str]) -> list[str]:
-    width = max(map(len, cells))
-    return [cell.rjust(width) for cell in cells]
-
-
-def _joined(cells: Sequence[str]) -> str:
-    return "  ".join(cells).rstrip()

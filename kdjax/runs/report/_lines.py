@@ -1,5 +1,6 @@
-"""Plots of measured values with their spread: along lines, and name by name."""
+"""Plots of measured values with their deviation: along lines, and name by name."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -35,8 +36,8 @@ def plot_lines(
         lines: by name, in the order of the legend.
         xlabel: name and unit of the positions.
         ylabel: name and unit of the values.
-        log_x: whether positions are spread by their logarithm; each is a tick then.
-        log_y: whether values are.
+        log_x: whether the axis of positions is logarithmic; each position is a tick then.
+        log_y: whether the axis of values is logarithmic.
         markers: whether every point is marked.
 
     Returns:
@@ -45,8 +46,7 @@ def plot_lines(
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     axes = figure.subplots()
     plain(axes, grid="y")
-    colors = [LINE_COLORS[i % len(LINE_COLORS)] for i in range(len(lines))]
-    for (name, line), color in zip(lines.items(), colors, strict=True):
+    for (name, line), color in zip(lines.items(), itertools.cycle(LINE_COLORS), strict=False):
         axes.errorbar(
             line.x,
             line.y,
@@ -70,13 +70,9 @@ def plot_lines(
     axes.set_xlabel(xlabel, fontsize=SMALL, color=MUTED)
     axes.set_ylabel(ylabel, fontsize=SMALL, color=MUTED)
     legend(figure, axes)
-    ends = [f"{name}: {_of(line.y[0])} to {_of(line.y[-1])}" for name, line in lines.items()]
+    ends = [f"{name}: {line.y[0]:.4g} to {line.y[-1]:.4g}" for name, line in lines.items()]
     figure.set_label(f"{ylabel} by {xlabel}. " + "; ".join(ends) + ".")
     return figure
-
-
-def _of(value: float) -> str:
-    return f"{float(np.asarray(value)):.4g}"
 
 
 def plot_dots(

@@ -130,7 +130,7 @@ def write_page(path: Path, page: Page) -> Path:
 
 
 def format_rows(rows: Sequence[Sequence[str]]) -> str:
-    """Lay rows of text out as plain text, one column under the other.
+    """Format rows of text as plain text, each column as wide as its widest cell.
 
     Args:
         rows: the names of the columns, then the cells, as many in every row.
@@ -191,7 +191,7 @@ def _scrolling(content: str) -> str:
 
 
 def _figure(path: Path, figure: Figure | bytes, caption: str) -> str:
-    """Embed a figure; one that is drawn says in its label what it shows, for the blind."""
+    """Embed a figure; the label of one that is drawn says what it shows to those who do not see."""
     svg, alt = (figure, caption) if isinstance(figure, bytes) else _saved(path, figure)
     source = base64.b64encode(svg).decode()
     image = f'<img src="data:image/svg+xml;base64,{source}" alt="{escape(alt or caption)}">'

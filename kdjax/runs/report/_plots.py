@@ -1,4 +1,4 @@
-"""The plots of a run, as figures that nothing else knows of (no pyplot, no global state)."""
+"""The plots of a run, as figures of their own: without pyplot and its global state."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -194,23 +194,23 @@ def _draw_curves(
         axes.plot(steps, scale * values, style, color=color, linewidth=1.8, marker=marker)
 
 
-def _values(axes: Axes) -> np.ndarray:
-    drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
+def _values(row: Sequence[Axes]) -> NDArray[np.float64]:
+    """Return all finite values that are drawn in a row of axes."""
+    drawn = [np.asarray(line.get_ydata(), float) for axes in row for line in axes.get_lines()]
     values: NDArray[np.float64] = np.concatenate([*drawn, np.zeros(0)])
     return values[np.isfinite(values)]
 
 
 def _scale_loss(row: Sequence[Axes]) -> None:
-    """Losses that span a decade are drawn on a logarithmic axis."""
-    values = np.concatenate([_values(axes) for axes in row])
-    if not len(values) or values.min() <= 0 or values.max() < 10 * values.min():
-        return
-    logarithmic(row[0], values)
+    """Draw losses that span a decade on a logarithmic axis."""
+    values = _values(row)
+    if len(values) and values.min() > 0 and values.max() >= 10 * values.min():
+        logarithmic(row[0], values)
 
 
 def _scale_accuracy(row: Sequence[Axes]) -> None:
-    """The first, low values may leave the axis, so that the last ones can be told apart."""
-    values = np.concatenate([_values(axes) for axes in row])
+    """Let the first, low values leave the axis, so that the last ones can be told apart."""
+    values = _values(row)
     if len(values):
         lowest = 5 * np.floor(np.percentile(values, 4) / 5)
         row[0].set_ylim(min(lowest, 95.0), 100.8 if values.max() > 90 else None)
@@ -227,7 +227,7 @@ def _split_legend(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def logarithmic(axes: Axes, values: np.ndarray) -> None:
-    """Spread positive values by their logarithm, with plain numbers beside the axis."""
+    """Draw positive values by their logarithm, with plain numbers beside the axis."""
     axes.set_yscale("log")
     decades = np.log10(values.max() / values.min())
     few, more, most = (1.0,), (1.0, 2.0, 5.0), (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -238,7 +238,7 @@ def logarithmic(axes: Axes, values: np.ndarray) -> None:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """Name the lines of a plot above it."""
+    """Write the names of a plot's lines above it."""
     figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside upper left",
@@ -250,7 +250,7 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 
 def plain(axes: Axes, *, grid: Literal["x", "y"]) -> None:
-    """Leave the data, light rules behind them, and numbers."""
+    """Reduce axes to the data, light rules behind them, and numbers."""
     axes.set_facecolor("none")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(RULE)

@@ -1,4 +1,4 @@
-"""Colours and typography, for plots and page, on light and on dark paper."""
+"""Colors and typography, for plots and page, on light and on dark paper."""
 
 INK, MUTED, RULE = "#24292f", "#59636e", "#d8dde3"
 PHASE_COLORS = {"teacher": "#6a7380", "scratch": "#c2560a", "distilled": "#0b6fb3"}
@@ -12,7 +12,7 @@ LINE_COLORS = (
     PHASE_COLORS["teacher"],
 )
 
-# The same colours on dark paper; orange and blue stay apart for every kind of colour vision.
+# The same colors on dark paper; orange and blue stay apart for every kind of color vision.
 DARK = {
     INK: "#e6e8eb",
     MUTED: "#a0a8b2",
