@@ -176,9 +176,7 @@ def report(
     )
     title = f"Data-free distillation, {experiment.dataset.name}"
     page = pages.write_page(run.workdir / "report.html", title=title, sections=[section])
-    models.save_network(
-        run.workdir / "student", found[0].student.spec, found[0].student.variables
-    )
+    models.save_network(run.workdir / "student", found[0].student.spec, found[0].student.variables)
     each = [{"seed": r.seed, "test_errors": r.test_errors, "agreement": r.agreement} for r in found]
     workdir.write_json(
         run.workdir / "summary.json", {"facts": known, "teacher_errors": wrong, "students": each}
