@@ -3,9 +3,10 @@
 import warnings
 from typing import Any
 
-from kdjax.models._blocks import BasicBlock, Pool
+from kdjax.models._blocks import BasicBlock
 from kdjax.models._build import Network, NetworkSpec, build, load_network, save_network
 from kdjax.models._heads import simkd, with_class_maps
+from kdjax.models._layers import Pool
 from kdjax.models._linen import from_linen
 from kdjax.models._mlp import MLP, mlp
 from kdjax.models._mobile import MobileNetV2, mobilenet_v2

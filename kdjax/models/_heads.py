@@ -63,12 +63,12 @@ def simkd(
     size: tuple[int, int] | None = None,
     factor: int = 2,
 ) -> Model:
-    """Put a teacher's frozen classifier on a student, by a projector that is deployed with it.
+    """Return a student that answers through its teacher's classifier, behind a projector.
 
     The student's feature map is averaged to `size` and projected by 1x1, 3x3 and 1x1
-    convolutions, each with BatchNorm and ReLU; the teacher's classifier reads its mean. Train it
-    with the term `kdjax.terms.simkd`. The student's own classifier stays in its parameters, unused
-    and without gradient.
+    convolutions, each with BatchNorm and ReLU; the teacher's classifier, which stays as it is,
+    reads its mean. The projector is trained with the term `kdjax.terms.simkd` and deployed with the
+    student, whose own classifier stays in its parameters, unused and without gradient.
 
     Args:
         student: the network to train; it captures `feature`.
@@ -201,5 +201,6 @@ def _classifier(function: str, params: PyTree, path: Sequence[str]) -> Classifie
         if not isinstance(found, Mapping) or name not in found:
             raise ValueError(f"{function}: the parameters have nothing at {'/'.join(path)}")
         found = found[name]
-    _width_of(function, found)
-    return found
+    classifier: Classifier = found
+    _width_of(function, classifier)
+    return classifier

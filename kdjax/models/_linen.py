@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from flax import errors, traverse_util
+from flax import errors
 from flax import linen as nn
 
 from kdjax.models._calls import (
@@ -13,6 +13,7 @@ from kdjax.models._calls import (
     as_logits,
     call_module,
     check_paths,
+    flatten,
     parse_features,
     pick_features,
 )
@@ -103,14 +104,14 @@ def _keep(paths: frozenset[str] | set[str], called: set[str]) -> Callable[[nn.Mo
 
 def _calls(intermediates: PyTree) -> dict[str, tuple[Any, ...]]:
     outputs: dict[str, tuple[Any, ...]] = defaultdict(tuple)
-    for path, values in traverse_util.flatten_dict(intermediates).items():
+    for path, values in flatten(intermediates).items():
         if path[-1] == "__call__":
             outputs["/".join(path[:-1]).replace(".", "/")] += values
     return outputs
 
 
 def _is_sown(name: str, collection: PyTree) -> bool:
-    variables = traverse_util.flatten_dict(collection).values()
+    variables = flatten(collection).values()
     return name == _INTERMEDIATES or any(isinstance(value, tuple) for value in variables)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.models._blocks import DType, head
+from kdjax.models._layers import DType, head
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, FeaturePaths, Model
 

@@ -5,14 +5,14 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
+from jax.typing import DTypeLike
 
 from kdjax._extras import needs
+from kdjax.models._calls import flatten, unflatten
 from kdjax.models._torch_names import LEAVES, rules_of, torch_name, usual_name
 from kdjax.types import Array, Variables
 
@@ -55,7 +55,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def from_pytorch(
     state_dict: StateDict, like: Variables, *, image_shape: Sequence[int] | None = None
 ) -> Variables:
-    """Put a PyTorch state dict into the variables of a network of convolutions or an `mlp`.
+    """Return the variables that a PyTorch state dict has for a network of convolutions or an `mlp`.
 
     ResNets go by the usual names: `conv1`, `bn1`, `layer1.0.conv1`, ..., `layer2.0.downsample.0`
     (or `shortcut.0`), `fc` (or `linear`, `classifier`). Wide ResNets, VGGs, MobileNetV2 and the
@@ -83,23 +83,16 @@ def from_pytorch(
         for name, array in _unwrapped(state_dict).items()
         if name not in _NORMALIZATION and not name.endswith("num_batches_tracked")
     }
-    params = traverse_util.flatten_dict(like.params)
-    stats = traverse_util.flatten_dict(like.state)
-    rules = rules_of({"/".join(path[:-1]) for path in params})
-    if rules is not None:
-        name_fn = functools.partial(torch_name, rules=rules)
-        arrays = {usual_name(name): array for name, array in arrays.items()}
-    else:
-        layers = _perceptron_layers(params, arrays)
-        name_fn = functools.partial(_perceptron_name, layers=layers)
-        arrays = _channels_last(arrays, layers, image_shape)
+    params = flatten(like.params)
+    stats = flatten(like.state)
+    name_fn, arrays = _matched(params, arrays, image_shape)
     names = {path: name_fn(path) for path in params} | {path: name_fn(path[1:]) for path in stats}
     leaves = params | stats
     _check(arrays, {names[path]: _torch_shape(leaf.shape) for path, leaf in leaves.items()})
     filled = {path: _ours(arrays[name], leaves[path].dtype) for path, name in names.items()}
     return Variables(
-        traverse_util.unflatten_dict({path: filled[path] for path in params}),
-        traverse_util.unflatten_dict({path: filled[path] for path in stats}),
+        unflatten({path: filled[path] for path in params}),
+        unflatten({path: filled[path] for path in stats}),
     )
 
 
@@ -155,7 +148,7 @@ def _read_safetensors(file: str) -> dict[str, np.ndarray]:
 _READERS = {".npz": _read_npz, ".safetensors": _read_safetensors}
 
 
-def _is_numeric(array: Any) -> bool:
+def _is_numeric(array: object) -> bool:
     return isinstance(array, np.ndarray) and (
         array.dtype.kind in "biuf" or jnp.issubdtype(array.dtype, jnp.floating)
     )
@@ -167,9 +160,9 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     ]
 
 
-def _unwrapped(state_dict: StateDict) -> dict[str, Any]:
+def _unwrapped(state_dict: StateDict) -> dict[str, np.ndarray]:
     wrappers = re.compile(rf"^({'|'.join(map(re.escape, _WRAPPERS))})+")
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, array in state_dict.items():
         short = wrappers.sub("", name)
         if short in arrays:
@@ -178,7 +171,20 @@ def _unwrapped(state_dict: StateDict) -> dict[str, Any]:
     return arrays
 
 
-def _perceptron_layers(params: Mapping[Path, Any], arrays: StateDict) -> dict[str, str]:
+def _matched(
+    params: Collection[Path], arrays: dict[str, np.ndarray], image_shape: Sequence[int] | None
+) -> tuple[Callable[[Path], str], dict[str, np.ndarray]]:
+    """Return what names our arrays as PyTorch does, and PyTorch's arrays by these names."""
+    rules = rules_of({"/".join(path[:-1]) for path in params})
+    if rules is not None:
+        usual = {usual_name(name): array for name, array in arrays.items()}
+        return functools.partial(torch_name, rules=rules), usual
+    layers = _perceptron_layers(params, arrays)
+    name_fn = functools.partial(_perceptron_name, layers=layers)
+    return name_fn, _channels_last(arrays, layers, image_shape)
+
+
+def _perceptron_layers(params: Collection[Path], arrays: StateDict) -> dict[str, str]:
     """Pair our layers with PyTorch's, in order of appearance."""
     ours = sorted({path[0] for path in params}, key=lambda name: (name == "head", _by_number(name)))
     if not all(re.fullmatch(r"hidden_\d+|head", name) for name in ours):
@@ -218,7 +224,7 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-3:-1], *shape[:-2]) if len(shape) > 1 else tuple(shape)
 
 
-def _ours(array: np.ndarray, dtype: Any) -> Array:
+def _ours(array: np.ndarray, dtype: DTypeLike) -> Array:
     if array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
     return jnp.asarray(array.T if array.ndim == 2 else array, dtype)

@@ -5,19 +5,8 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from kdjax.models._blocks import (
-    Bottleneck,
-    DType,
-    Pool,
-    check_classes,
-    check_sizes,
-    conv,
-    feature_paths,
-    head,
-    max_pool,
-    norm,
-    stages,
-)
+from kdjax.models._blocks import Bottleneck, feature_paths, stages
+from kdjax.models._layers import DType, check_classes, check_sizes, layer_fn, logits_of, max_pool
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -49,10 +38,9 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Array:
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
-        x = conv(self.widths[0], 3, 1, self.dtype, "stem")(inputs)
-        x = nn.relu(norm(self.dtype, train)(name="stem_norm")(x))
+        x = nn.relu(layer_fn(self.dtype, train)(inputs, self.widths[0], 3, 1, "stem"))
         x = stages(x, self.widths[1:], _num_blocks(self.depth), self.dtype, train=train)
-        return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
+        return logits_of(x, self.num_classes, self.dtype)
 
 
 class BottleneckResNet(nn.Module):
@@ -77,11 +65,10 @@ class BottleneckResNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Array:
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
-        x = conv(_STEM_WIDTH, 3, 1, self.dtype, "stem")(inputs)
-        x = nn.relu(norm(self.dtype, train)(name="stem_norm")(x))
+        x = nn.relu(layer_fn(self.dtype, train)(inputs, _STEM_WIDTH, 3, 1, "stem"))
         widths = [_STEM_WIDTH * 2**i for i in range(len(self.stage_sizes))]
         x = stages(x, widths, self.stage_sizes, self.dtype, train=train, block=Bottleneck)
-        return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
+        return logits_of(x, self.num_classes, self.dtype)
 
 
 class ImageNetResNet(nn.Module):
@@ -103,12 +90,11 @@ class ImageNetResNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Array:
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
-        x = conv(_STEM_WIDTH, 7, 2, self.dtype, "stem")(inputs)
-        x = nn.relu(norm(self.dtype, train)(name="stem_norm")(x))
+        x = nn.relu(layer_fn(self.dtype, train)(inputs, _STEM_WIDTH, 7, 2, "stem"))
         x = max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         widths = [_STEM_WIDTH * 2**i for i in range(len(self.stage_sizes))]
         x = stages(x, widths, self.stage_sizes, self.dtype, train=train)
-        return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
+        return logits_of(x, self.num_classes, self.dtype)
 
 
 def resnet(
@@ -126,9 +112,8 @@ def resnet(
         num_classes: the number of logits.
         widths: channels of the stem and of the three stages; those of `resnet8x4` and
             `resnet32x4` are four times the usual, but for the stem.
-        dtype: what the convolutions compute in, for example `jnp.bfloat16`; parameters, BatchNorm
-            statistics and logits are float32 all the same. None: the inputs' type, float32 at
-            least.
+        dtype: what the convolutions compute in, such as `jnp.bfloat16`; parameters, statistics and
+            logits stay in float32. None: the inputs' type, float32 at least.
         features: paths to capture: "stage_1", "stage_2/block_0", "pool", ...
 
     Returns:
@@ -160,9 +145,8 @@ def bottleneck_resnet(
     Args:
         num_classes: the number of logits.
         stage_sizes: the number of blocks in each stage.
-        dtype: what the convolutions compute in, for example `jnp.bfloat16`; parameters, BatchNorm
-            statistics and logits are float32 all the same. None: the inputs' type, float32 at
-            least.
+        dtype: what the convolutions compute in, such as `jnp.bfloat16`; parameters, statistics and
+            logits stay in float32. None: the inputs' type, float32 at least.
         features: paths to capture: "stage_1", "stage_4/block_0", "pool", ...
 
     Returns:
@@ -186,7 +170,11 @@ def imagenet_resnet(
     """Make a residual network for large images, [batch, height, width, channels].
 
     Args:
-        num_classes, stage_sizes, dtype, features: as in `bottleneck_resnet`.
+        num_classes: the number of logits.
+        stage_sizes: the number of blocks in each stage.
+        dtype: what the convolutions compute in, such as `jnp.bfloat16`; parameters, statistics and
+            logits stay in float32. None: the inputs' type, float32 at least.
+        features: paths to capture: "stage_1", "stage_4/block_0", "pool", ...
 
     Returns:
         A model.

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.models._blocks import DType
+from kdjax.models._layers import DType
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, FeaturePaths, Model
 
@@ -15,7 +15,7 @@ _INIT = nn.initializers.truncated_normal(0.02)
 
 
 class Tokens(nn.Module):
-    """Puts a class token before the patches and adds learned positions to all."""
+    """A class token before the patches, and learned positions added to all."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -71,7 +71,8 @@ class EncoderBlock(nn.Module):
         x = x + drop(name="drop_1")(y)
         feed_forward = FeedForward(self.mlp_width, self.dropout, self.dtype, name="mlp")
         y = feed_forward(norm(name="norm_2")(x), train=train)
-        return x + drop(name="drop_2")(y)
+        dropped: Array = drop(name="drop_2")(y)
+        return x + dropped
 
 
 class Embedding(nn.Module):
@@ -193,7 +194,7 @@ vit_b = functools.partial(vit, width=768, depth=12, num_heads=12)
 
 
 def _paths(depth: int) -> FeaturePaths:
-    """Let the last block of each quarter of the depth stand for a stage."""
+    """Return the feature paths: the last block of each quarter of the depth counts as a stage."""
     blocks = sorted({max(1, depth * i // 4) - 1 for i in range(1, 5)})
     stages, hidden = (tuple(f"block_{i}{inner}" for i in blocks) for inner in ("", "/mlp/up"))
     return FeaturePaths(stages, hidden, embedding="embedding", head="head")

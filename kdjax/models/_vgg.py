@@ -5,17 +5,8 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from kdjax.models._blocks import (
-    DType,
-    Pool,
-    Stage,
-    check_classes,
-    conv,
-    feature_paths,
-    head,
-    max_pool,
-    norm,
-)
+from kdjax.models._blocks import Stage, feature_paths
+from kdjax.models._layers import DType, check_classes, layer_fn, logits_of, max_pool
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -33,8 +24,8 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Return [batch, height / stride, width / stride, channels]."""
-        x = conv(self.width, 3, self.stride, self.dtype, "conv", use_bias=True)(x)
-        return nn.relu(norm(self.dtype, train)(name="norm")(x))
+        layer = layer_fn(self.dtype, train)
+        return nn.relu(layer(x, self.width, 3, self.stride, "conv", use_bias=True))
 
 
 class VGG(nn.Module):
@@ -64,9 +55,9 @@ class VGG(nn.Module):
         for i, (width, num_blocks) in enumerate(zip(_WIDTHS, self.stage_sizes, strict=True)):
             if 0 < i < last or (i == last and min(inputs.shape[1:3]) >= _LARGE):
                 x = max_pool(x, (2, 2), strides=(2, 2))
-            stage = Stage(width, num_blocks, 1, self.dtype, ConvBlock, name=f"stage_{i}")
-            x = stage(x, train=train)
-        return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
+            blocks = [functools.partial(ConvBlock, width, 1, self.dtype)] * num_blocks
+            x = Stage(blocks, name=f"stage_{i}")(x, train=train)
+        return logits_of(x, self.num_classes, self.dtype)
 
 
 def vgg(
@@ -81,9 +72,8 @@ def vgg(
     Args:
         num_classes: the number of logits.
         stage_sizes: the number of convolutions in each of the five stages.
-        dtype: what the convolutions compute in, for example `jnp.bfloat16`; parameters, BatchNorm
-            statistics and logits are float32 all the same. None: the inputs' type, float32 at
-            least.
+        dtype: what the convolutions compute in, such as `jnp.bfloat16`; parameters, statistics and
+            logits stay in float32. None: the inputs' type, float32 at least.
         features: paths to capture: "stage_0", "stage_4/block_0/norm", "pool", ...
 
     Returns:

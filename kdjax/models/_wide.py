@@ -5,17 +5,8 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from kdjax.models._blocks import (
-    DType,
-    Pool,
-    Sum,
-    check_classes,
-    conv,
-    feature_paths,
-    head,
-    norm,
-    stages,
-)
+from kdjax.models._blocks import Sum, feature_paths, stages
+from kdjax.models._layers import DType, check_classes, conv, logits_of, norm
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -82,7 +73,7 @@ class WideResNet(nn.Module):
         sizes = _num_blocks(self.depth)
         x = stages(x, widths, sizes, self.dtype, train=train, block=WideBlock)
         x = Activation(self.dtype, name="final")(x, train=train)
-        return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
+        return logits_of(x, self.num_classes, self.dtype)
 
 
 def wide_resnet(
@@ -99,9 +90,8 @@ def wide_resnet(
         depth: the number of layers, 6n + 4.
         num_classes: the number of logits.
         widen_factor: k: the stages have 16 k, 32 k and 64 k channels.
-        dtype: what the convolutions compute in, for example `jnp.bfloat16`; parameters, BatchNorm
-            statistics and logits are float32 all the same. None: the inputs' type, float32 at
-            least.
+        dtype: what the convolutions compute in, such as `jnp.bfloat16`; parameters, statistics and
+            logits stay in float32. None: the inputs' type, float32 at least.
         features: paths to capture: "stage_1", "stage_2/block_0/norm_0", "final", "pool", ...
 
     Returns:

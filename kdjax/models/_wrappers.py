@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from numpy.typing import ArrayLike
 
 from kdjax.types import Array, Model, Outputs, PyTree, Variables
 
@@ -61,7 +62,7 @@ def _again(blocks: Sequence[str], found: set[tuple[str, ...]]) -> Callable[..., 
     """Make an interceptor that checkpoints the calls of some modules, and notes which."""
 
     def intercept(
-        next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+        next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         module = context.module
         path = PurePosixPath("/".join(module.path))
@@ -76,8 +77,8 @@ def _again(blocks: Sequence[str], found: set[tuple[str, ...]]) -> Callable[..., 
     return intercept
 
 
-def normalized(model: Model, mean: Any, std: Any) -> Model:
-    """Let a model take raw images: it sees (images / 255 - mean) / std, in float32.
+def normalized(model: Model, mean: ArrayLike, std: ArrayLike) -> Model:
+    """Return a model of raw images, which computes (images / 255 - mean) / std in float32 first.
 
     Args:
         model: a model of normalized images [batch..., channels].

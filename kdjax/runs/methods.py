@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import optax
 
+from kdjax.runs.networks import classifier_of
 from kdjax import losses, terms
 from kdjax.models import NetworkSpec
 from kdjax.objective import Weight, combine
@@ -86,19 +87,8 @@ def student_of(name: str, spec: NetworkSpec, setup: Setup) -> NetworkSpec:
     """Describe what a method makes of a student: the same, but for those that deploy more."""
     if "simkd" not in methods_in(name):
         return spec
-    width = classifier_of("simkd", setup)["kernel"].shape[0]
+    width = classifier_of("simkd", setup.teacher, setup.teacher_params)["kernel"].shape[0]
     return dataclasses.replace(spec, reused_width=width)
-
-
-def classifier_of(method: str, setup: Setup) -> PyTree:
-    """Return the last layer of the teacher, for a method that reads it.
-
-    Raises:
-        ValueError: if the teacher answers through the classifier of its own teacher.
-    """
-    if setup.teacher.head not in setup.teacher_params:
-        raise ValueError(f"--method {method} needs a teacher with a classifier of its own")
-    return setup.teacher_params[setup.teacher.head]
 
 
 def looks_at_features(name: str) -> bool:
@@ -223,7 +213,7 @@ def logit_mse(setup: Setup) -> Weighted:
 
 def skd(setup: Setup) -> Weighted:
     """Soft targets, and cosines between examples' logits (Jeong et al., 2026)."""
-    num_classes = classifier_of("skd", setup)["kernel"].shape[-1]
+    num_classes = classifier_of("skd", setup.teacher, setup.teacher_params)["kernel"].shape[-1]
     # The authors divide the cosines by the classes.
     directions = terms.direction_relation(regularization=0.1 * num_classes**2)
     soft = terms.soft_targets(temperature=4.0)
@@ -379,7 +369,7 @@ def pad(setup: Setup) -> Weighted:
 
 def srrl(setup: Setup) -> Weighted:
     """Features that the teacher's classifier can read (Yang et al., 2021)."""
-    classifier = classifier_of("srrl", setup)
+    classifier = classifier_of("srrl", setup.teacher, setup.teacher_params)
     term = terms.softmax_regression(*_embeddings(setup), classifier=classifier)
     return _with_labels(srrl=(term, 1.0))
 
