@@ -446,3 +446,13 @@ BY_DESIGN: Mapping[str, tuple[str, ...]] = {
     "wttm": ("zero at equality",),
 }
 """What terms break on purpose, of the checks that `--audit` makes."""
+
+
+def check(name, student, teacher):
+    from kdjax.runs import fitting
+    fitting.check_fit(name, student, teacher)
+
+
+def fits(name, student, teacher):
+    from kdjax.runs import fitting
+    return fitting.fits(name, student, teacher)

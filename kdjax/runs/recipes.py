@@ -4,7 +4,7 @@ import optax
 
 from kdjax import data, step
 from kdjax.runs.settings import Augmentation, OptimizerSettings, default_learning_rate
-from kdjax.transforms import max_norm
+from kdjax.optimizers import max_norm
 
 
 def make_optimizer(
