@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import optax
 
-from kdjax.runs.networks import classifier_of
 from kdjax import losses, terms
 from kdjax.models import NetworkSpec
 from kdjax.objective import Weight, combine
+from kdjax.runs.networks import classifier_of
 from kdjax.types import Array, FeaturePaths, Objective, PyTree, Term
 
 Weighted = dict[str, tuple[Term, Weight]]
@@ -450,9 +450,11 @@ BY_DESIGN: Mapping[str, tuple[str, ...]] = {
 
 def check(name, student, teacher):
     from kdjax.runs import fitting
+
     fitting.check_fit(name, student, teacher)
 
 
 def fits(name, student, teacher):
     from kdjax.runs import fitting
+
     return fitting.fits(name, student, teacher)
