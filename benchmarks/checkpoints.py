@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import optax
 
+from benchmarks.timing import command
 from kdjax import checkpoint, loop, models, step, teachers, terms
 from kdjax.objective import combine
 from kdjax.types import TrainState
@@ -99,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, __doc__)

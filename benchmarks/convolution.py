@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.timing import ratio
+from benchmarks.timing import command, ratio
 from kdjax import models, step, terms
 from kdjax.objective import combine
 from kdjax.types import Array
@@ -29,7 +29,7 @@ SHAPES += [(32, 16, 32, 3, 2), (16, 32, 64, 3, 2), (32, 16, 32, 1, 2)]
 
 
 def convolve(x: Array, kernel: Array, stride: int) -> Array:
-    """XLA's convolution, padded by half a kernel."""
+    """Return XLA's convolution, padded by half a kernel."""
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -38,7 +38,7 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def ours(x: Array, kernel: Array, stride: int) -> Array:
-    """The same, with the other weight gradient."""
+    """Return what `convolve` does, with the other weight gradient."""
     return convolve(x, kernel, stride)
 
 
@@ -90,7 +90,7 @@ def _of_chunk(x: Array, grad: Array, size: int, stride: int) -> Array:
 
 
 def alone(shape: tuple[int, ...]) -> tuple[float, float, float]:
-    """Time both weight gradients of one convolution, after holding them against each other."""
+    """Time both weight gradients of one convolution, after checking that they agree."""
     side, channels, width, size, stride = shape
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(BATCH_SIZE, side, side, channels)), jnp.float32)
@@ -107,7 +107,7 @@ def alone(shape: tuple[int, ...]) -> tuple[float, float, float]:
 
 
 def replace(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Let the convolutions of a network take our gradient."""
+    """Give the convolutions of a network our gradient."""
     module = context.module
     if not isinstance(module, nn.Conv) or context.method_name != "__call__":
         return next_fun(*args, **kwargs)
@@ -151,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, __doc__)

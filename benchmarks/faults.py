@@ -5,7 +5,7 @@
 A small distillation with dropout saves every fourth step, in the background. It is killed with
 SIGKILL, so that nothing of it can react: most times somewhere in its steps, where a checkpoint is
 being written more often than not, and every fifth time while it starts and reads. Then it may
-finish. All arrays of its state are held against those of a training that nobody touched.
+finish. All arrays of its state are compared with those of a training that nobody touched.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def finish(child: int, reader: int) -> str:
 
 
 def kill(child: int, reader: int, delay: float, *, in_steps: bool) -> bool:
-    """Kill a training after a time, counted from its first step or its start; say if it lived."""
+    """Kill a training some time after its first step or its start; return whether it lived."""
     if in_steps:
         os.read(reader, 1)
     time.sleep(delay)

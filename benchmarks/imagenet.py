@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.timing import command
 from kdjax import models, step, teachers, terms
 from kdjax.objective import combine
 from kdjax.types import Model, Variables
@@ -31,7 +32,7 @@ PEAKS = {"A100": 312, "H100 SXM": 989, "TPU v4 chip": 275, "TPU v5e chip": 197}
 
 
 class Cost(NamedTuple):
-    """Of a compiled step: bytes at its peak, and FLOPs."""
+    """What a compiled step needs: bytes at its peak, and FLOPs."""
 
     peak: int
     flops: float
@@ -110,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, __doc__)

@@ -17,10 +17,9 @@ import numpy as np
 import optax
 
 from benchmarks.timing import ratio
-from kdjax import step, teachers
-from kdjax.runs import methods, networks
-from kdjax.runs.networks import NetworkSpec
-from kdjax.runs.places import places_of, with_features
+from kdjax import models, step, teachers
+from kdjax.models import NetworkSpec
+from kdjax.runs import methods
 from kdjax.types import Batch
 
 BATCH_SIZE, NUM_CLASSES, NUM_EXAMPLES, STEPS = 64, 100, 50_000, 1
@@ -61,17 +60,14 @@ def prepare(method: str, batch: Batch) -> tuple[Callable[[], None], int]:
     """
     student_spec, teacher_spec = spec_of("resnet8"), spec_of("resnet20")
     looks = methods.looks_at_features(method)
-    teacher_model = (with_features if looks else networks.build)(teacher_spec)
+    own, theirs = (models.build(spec).paths for spec in (student_spec, teacher_spec))
+    teacher_model = models.build(teacher_spec, features=theirs.all if looks else ())
     variables = jax.jit(teacher_model.init)(jax.random.key(1), batch["image"])
-    own = methods.student_of(method, student_spec, variables.params)
-    head = variables.params["head"]
-    student = with_features(own, classifier=head) if looks else networks.build(own)
-    setup = methods.Setup(
-        places_of(student_spec),
-        places_of(teacher_spec),
-        variables.params,
-        NUM_EXAMPLES,
-        num_steps=10_000,
+    setup = methods.Setup(own, theirs, variables.params, NUM_EXAMPLES, num_steps=10_000)
+    student = models.build(
+        methods.student_of(method, student_spec, setup),
+        features=own.all if looks else (),
+        classifier=variables.params[theirs.head],
     )
     objective, optimizer = methods.objective_of(method, setup), optax.sgd(1e-3, momentum=0.9)
     teacher = teachers.frozen(teacher_model, variables)

@@ -4,7 +4,7 @@
 
 The networks of the MNIST experiment, batches of 128: a 784-1200-1200-10 teacher, a 784-800-800-10
 student, Adam. The parts are the student's step from labels alone and the teacher's forward pass.
-Rematerialisation is measured on deep networks for CIFAR, and gradient accumulation on a shallow one
+Rematerialization is measured on deep networks for CIFAR, and gradient accumulation on a shallow one
 as well, batches of 32, from labels.
 """
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.step import BATCH_SIZE, make_batch
-from benchmarks.timing import line, ratio
+from benchmarks.timing import command, line, ratio
 from kdjax import models, step, teachers, terms
 from kdjax.objective import combine
 from kdjax.types import Batch, Model, Objective, PyTree, Teacher
@@ -105,22 +105,22 @@ def kept_bytes(model: Model, images: jax.Array) -> int:
     return total(jax.eval_shape(backward, *shapes)) - total(shapes.params)
 
 
-def coloured_batch() -> Batch:
+def colored_batch() -> Batch:
     """Make images of CIFAR's shape, with labels."""
     images = jax.random.normal(jax.random.key(0), (32, 32, 32, 3))
     return {"image": images, "label": jnp.arange(32) % 10}
 
 
-def rematerialisation(name: str, model: Model) -> None:
+def rematerialization(name: str, model: Model) -> None:
     """Print what it costs and saves on a network to compute its blocks again."""
-    batch, lean = coloured_batch(), models.rematerialised(model)
+    batch, lean = colored_batch(), models.rematerialized(model)
     images = batch["image"]
     again, plain = (program(m, batch, labels_alone(), teachers.absent()) for m in (lean, model))
     first, second, quotient = ratio(again.run, plain.run, repeats=5)
     kept = kept_bytes(lean, images) / kept_bytes(model, images)
     memory = again.temporary_bytes / plain.temporary_bytes
     print(
-        f"{name} rematerialised, against plain: {first * 1e3:.0f} ms against "
+        f"{name} rematerialized, against plain: {first * 1e3:.0f} ms against "
         f"{second * 1e3:.0f} ms, ratio {quotient:.2f}; FLOP {again.flops / plain.flops:.2f}, "
         f"bytes kept for the gradient {kept:.2f}, temporary bytes {memory:.2f}"
     )
@@ -153,9 +153,9 @@ def main() -> None:
         print(f"{name}: {first * 1e3:.2f} ms against {second * 1e3:.2f} ms, ratio {quotient:.3f}")
     # BatchNorm's statistics are those of a part, which changes no time.
     warnings.filterwarnings("ignore", message="micro-batches")
-    network, coloured = models.resnet8(10), coloured_batch()
+    network, colored = models.resnet8(10), colored_batch()
     four, one = (
-        program(network, coloured, labels_alone(), teachers.absent(), parts=parts)
+        program(network, colored, labels_alone(), teachers.absent(), parts=parts)
         for parts in (4, 1)
     )
     first, second, quotient = ratio(four.run, one.run, repeats=5)
@@ -171,10 +171,10 @@ def main() -> None:
         f"the products of matrices; {whole.bytes_accessed / 1e6:.0f} MB read and written"
     )
     print(f"compiled once, in {whole.compile_seconds:.2f} s")
-    rematerialisation("resnet56", models.resnet56(10))
+    rematerialization("resnet56", models.resnet56(10))
     vit = models.vit(10, patch_size=4, width=64, depth=8, num_heads=2)
-    rematerialisation("a transformer of 8 blocks", vit)
+    rematerialization("a transformer of 8 blocks", vit)
 
 
 if __name__ == "__main__":
-    main()
+    command(main, __doc__)

@@ -10,7 +10,7 @@ from typing import Any
 import optax
 
 from benchmarks.step import BATCH_SIZE, SOFT_WEIGHT, STEPS, TEMPERATURE, library_step, make_batch
-from benchmarks.timing import ratio
+from benchmarks.timing import command, ratio
 
 
 def torch_step(batch: Any) -> Any:
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, __doc__)

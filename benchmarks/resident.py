@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from benchmarks.timing import seconds
-from kdjax import data, loop, models, resident, sharding, step, teachers, terms
+from kdjax import data, loop, many, models, sharding, step, teachers, terms
 from kdjax.objective import combine
 from kdjax.types import Model
 
@@ -62,7 +62,7 @@ def trainings(case: Case) -> tuple[Callable[[], None], Callable[[], None]]:
     model, optimizer = models.normalized(case.model, mean, mean), optax.adam(1e-3)
     objective, teacher = combine({"kd": terms.kd()}, {"kd": 1.0}), teachers.stored()
     run = step.with_teacher(step.make_train_step(model, objective, optimizer), teacher)
-    many = resident.several(resident.with_examples(run, examples, mesh))
+    steps = many.several(many.with_examples(run, examples, mesh))
     made = data.train_batches(examples, seed=0, batch_size=size)
     fed = (sharding.shard_batch(batch, mesh) for batch in made)
     rows = data.train_rows(case.num_examples, seed=0, batch_size=size)
@@ -84,7 +84,7 @@ def trainings(case: Case) -> tuple[Callable[[], None], Callable[[], None]]:
 
         return train
 
-    return training(run, fed, 1), training(many, rows, STEPS_PER_CALL)
+    return training(run, fed, 1), training(steps, rows, STEPS_PER_CALL)
 
 
 def measured(function: Callable[[], None]) -> tuple[float, float]:
@@ -105,10 +105,10 @@ def main() -> None:
         several()
         pairs = [(measured(single), measured(several)) for _ in range(flags.repeats)]
         times = [statistics.median(x[0] for x in side) for side in zip(*pairs, strict=True)]
-        one, many = (t * 1e3 / CASES[name].num_steps for t in times)
+        one, calls = (t * 1e3 / CASES[name].num_steps for t in times)
         wall, work = (statistics.median(a[i] / b[i] for a, b in pairs) for i in range(2))
         print(
-            f"{name}: {one:.2f} ms a step one by one, {many:.2f} ms several a call, "
+            f"{name}: {one:.2f} ms a step one by one, {calls:.2f} ms several a call, "
             f"{wall:.2f} times as fast, {1 / work:.2f} of the processors' time",
             flush=True,
         )

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import optax
 
+from benchmarks.timing import command
 from kdjax import models, sharding, step, teachers, terms
 from kdjax.objective import combine
 from kdjax.types import PyTree, TrainState, Variables
@@ -86,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, __doc__)

@@ -6,7 +6,7 @@ python -m benchmarks.startup
 import subprocess
 import sys
 
-from benchmarks.timing import line, ratio
+from benchmarks.timing import command, line, ratio
 
 
 def python(*arguments: str) -> None:
@@ -29,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, __doc__)

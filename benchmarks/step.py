@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.timing import line, ratio
+from benchmarks.timing import command, line, ratio
 from kdjax import models, step, teachers, terms
 from kdjax.objective import combine
 
@@ -103,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, __doc__)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.timing import ratio
-from kdjax import models, sweep, terms
+from benchmarks.timing import command, ratio
+from kdjax import many, models, terms
 from kdjax.objective import combine
 from kdjax.step import init_train_state, make_train_step
 from kdjax.types import Array, Batch, Metrics, Model, Outputs, TrainState
@@ -41,7 +41,7 @@ def compare(width: int, batches: Batch, temperatures: Array) -> None:
     alone = jax.jit(step, donate_argnums=0)
     states = [new_state(model, optimizer, batches, seed) for seed in range(NUM_MEMBERS)]
     parts = [
-        ([sweep.member(sweep.member(batches, i), k) for k in range(NUM_STEPS)], temperatures[i])
+        ([many.member(many.member(batches, i), k) for k in range(NUM_STEPS)], temperatures[i])
         for i in range(NUM_MEMBERS)
     ]
 
@@ -53,10 +53,10 @@ def compare(width: int, batches: Batch, temperatures: Array) -> None:
 
     work = NUM_MEMBERS * NUM_STEPS * BATCH_SIZE
     for method in ("map", "vmap"):
-        sweep_step = sweep.make_sweep_step(
-            sweep.scan_steps(step), in_axes=(0, 0, 0), method="map" if method == "map" else "vmap"
+        sweep_step = many.make_sweep_step(
+            many.scan_steps(step), in_axes=(0, 0, 0), method="map" if method == "map" else "vmap"
         )
-        stacked = [sweep.stack(states)]
+        stacked = [many.stack(states)]
 
         def together(sweep_step: object = sweep_step, stacked: list[TrainState] = stacked) -> None:
             assert callable(sweep_step)
@@ -93,4 +93,4 @@ def random_batches() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, __doc__)

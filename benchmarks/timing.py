@@ -1,5 +1,6 @@
 """Timing two things in turn, so that a machine that changes speed changes both."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ def ratio(
 
     Args:
         first: runs to completion; called once more, before the timing, to warm up.
-        second: likewise.
+        second: runs to completion, as the first does.
         repeats: timings of each.
 
     Returns:
@@ -46,3 +47,10 @@ def line(
         f"{name}: {first * 1e3:.2f} ms against {second * 1e3:.2f} ms, "
         f"ratio {quotient:.3f} (wanted {sign} {bar}: {'yes' if good else 'no'})"
     )
+
+
+def command(main_fn: Callable[[], None], doc: str | None) -> None:
+    """Run a benchmark that has no flags but `--help`, which prints its module's docstring."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=doc, formatter_class=formatter).parse_args()
+    main_fn()

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks.timing import line, ratio
+from benchmarks.timing import command, line, ratio
 from kdjax import data, loop, models, sharding, step, teachers, terms
 from kdjax.objective import combine
 
@@ -60,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, __doc__)

@@ -2,10 +2,10 @@
 
     python -m experiments.compare --help
 
-The flags and the run, from top to bottom: `kdjax/runs/compare.py`. Installed: `kdjax compare`.
+The flags and the run are in `kdjax/runs/compare.py`. Installed: `kdjax compare`.
 """
 
-from kdjax.runs.command import start
+from kdjax.runs.compare import main
 
 if __name__ == "__main__":
-    start("compare", "python -m experiments.compare")
+    main()

@@ -2,10 +2,10 @@
 
     python -m experiments.data_free --help
 
-The flags and the run, from top to bottom: `kdjax/runs/data_free.py`. Installed: `kdjax data-free`.
+The flags and the run are in `kdjax/runs/data_free.py`. Installed: `kdjax data-free`.
 """
 
-from kdjax.runs.command import start
+from kdjax.runs.data_free import main
 
 if __name__ == "__main__":
-    start("data-free", "python -m experiments.data_free")
+    main()

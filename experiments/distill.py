@@ -2,10 +2,10 @@
 
     python -m experiments.distill --help
 
-The flags and the run, from top to bottom: `kdjax/runs/distill.py`. Installed: `kdjax distill`.
+The flags and the run are in `kdjax/runs/distill.py`. Installed: `kdjax distill`.
 """
 
-from kdjax.runs.command import start
+from kdjax.runs.distill import main
 
 if __name__ == "__main__":
-    start("distill", "python -m experiments.distill")
+    main()

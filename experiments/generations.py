@@ -2,11 +2,10 @@
 
     python -m experiments.generations --help
 
-The flags and the run, from top to bottom: `kdjax/runs/generations.py`. Installed:
-`kdjax generations`.
+The flags and the run are in `kdjax/runs/generations.py`. Installed: `kdjax generations`.
 """
 
-from kdjax.runs.command import start
+from kdjax.runs.generations import main
 
 if __name__ == "__main__":
-    start("generations", "python -m experiments.generations")
+    main()

@@ -3,4 +3,4 @@
 from kdjax.runs.command import main
 
 if __name__ == "__main__":
-    main(prog="python -m kdjax")
+    main(program="python -m kdjax")

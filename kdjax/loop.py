@@ -3,21 +3,36 @@
 import contextlib
 import itertools
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
+from kdjax import many
 from kdjax import metrics as measures
-from kdjax import sweep
 from kdjax.distributed import gathered
 from kdjax.types import Array, Batch, Metrics, TrainState, Variables
 
+__all__ = [
+    "HostMetrics",
+    "NonFiniteLoss",
+    "Stopped",
+    "evaluate",
+    "fit",
+    "predict",
+    "profiled",
+    "stop_on_signals",
+]
+
 HostMetrics = dict[str, Any]
+Step = Callable[..., tuple[TrainState, Metrics]]
+LogFn = Callable[[int, HostMetrics], None]
+StateFn = Callable[[int, TrainState], None]
 T = TypeVar("T")
 
 # What one call of several steps may take: a request to stop waits for two of them.
@@ -38,18 +53,18 @@ class Stopped(Exception):
 
 
 def fit(
-    train_step: Callable[..., tuple[TrainState, Metrics]],
+    train_step: Step,
     state: TrainState,
     batches: Iterable[Batch],
     *,
     num_steps: int,
     steps_per_call: int = 1,
     log_every: int = 50,
-    log_fn: Callable[[int, HostMetrics], None] | None = None,
+    log_fn: LogFn | None = None,
     eval_every: int | None = None,
-    eval_fn: Callable[[int, TrainState], None] | None = None,
+    eval_fn: StateFn | None = None,
     checkpoint_every: int | None = None,
-    save_fn: Callable[[int, TrainState], None] | None = None,
+    save_fn: StateFn | None = None,
     stop_fn: Callable[[], bool] | None = None,
 ) -> TrainState:
     """Train until the state has taken `num_steps` steps.
@@ -60,7 +75,7 @@ def fit(
 
     Args:
         train_step: `(state, batch) -> (state, metrics)`, as `with_teacher` makes it; as
-            `kdjax.resident.several` does where a call takes several steps.
+            `kdjax.many.several` does where a call takes several steps.
         state: where to start; its buffers are donated.
         batches: the batches from the state's step on; NumPy arrays where a call takes several.
         num_steps: the step to end at, counted from the beginning of training.
@@ -82,49 +97,29 @@ def fit(
         Stopped: if `stop_fn` said so.
         ValueError: if there are too few batches.
     """
-    step = int(state.step)
-    unread: list[tuple[int, int, float, Metrics]] = []
-    window: HostMetrics = {}
-    dues = (log_every, eval_every if eval_fn else None, checkpoint_every if save_fn else None)
-    call, pace, feed = _caller(train_step, steps_per_call), _Pace(steps_per_call), iter(batches)
+    step, calls = _step_of(state), _Calls(train_step, batches, num_steps, steps_per_call)
 
-    def read(keep: int) -> None:
-        nonlocal window
-        while len(unread) > keep:
-            before, count, called, metrics = unread.pop(0)
-            for at, own in enumerate(_each(measures.to_host(metrics), count, steps_per_call), 1):
-                window = measures.merge(window, _checked(before + at, own))
-            pace.took(count, at_least=called)
+    def log(step: int, _: TrainState) -> None:
+        window = calls.window()
+        if log_fn is not None:
+            log_fn(step, window)
 
+    dues = [_Due(log, log_every)]
+    dues += [_Due(eval_fn, eval_every)] if eval_fn else []
+    dues += [_Due(save_fn, checkpoint_every, at_stop=True)] if save_fn else []
     while step < num_steps:
-        most = min(pace.most, num_steps - step, *(e - step % e for e in dues if e))
-        group = list(itertools.islice(feed, most))
-        if not group:
-            read(keep=0)
-            raise ValueError(f"fit: the batches end at step {step}, expected {num_steps} steps")
-        began = time.perf_counter()
-        state, metrics = call(state, group)
-        unread.append((step, len(group), time.perf_counter() - began, metrics))
-        step += len(group)
-        read(keep=1)
+        most = min(num_steps - step, *(due.steps_left(step) for due in dues))
+        state, count = calls.take(state, step, most)
+        step += count
         last = step == num_steps
         stopping = not last and stop_fn is not None and stop_fn()
-        if step % log_every == 0 or last:
-            read(keep=0)
-            if log_fn is not None:
-                log_fn(step, window)
-            window = {}
-        if eval_fn is not None and (last or _due(step, eval_every)):
-            # It may save what it finds good.
-            read(keep=0)
-            eval_fn(step, state)
-        if save_fn is not None and (last or stopping or _due(step, checkpoint_every)):
-            read(keep=0)
-            save_fn(step, state)
+        for due in dues:
+            if last or due.is_now(step, stopping):
+                # It may save the state: not before all losses are known to be finite.
+                calls.read()
+                due.call(step, state)
         if stopping:
             raise Stopped(step)
-        if not unread:
-            pace.starts()
     return state
 
 
@@ -136,7 +131,7 @@ def profiled(
     first: int = 10,
     num_steps: int = 5,
 ) -> Iterator[Callable[[TrainState, Batch], tuple[TrainState, Metrics]]]:
-    """Let a step write a trace of some of its calls, when compilation is behind it.
+    """Write a trace of some calls of a step, when compilation is behind it.
 
     The trace opens in TensorBoard's profiler, in XProf and in Perfetto.
 
@@ -151,24 +146,26 @@ def profiled(
         and there is none where it ends before.
     """
     calls, tracing = 0, False
+    wait: Callable[[Any], Any] = jax.block_until_ready
+    stop_trace: Callable[[], None] = jax.profiler.stop_trace
 
     def stop() -> None:
         nonlocal tracing
         if tracing:
             tracing = False
-            jax.profiler.stop_trace()
+            stop_trace()
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         nonlocal calls, tracing
         if calls == first:
-            jax.block_until_ready(state)
+            wait(state)
             jax.profiler.start_trace(str(directory), create_perfetto_trace=True)
             tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=calls):
             state, metrics = train_step(state, batch)
         calls += 1
         if calls == first + num_steps:
-            jax.block_until_ready((state, metrics))
+            wait((state, metrics))
             stop()
         return state, metrics
 
@@ -220,7 +217,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     Where several processes train together, the request to one of them stops all, at the same step.
 
     Yields:
-        A function that says whether to stop, to be passed as `fit(stop_fn=...)`.
+        A function that returns whether to stop, to be passed as `fit(stop_fn=...)`.
     """
     received: list[int] = []
     alone = jax.process_count() == 1
@@ -253,58 +250,93 @@ def _one_late(values: Iterable[T]) -> Iterator[T]:
     yield from held
 
 
-class _Pace:
-    """How many steps the next call may take, from how long the last ones did.
+def _step_of(state: TrainState) -> int:
+    """Return the step that a state is at; members of a stack are at the same."""
+    return int(np.max(state.step))
 
-    Processes that train together would measure different times, and must take the same steps.
+
+class _Due(NamedTuple):
+    """What is called with a step and the state: every so many steps, and at the end."""
+
+    call: StateFn
+    every: int | None
+    at_stop: bool = False
+
+    def steps_left(self, step: int) -> int:
+        return self.every - step % self.every if self.every else sys.maxsize
+
+    def is_now(self, step: int, stopping: bool) -> bool:
+        return (stopping and self.at_stop) or (self.every is not None and step % self.every == 0)
+
+
+class _Calls:
+    """The calls of a training: how many steps each takes, and what the steps have measured.
+
+    Metrics are read one call late. How many steps the next call takes follows from how long the
+    last ones took; processes that train together would measure different times, and must take the
+    same steps.
     """
 
-    def __init__(self, steps_per_call: int):
-        self._limit, self._fixed = steps_per_call, jax.process_count() > 1
-        self.most = steps_per_call if self._fixed else 1
-        self.starts()
+    def __init__(
+        self, train_step: Step, batches: Iterable[Batch], num_steps: int, steps_per_call: int
+    ):
+        self._step, self._feed = train_step, iter(batches)
+        self._end, self._limit = num_steps, steps_per_call
+        self._fixed = jax.process_count() > 1
+        self._most = steps_per_call if self._fixed else 1
+        self._unread: list[tuple[int, int, float, Metrics]] = []
+        self._window: HostMetrics = {}
 
-    def starts(self) -> None:
-        """Note that the device has nothing to do until the next call."""
-        self._since = time.perf_counter()
+    def take(self, state: TrainState, before: int, most: int) -> tuple[TrainState, int]:
+        """Take the next steps, `most` of them or fewer, and read the metrics of the last call.
 
-    def took(self, count: int, *, at_least: float) -> None:
-        """Note that a call of so many steps has ended, and that the next one has begun.
+        Returns:
+            The new state, and how many steps were taken.
+        """
+        group = list(itertools.islice(self._feed, min(self._most, most)))
+        if not group:
+            self.read()
+            expected = f"expected {self._end} steps"
+            raise ValueError(f"fit: the batches end at step {before}, {expected}")
+        began, count = time.perf_counter(), len(group)
+        if not self._unread:
+            self._since = began
+        if self._limit == 1:
+            state, metrics = self._step(state, group[0])
+        else:
+            filled = [*group, *group[-1:] * (self._limit - count)]
+            stacked = jax.tree.map(lambda *parts: np.stack(parts), *filled)
+            state, metrics = self._step(state, stacked, np.int32(count))
+        self._unread.append((before, count, time.perf_counter() - began, metrics))
+        self.read(keep=1)
+        return state, count
 
-        It took the time since the last one ended, or what passed until it returned, where that is
-        more: a device may compute in the call itself.
+    def window(self) -> HostMetrics:
+        """Return what has been read since the last call of this function, merged."""
+        window, self._window = self._window, {}
+        return window
+
+    def read(self, keep: int = 0) -> None:
+        """Read the metrics of all calls but the last few, and check that losses are finite."""
+        while len(self._unread) > keep:
+            before, count, called, metrics = self._unread.pop(0)
+            found = measures.to_host(metrics)
+            each = [found] if self._limit == 1 else [many.member(found, i) for i in range(count)]
+            for at, own in enumerate(each, before + 1):
+                self._window = measures.merge(self._window, _checked(at, own))
+            self._pace(count, called)
+
+    def _pace(self, count: int, called: float) -> None:
+        """Adapt the steps of a call to the time that the last one took.
+
+        That is the time since the one before has ended, or what passed until the call returned,
+        where that is more: a device may compute in the call itself.
         """
         now = time.perf_counter()
-        seconds, self._since = max(now - self._since, at_least), now
+        seconds, self._since = max(now - self._since, called), now
         if not self._fixed:
-            fitting = int(_SECONDS_PER_CALL * count / max(seconds, 1e-9))
-            self.most = max(1, min(fitting, _GROWTH * self.most, self._limit))
-
-
-def _caller(
-    train_step: Callable[..., tuple[TrainState, Metrics]], steps_per_call: int
-) -> Callable[[TrainState, list[Batch]], tuple[TrainState, Metrics]]:
-    """Call a step with its batch, or several steps with theirs, stacked and filled up."""
-    if steps_per_call == 1:
-        return lambda state, group: train_step(state, group[0])
-
-    def call(state: TrainState, group: list[Batch]) -> tuple[TrainState, Metrics]:
-        filled = [*group, *group[-1:] * (steps_per_call - len(group))]
-        stacked = jax.tree.map(lambda *parts: np.stack(parts), *filled)
-        return train_step(state, stacked, np.int32(len(group)))
-
-    return call
-
-
-def _each(metrics: HostMetrics, count: int, steps_per_call: int) -> list[HostMetrics]:
-    """Take the metrics of a call apart into those of its steps."""
-    if steps_per_call == 1:
-        return [metrics]
-    return [sweep.member(metrics, i) for i in range(count)]
-
-
-def _due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
+            fast_enough = int(_SECONDS_PER_CALL * count / max(seconds, 1e-9))
+            self._most = max(1, min(fast_enough, _GROWTH * self._most, self._limit))
 
 
 def _finite(metric: tuple[Any, Any]) -> bool:

@@ -13,6 +13,17 @@ import numpy as np
 
 from kdjax.types import Array, Metrics
 
+__all__ = [
+    "accuracy",
+    "agreement",
+    "calibration",
+    "masked_sum",
+    "merge",
+    "nll",
+    "to_host",
+    "value",
+]
+
 
 def masked_sum(values: Array, mask: Array) -> tuple[Array, Array]:
     """Sum the values of the examples that count.
@@ -118,7 +129,7 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
 
     Args:
         first: `{name: (total, count)}`.
-        second: likewise; a name that only one of them has is kept as it is.
+        second: `{name: (total, count)}`; a name that only one of them has is kept as it is.
 
     Returns:
         The metrics of both parts together.
@@ -131,7 +142,9 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
 
 def to_host(metrics: Metrics) -> dict[str, Any]:
     """Fetch metrics as float64 NumPy arrays, so that sums over many steps stay exact."""
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(metrics))
+    fetched = jax.device_get(metrics)
+    exact: dict[str, Any] = jax.tree.map(lambda x: np.asarray(x, np.float64), fetched)
+    return exact
 
 
 def value(metric: tuple[Any, Any]) -> float:

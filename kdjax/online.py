@@ -1,4 +1,14 @@
-"""Training with teachers that learn meanwhile: the student's moving average, and its peers."""
+"""Training with teachers that learn meanwhile: the student's moving average, and its peers.
+
+A frozen teacher's arrays are arguments of the step (`kdjax.step.with_teacher`). Those of a teacher
+that changes are part of what training changes, so they live in its state, where they are donated,
+split over the mesh and saved in checkpoints with the rest:
+
+- `init_online_state` and `with_online_teacher` train with a teacher that follows the student, such
+  as its moving average, `kdjax.teachers.ema`;
+- `init_mutual_states` and `make_mutual_step` train several students at once, each taught by what
+  the others say about the batch, `kdjax.teachers.peers`.
+"""
 
 import dataclasses
 import functools
@@ -11,18 +21,8 @@ import jax.numpy as jnp
 import optax
 
 from kdjax import sharding, teachers
-from kdjax.step import (
-    STUDENT_STREAM,
-    VIEW_STREAM,
-    TrainStep,
-    ViewFn,
-    hits,
-    init_train_state,
-    kept_if,
-    mask_of,
-    step_key,
-    updated,
-)
+from kdjax._steps import ViewFn, hits, kept_if, key_of, mask_of, student_of, updated, view_of
+from kdjax.step import TrainStep, init_train_state
 from kdjax.teachers import InputsFn
 from kdjax.types import (
     Array,
@@ -31,12 +31,12 @@ from kdjax.types import (
     Model,
     Objective,
     OnlineTeacher,
-    Outputs,
     PyTree,
     TermInputs,
     TrainState,
-    Variables,
 )
+
+__all__ = ["init_mutual_states", "init_online_state", "make_mutual_step", "with_online_teacher"]
 
 MutualStep = Callable[[Sequence[TrainState], Batch], tuple[tuple[TrainState, ...], Metrics]]
 
@@ -59,7 +59,7 @@ def init_online_state(
     Args:
         key: a PRNG key; the student, the terms and the steps draw from it.
         student: the network to train.
-        objective: what to minimise.
+        objective: what to minimize.
         optimizer: how to.
         batch: a batch as the step will get it, for its shapes.
         teacher: such as `kdjax.teachers.ema(student)`.
@@ -73,7 +73,8 @@ def init_online_state(
     state = init_train_state(
         key, student, objective, optimizer, batch, answers, inputs_fn=inputs_fn
     )
-    return dataclasses.replace(state, teacher_state=teacher.init(_student_of(state)))
+    made: TrainState = dataclasses.replace(state, teacher_state=teacher.init(student_of(state)))
+    return made
 
 
 def with_online_teacher(
@@ -101,12 +102,10 @@ def with_online_teacher(
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        view = batch if view_fn is None else view_fn(step_key(state, VIEW_STREAM), batch)
-        variables = state.teacher_state
-        if layout_fn is not None:
-            variables = sharding.gather(variables, layout_fn(variables))
+        view = view_of(view_fn, state, batch)
+        variables = sharding.gather(state.teacher_state, layout_fn)
         new, metrics = train_step(state, view, teacher.apply(variables, view))
-        renewed = teacher.update(state.teacher_state, _student_of(new), new.step)
+        renewed = teacher.update(state.teacher_state, student_of(new), new.step)
         renewed = sharding.hold(renewed, layout_fn)
         if "skipped" in metrics:
             renewed = kept_if(metrics["skipped"][0] > 0, state.teacher_state, renewed)
@@ -133,7 +132,7 @@ def init_mutual_states(
     Args:
         key: a PRNG key.
         students: two networks or more.
-        objectives: what each minimises; its teacher are the others.
+        objectives: what each minimizes; its teacher are the others.
         optimizers: how each does.
         batch: a batch as the step will get it, for its shapes.
         temperature: of the distillation, see `kdjax.teachers.peers`.
@@ -178,7 +177,7 @@ def make_mutual_step(
 
     Args:
         students: two networks or more.
-        objectives: what each minimises, such as cross-entropy plus soft targets.
+        objectives: what each minimizes, such as cross-entropy plus soft targets.
         optimizers: how each does.
         temperature: of the distillation, for what more than one peer says, see
             `kdjax.teachers.peers`.
@@ -206,54 +205,36 @@ def make_mutual_step(
     def loss_fn(
         params: list[PyTree], states: Sequence[TrainState], batch: Batch
     ) -> tuple[Array, tuple[list[PyTree], Metrics]]:
-        answers, model_states = zip(
-            *(
-                _forward(student, state, own, inputs_fn(batch))
-                for student, state, own in zip(students, states, params, strict=True)
-            ),
-            strict=True,
-        )
-        taught = teachers.peers(answers, temperature=temperature)
-        loss, carried = jnp.zeros(()), []
+        params, inputs = sharding.gather(params, layout_fn), inputs_fn(batch)
+        answers = [
+            student.apply(own["student"], state.model_state, inputs, train=True, key=key_of(state))
+            for student, state, own in zip(students, states, params, strict=True)
+        ]
+        taught = teachers.peers([outputs for outputs, _ in answers], temperature=temperature)
+        loss, total, carried = jnp.zeros(()), jnp.zeros(()), []
         metrics: Metrics = {}
-        for i, (objective, state) in enumerate(zip(objectives, states, strict=True)):
-            inputs = TermInputs(batch, answers[i], taught[i], mask_of(batch))
-            own_loss, term_state, own = objective.apply(
-                params[i]["terms"], state.term_state, inputs, step=state.step
+        for i, (outputs, model_state) in enumerate(answers):
+            seen, state = TermInputs(batch, outputs, taught[i], mask_of(batch)), states[i]
+            own_loss, term_state, own = objectives[i].apply(
+                params[i]["terms"], state.term_state, seen, step=state.step
             )
-            loss = loss + own_loss
-            carried.append((model_states[i], term_state))
-            metrics |= {f"peer_{i}/{name}": x for name, x in {**own, **hits(inputs)}.items()}
-        return loss, (carried, metrics)
+            carried.append((model_state, term_state))
+            metrics |= {f"peer_{i}/{name}": x for name, x in {**own, **hits(seen)}.items()}
+            loss, total = loss + own_loss, total + own["loss"][0]
+        # The peers' counts are the same.
+        return loss, (carried, {"loss": (total, metrics["peer_0/loss"][1]), **metrics})
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(states: Sequence[TrainState], batch: Batch) -> tuple[tuple[TrainState, ...], Metrics]:
-        view = batch if view_fn is None else view_fn(step_key(states[0], VIEW_STREAM), batch)
+        view = view_of(view_fn, states[0], batch)
         params = [state.params for state in states]
-        loss = sharding.gathering(loss_fn, layout_fn)
+        loss = sharding.gathered_again(loss_fn, params, layout_fn)
         grads, (carried, metrics) = jax.grad(loss, has_aux=True)(params, states, view)
         grads = sharding.hold(grads, layout_fn)
-        new = sharding.hold(tuple(map(updated, states, optimizers, grads, carried)), layout_fn)
-        return new, {"loss": _total(metrics, len(students)), **metrics}
+        new = tuple(map(updated, states, optimizers, grads, carried))
+        return sharding.hold(new, layout_fn), metrics
 
     return step
-
-
-def _student_of(state: TrainState) -> Variables:
-    return Variables(state.params["student"], state.model_state)
-
-
-def _forward(
-    student: Model, state: TrainState, params: PyTree, inputs: Any
-) -> tuple[Outputs, PyTree]:
-    key = step_key(state, STUDENT_STREAM)
-    return student.apply(params["student"], state.model_state, inputs, train=True, key=key)
-
-
-def _total(metrics: Metrics, num_peers: int) -> tuple[Array, Array]:
-    """Add the peers' losses; their counts are the same."""
-    losses = [metrics[f"peer_{i}/loss"] for i in range(num_peers)]
-    return sum((total for total, _ in losses), jnp.zeros(())), losses[0][1]
 
 
 def _check_as_many(function: str, *parts: Sequence[Any]) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
+from kdjax import many, sharding
 from kdjax import metrics as measures
-from kdjax import scans, sharding
+from kdjax._steps import ViewFn, hits, kept_if, key_of, mask_of, updated, view_of
 from kdjax.teachers import InputsFn
 from kdjax.types import (
     Array,
@@ -30,12 +31,17 @@ from kdjax.types import (
     Variables,
 )
 
-TrainStep = Callable[[TrainState, Batch, Outputs | None], tuple[TrainState, Metrics]]
-ViewFn = Callable[[Array, Batch], Batch]
-"""Augments a batch on the device: (key, batch) -> batch."""
+__all__ = [
+    "TrainStep",
+    "ViewFn",
+    "init_train_state",
+    "make_eval_step",
+    "make_train_step",
+    "with_teacher",
+]
 
-# The two uses of a step's key: they must never share random numbers.
-STUDENT_STREAM, VIEW_STREAM = 0, 1
+TrainStep = Callable[[TrainState, Batch, Outputs | None], tuple[TrainState, Metrics]]
+GradFn = Callable[..., tuple[PyTree, tuple[PyTree, Metrics]]]
 
 
 @functools.partial(jax.jit, static_argnames=("student", "objective", "optimizer", "inputs_fn"))
@@ -54,7 +60,7 @@ def init_train_state(
     Args:
         key: a PRNG key; the student, the terms and the steps draw from it.
         student: the network to train.
-        objective: what to minimise.
+        objective: what to minimize.
         optimizer: how to; it sees `{"student": ..., "terms": ...}`.
         batch: a batch as the step will get it, for its shapes.
         teacher_outputs: the teacher's outputs for it, or None.
@@ -95,12 +101,12 @@ def make_train_step(
 
     The gradient is that of the mean over the batch's valid examples (`batch["mask"]`, all of them
     without one), however many micro-batches it is accumulated over. BatchNorm alone changes with
-    micro-batches, by whose statistics it normalises; a warning says so when the step is traced.
+    micro-batches, by whose statistics it normalizes; a warning says so when the step is traced.
     Terms that couple the examples of a batch would see fewer of them, and are refused.
 
     Args:
         student: the network to train.
-        objective: what to minimise.
+        objective: what to minimize.
         optimizer: any optax transformation.
         num_micro_batches: over how many parts of the batch the gradient is accumulated.
         skip_nonfinite: leave everything as it was but the step's number where the loss or the
@@ -130,29 +136,29 @@ def make_train_step(
         params: PyTree, carried: PyTree, step: Array, key: Array, part: tuple[Any, ...]
     ) -> tuple[Array, tuple[PyTree, Metrics]]:
         batch, teacher_outputs, mask, share = part
-        model_state, term_state = carried
+        params, (model_state, term_state) = sharding.gather(params, layout_fn), carried
         outputs, model_state = student.apply(
             params["student"], model_state, inputs_fn(batch), train=True, key=key
         )
         inputs = TermInputs(batch, outputs, teacher_outputs, mask)
         loss, term_state, metrics = objective.apply(params["terms"], term_state, inputs, step=step)
-        metrics = {**metrics, **hits(inputs)}
-        return loss * share, ((model_state, term_state), metrics)
-
-    def grad_fn(*args: Any) -> tuple[PyTree, tuple[PyTree, Metrics]]:
-        loss = sharding.gathering(loss_fn, layout_fn)
-        grads, aux = jax.grad(loss, has_aux=True)(*args)
-        return sharding.hold(grads, layout_fn), aux
+        return loss * share, ((model_state, term_state), {**metrics, **hits(inputs)})
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(
         state: TrainState, batch: Batch, teacher_outputs: Outputs | None
     ) -> tuple[TrainState, Metrics]:
-        key = step_key(state, STUDENT_STREAM)
-        parts = _split(batch, teacher_outputs, num_micro_batches)
-        if num_micro_batches > 1:
+        loss = sharding.gathered_again(loss_fn, state.params, layout_fn)
+        grad_fn = jax.grad(loss, has_aux=True)
+        if num_micro_batches == 1:
+            carried, whole = (state.model_state, state.term_state), (batch, teacher_outputs)
+            part = *whole, mask_of(batch), 1.0
+            grads, aux = grad_fn(state.params, carried, state.step, key_of(state), part)
+        else:
             _check_coupling(objective, state)
-        grads, carried, metrics = _accumulate(grad_fn, state, key, parts, num_micro_batches)
+            parts = _split(batch, teacher_outputs, num_micro_batches)
+            grads, aux = _accumulate(grad_fn, state, parts, layout_fn)
+        grads, (carried, metrics) = sharding.hold(grads, layout_fn), aux
         new = sharding.hold(updated(state, optimizer, grads, carried), layout_fn)
         return _unless_nonfinite(state, new, grads, metrics) if skip_nonfinite else (new, metrics)
 
@@ -180,7 +186,6 @@ def with_teacher(
     Returns:
         `step(state, batch) -> (state, metrics)`, jitted; the state's buffers are donated.
     """
-
     variables = teacher.variables
     if jax.process_count() == 1:
         variables = jax.tree.map(
@@ -192,11 +197,12 @@ def with_teacher(
     def step(
         state: TrainState, batch: Batch, *, teacher_variables: PyTree
     ) -> tuple[TrainState, Metrics]:
-        view = batch if view_fn is None else view_fn(step_key(state, VIEW_STREAM), batch)
+        view = view_of(view_fn, state, batch)
         whole = sharding.gather(teacher_variables, layout)
         return train_step(state, view, teacher.apply(whole, view))
 
-    return Partial(step, teacher_variables=variables)
+    carrying: Callable[..., Callable[[TrainState, Batch], tuple[TrainState, Metrics]]] = Partial
+    return carrying(step, teacher_variables=variables)
 
 
 def make_eval_step(
@@ -220,8 +226,7 @@ def make_eval_step(
 
     @jax.jit
     def eval_step(variables: Variables, batch: Batch) -> Metrics:
-        if layout_fn is not None:
-            variables = sharding.gather(variables, layout_fn(variables))
+        variables = sharding.gather(variables, layout_fn)
         outputs, _ = model.apply(
             variables.params, variables.state, inputs_fn(batch), train=False, key=None
         )
@@ -236,54 +241,6 @@ def make_eval_step(
         return metrics
 
     return eval_step
-
-
-def updated(
-    state: TrainState,
-    optimizer: optax.GradientTransformation,
-    grads: PyTree,
-    carried: tuple[PyTree, PyTree],
-) -> TrainState:
-    """Take a step along a gradient; `carried` is the new state of the network and of the terms."""
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return dataclasses.replace(
-        state,
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        model_state=carried[0],
-        term_state=carried[1],
-        opt_state=opt_state,
-    )
-
-
-def kept_if(skipped: Array, state: PyTree, new: PyTree) -> PyTree:
-    """Choose the arrays from before a step that is skipped, or the new ones."""
-    return jax.tree.map(lambda old, x: jnp.where(skipped, old, x), state, new)
-
-
-def step_key(state: TrainState, stream: int) -> Array:
-    """Return the key of a step for one of its uses."""
-    return jax.random.fold_in(jax.random.fold_in(state.key, state.step), stream)
-
-
-def mask_of(batch: Batch) -> Array:
-    """Return which examples of a batch count: `batch["mask"]`, or all of them."""
-    if "mask" in batch:
-        return batch["mask"]
-    return jnp.ones(jax.tree.leaves(batch)[0].shape[:1], bool)
-
-
-def hits(inputs: TermInputs) -> Metrics:
-    """Training accuracy and agreement, for whatever the batch and the teacher provide."""
-    student, teacher, mask = inputs.student.logits, inputs.teacher, inputs.mask
-    labels, metrics = inputs.batch.get("label"), {}
-    if labels is not None:
-        metrics["accuracy"] = measures.accuracy(student, labels, mask)
-    if teacher is not None and teacher.logits.shape == student.shape:
-        metrics["agreement"] = measures.agreement(student, teacher.logits, mask)
-        if labels is not None:
-            metrics["teacher/accuracy"] = measures.accuracy(teacher.logits, labels, mask)
-    return metrics
 
 
 def _split(
@@ -308,31 +265,29 @@ def _split(
 
 
 def _accumulate(
-    grad_fn: Callable[..., Any], state: TrainState, key: Array, parts: PyTree, num_parts: int
-) -> tuple[PyTree, PyTree, Metrics]:
+    grad_fn: GradFn, state: TrainState, parts: PyTree, layout_fn: sharding.LayoutFn | None
+) -> tuple[PyTree, tuple[PyTree, Metrics]]:
     """Sum gradients and metrics over the parts; each part hands its state on to the next."""
+    key = key_of(state)
 
     def body(carry: PyTree, index_and_part: PyTree) -> tuple[PyTree, Metrics]:
         grads, carried = carry
         index, part = index_and_part
         part_key = jax.random.fold_in(key, index)
         new_grads, (carried, metrics) = grad_fn(state.params, carried, state.step, part_key, part)
+        new_grads = sharding.hold(new_grads, layout_fn)
         return (jax.tree.map(jnp.add, grads, new_grads), carried), metrics
 
-    carried = (state.model_state, state.term_state)
-    if num_parts == 1:
-        only = jax.tree.map(lambda x: jnp.squeeze(x, 0), parts)
-        grads, (carried, metrics) = grad_fn(state.params, carried, state.step, key, only)
-        return grads, carried, metrics
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (grads, carried), metrics = scans.scan(body, (zeros, carried), (jnp.arange(num_parts), parts))
-    return grads, carried, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+    first = jax.tree.map(jnp.zeros_like, state.params), (state.model_state, state.term_state)
+    indices = jnp.arange(len(jax.tree.leaves(parts)[0]))
+    (grads, carried), metrics = many.scan(body, first, (indices, parts))
+    return grads, (carried, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics))
 
 
 def _unless_nonfinite(
     state: TrainState, new: TrainState, grads: PyTree, metrics: Metrics
 ) -> tuple[TrainState, Metrics]:
-    """Take back a step whose loss or gradient is not finite; its number stays, its metrics go."""
+    """Undo a step whose loss or gradient is not finite; its number stays, its metrics go."""
     leaves = [metrics["loss"][0], *jax.tree.leaves(grads)]
     skipped = ~jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
     chosen = dataclasses.replace(kept_if(skipped, state, new), step=new.step)

@@ -15,6 +15,8 @@ import numpy as np
 
 from kdjax.types import Array, Batch, Model, OnlineTeacher, Outputs, Teacher, Variables
 
+__all__ = ["InputsFn", "absent", "ema", "ensemble", "frozen", "peers", "stored"]
+
 InputsFn = Callable[[Batch], Any]
 """Picks what a network is fed out of a batch."""
 
@@ -22,7 +24,7 @@ InputsFn = Callable[[Batch], Any]
 def frozen(
     model: Model, variables: Variables, *, inputs_fn: InputsFn = itemgetter("image")
 ) -> Teacher:
-    """Run a trained network in evaluation mode.
+    """Make a teacher of a trained network, which runs in evaluation mode.
 
     Args:
         model: the teacher's network.
@@ -45,7 +47,7 @@ def frozen(
 def ensemble(
     teachers: Sequence[Teacher], *, weights: Sequence[float] | None = None, temperature: float = 1.0
 ) -> Teacher:
-    """Average the probabilities of several teachers, in log space.
+    """Make one teacher of several: the average of their probabilities, in log space.
 
     The answer is temperature * log(mean softmax(logits / temperature)), so that softening it at
     that temperature gives the arithmetic mean of the teachers' softened probabilities.
@@ -81,7 +83,7 @@ def ensemble(
 
 
 def stored(name: str = "teacher_logits") -> Teacher:
-    """Read the teacher's logits from the batch, where an earlier pass over the data put them.
+    """Make a teacher whose logits are in the batch, where an earlier pass over the data put them.
 
     Args:
         name: the batch's key that holds them, [batch..., num_classes].
@@ -99,7 +101,7 @@ def stored(name: str = "teacher_logits") -> Teacher:
 
 
 def absent() -> Teacher:
-    """Answer with nothing: training from labels alone, in the form of training with a teacher.
+    """Make a teacher that answers with nothing, for training from labels alone by the same step.
 
     Returns:
         A teacher whose outputs have no logits; a term that asks for them fails at trace time.
@@ -117,7 +119,7 @@ def ema(
     decay: float | Callable[[Array], Array] = 0.999,
     inputs_fn: InputsFn = itemgetter("image"),
 ) -> OnlineTeacher:
-    """Follow the moving average of the student's own variables: a mean teacher.
+    """Make a mean teacher: the moving average of the student's own variables.
 
     teacher = d * teacher + (1 - d) * student, after every step; at first it is the student
 
@@ -145,7 +147,8 @@ def ema(
         raise ValueError(f"ema: decay is {decay}, expected a number in [0, 1) or a function")
 
     def init(student: Variables) -> Variables:
-        return jax.tree.map(jnp.copy, student)
+        copied: Variables = jax.tree.map(jnp.copy, student)
+        return copied
 
     def update(teacher: Variables, student: Variables, num_steps: Array) -> Variables:
         share = 1 - (decay(num_steps) if callable(decay) else decay)
@@ -155,13 +158,14 @@ def ema(
                 return new
             return (old + share * (new - old)).astype(old.dtype)
 
-        return jax.tree.map(moved, teacher, student)
+        averaged: Variables = jax.tree.map(moved, teacher, student)
+        return averaged
 
     return OnlineTeacher(init, frozen(model, Variables((), ()), inputs_fn=inputs_fn).apply, update)
 
 
 def peers(outputs: Sequence[Outputs], *, temperature: float = 1.0) -> list[Outputs]:
-    """Tell each of several students what the others say: the teachers of mutual learning.
+    """Return for each of several students its teacher in mutual learning: the others' answers.
 
     For two students that is the other's logits and features. For more it is the logits whose
     softening at the temperature gives the mean of the others' probabilities, as in `ensemble`: the
@@ -196,7 +200,7 @@ def peers(outputs: Sequence[Outputs], *, temperature: float = 1.0) -> list[Outpu
 
 
 def _mean_in_probabilities(
-    answers: Sequence[Array], log_shares: Array, temperature: float
+    answers: Sequence[Array], log_shares: np.ndarray, temperature: float
 ) -> Array:
     """Return the logits whose softened probabilities are the mean of the answers'."""
     logits = jnp.stack(answers)
@@ -207,7 +211,7 @@ def _mean_in_probabilities(
     return temperature * jax.nn.logsumexp(log_probs + shares, axis=0)
 
 
-def _log_shares(weights: Sequence[float] | None, num_teachers: int) -> Array:
+def _log_shares(weights: Sequence[float] | None, num_teachers: int) -> np.ndarray:
     shares = np.ones(num_teachers) if weights is None else np.asarray(weights, np.float64)
     if shares.shape != (num_teachers,):
         raise ValueError(
@@ -215,4 +219,5 @@ def _log_shares(weights: Sequence[float] | None, num_teachers: int) -> Array:
         )
     if not np.all(shares > 0) or not np.all(np.isfinite(shares)):
         raise ValueError(f"ensemble: weights must be positive and finite, got {shares.tolist()}")
-    return np.log(shares / shares.sum())
+    log_shares: np.ndarray = np.log(shares / shares.sum())
+    return log_shares

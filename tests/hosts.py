@@ -20,7 +20,8 @@ import numpy as np
 import optax
 import toys
 
-from kdjax import checkpoint, data, distributed, loop, resident, sharding, step
+from kdjax import checkpoint, data, distributed, loop, many, sharding, step
+from kdjax.distributed import _watchdog
 from kdjax.types import Variables
 
 NUM_STEPS, SAVE_EVERY, TIMEOUT, NUM_DEVICES = 12, 5, 15.0, 8
@@ -36,11 +37,13 @@ class Scenario(NamedTuple):
     number: int = signal.SIGKILL
     at: int = 7
     steps_per_call: int = 1
+    without_store: bool = False
 
 
 SCENARIOS = {
     "one": Scenario(1, (8, 1, 1), "one"),
     "two": Scenario(2, (2, 4, 1), "two"),
+    "two without a store": Scenario(2, (2, 4, 1), "no store", without_store=True),
     "two by calls": Scenario(2, (2, 4, 1), "two calls", steps_per_call=4),
     "one dies": Scenario(2, (2, 4, 1), "killed", victim=1),
     "resumed by two": Scenario(2, (2, 4, 1), "killed"),
@@ -98,6 +101,8 @@ def disturbed(made, directory, scenario, me):
 
 
 def train(out, scenario, me, port):
+    if scenario.without_store:
+        _watchdog._PRIVATE = "jax.gone"
     if scenario.processes > 1:
         distributed.initialize(
             coordinator=f"127.0.0.1:{port}",
@@ -122,7 +127,7 @@ def train(out, scenario, me, port):
         batches,
     )
     if scenario.steps_per_call > 1:
-        run, made = resident.several(resident.with_examples(run, examples(40, 0), mesh)), rows_of
+        run, made = many.several(many.with_examples(run, examples(40, 0), mesh)), rows_of
     feed = enumerate(made(mesh, start), start)
     with loop.stop_on_signals() as stop_fn, checkpoint.saving(directory) as save_fn:
         state = loop.fit(
@@ -183,7 +188,7 @@ def child(out, scenario, me, port, path):
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     finally:
         # JAX's own barrier at exit, without the parent's work there.
-        distributed._retire()
+        _watchdog.retire()
         jax.distributed.shutdown()
         sys.stdout.flush()
         os._exit(status)

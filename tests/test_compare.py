@@ -10,8 +10,8 @@ import pytest
 import scripts
 
 from kdjax import loop
-from kdjax.runs import compare, comparison, presets, workdir
-from kdjax.runs.comparison import Entry, Trial
+from kdjax.runs import compare, flags, presets, teaching, training, workdir
+from kdjax.runs.compare import Entry, Trial
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,7 +25,7 @@ def test_a_comparison_is_written_and_goes_on(tmp_path):
     flags += ["--scales", "3", "--workdir", tmp_path]
     done = run("--methods", "kd", "rkd", *flags)
     assert done.returncode == 0, done.stderr
-    entries = {e.method: e for e in comparison.read(tmp_path / "comparison.json")}
+    entries = {e.method: e for e in compare.read(tmp_path / "comparison.json")}
     assert set(entries) == {"scratch", "kd", "rkd"}
     assert sorted(len(e.last) for e in entries.values()) == [1, 2, 2]
     assert all(0 <= x <= 100 for e in entries.values() for x in (*e.last, *e.best, *e.validation))
@@ -37,14 +37,14 @@ def test_a_comparison_is_written_and_goes_on(tmp_path):
 
 
 def test_wrong_use_is_one_line(tmp_path):
-    for flags, message in (
+    for args, message in (
         (["--methods", "kd+nothing"], "--methods must be of scratch, kd"),
         (["--scales", "0"], "--scales must be positive"),
         (["--num-best", "-1"], "--num-best must be zero or more"),
         (["--data.validation-fraction", "0"], "--num-best must be 0 where --data.validation"),
         (["--methods", "at", "--workdir", tmp_path], "--method at needs feature maps"),
     ):
-        done = run(*flags)
+        done = run(*args)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert message in done.stderr
 
@@ -67,13 +67,11 @@ def test_the_best_by_validation_are_tuned_and_repeated(monkeypatch):
     trained = []
     accuracies = {("scratch", 1): 50, ("a", 1): 60, ("b", 1): 70, ("c", 1): 65}
     accuracies |= {("b", 3): 69, ("b", 0.3): 71, ("c", 3): 66, ("c", 0.3): 64}
-    monkeypatch.setattr(comparison, "_train", fake(accuracies, trained))
-    monkeypatch.setattr(comparison.plans, "with_answers", lambda *_: {})
-    monkeypatch.setattr(comparison.plans, "student_examples", lambda _: {})
-    experiment = SimpleNamespace(settings=SimpleNamespace(seed=4, num_seeds=3))
-    entries = comparison.train_all(
-        experiment, None, ["a", "b", "c", "b"], num_best=2, scales=(0.3, 3)
-    )
+    monkeypatch.setattr(compare, "_train", fake(accuracies, trained))
+    monkeypatch.setattr(teaching, "with_answers", lambda *_: {})
+    monkeypatch.setattr(teaching, "student_examples", lambda _: {})
+    experiment = SimpleNamespace(settings=SimpleNamespace(seed=4, seeds=range(4, 7)))
+    entries = compare.train_all(experiment, None, ["a", "b", "c", "b"], num_best=2, scales=(0.3, 3))
     assert trained[:4] == [Trial(name, 1, (4,)) for name in ("scratch", "a", "b", "c")]
     assert {(e.method, e.scale, len(e.last)) for e in entries} == {
         ("scratch", 1, 3), ("a", 1, 1), ("b", 0.3, 3), ("c", 3, 3),
@@ -86,7 +84,7 @@ def test_rows_state_the_gain_over_labels_alone():
         Entry("kd", 3.0, (52.0, 54.0), (53.0, 55.0), (50.0, 51.0)),
         Entry("scratch", 1.0, (50.0, 51.0), (50.0, 51.0), (49.0, 49.0)),
     ]
-    kd, scratch = comparison.rows(entries)
+    kd, scratch = compare.rows(entries)
     assert kd == (
         "kd", "x 3", "2", "53.00 ± 1.41", "+2.50", "54.00 ± 1.41", "50.50 ± 0.71",
     )  # fmt: skip
@@ -99,7 +97,7 @@ def test_the_log_tells_the_last_epoch_from_the_best():
         for split, values in (("test", (0.3, 0.5, 0.4)), ("validation", (0.2, 0.1, 0.6)))
         for at, accuracy in zip((10, 20, 30), values, strict=True)
     ]
-    entry = comparison._entry(rows[::-1], Trial("kd", 3.0, (0,)))
+    entry = compare._entry(rows[::-1], Trial("kd", 3.0, (0,)))
     assert entry == Entry("kd", 3.0, (40.0,), (50.0,), (60.0,))
 
 
@@ -115,25 +113,25 @@ def test_a_training_that_diverges_is_tabled_and_not_tried_again(monkeypatch, tmp
     def plan(experiment, teacher, method, examples, *, phase, scale):
         return Plan(phase)
 
-    monkeypatch.setattr(comparison.training, "train", train)
-    monkeypatch.setattr(comparison.plans, "plan_method", plan)
-    monkeypatch.setattr(comparison.plans, "with_answers", lambda *_: {})
-    monkeypatch.setattr(comparison.plans, "student_examples", lambda _: {})
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(teaching, "plan_method", plan)
+    monkeypatch.setattr(teaching, "with_answers", lambda *_: {})
+    monkeypatch.setattr(teaching, "student_examples", lambda _: {})
     experiment = SimpleNamespace(
-        settings=SimpleNamespace(seed=0, num_seeds=1, epochs=1, on_nonfinite="raise"),
+        settings=SimpleNamespace(seed=0, seeds=range(1), epochs=1, on_nonfinite="raise"),
         run=Run(workdir.MetricsLog(tmp_path / "metrics.jsonl")),
         dataset=SimpleNamespace(test=Entry("", 1.0, (), (), ())),
     )
     for _ in range(2):
-        entries = comparison.train_all(experiment, None, ["a", "b"], num_best=1, scales=())
+        entries = compare.train_all(experiment, None, ["a", "b"], num_best=1, scales=())
         assert [e.method for e in entries][-1] == "a"
         assert np.isnan([*entries[-1].last, *entries[-1].best, *entries[-1].validation]).all()
     assert trained == [("scratch", 0), ("a", 0), ("b", 0)]
-    assert comparison.rows(entries)[-1][3:5] == ("nan", "nan")
+    assert compare.rows(entries)[-1][3:5] == ("nan", "nan")
     experiment.settings.on_nonfinite = "skip"
     diverging.clear()
     for _ in range(2):
-        entries = comparison.train_all(experiment, None, ["a", "b"], num_best=1, scales=())
+        entries = compare.train_all(experiment, None, ["a", "b"], num_best=1, scales=())
         assert all(entry.last == (50.0,) for entry in entries)
     assert trained == [("scratch", 0), ("a", 0), ("b", 0), ("a", 0)], "skipping is another try"
 
@@ -149,7 +147,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Likewise of a run."""
+    """What `compare` looks at of a run."""
 
     log: workdir.MetricsLog
     eval_every: int | None = None
@@ -166,5 +164,6 @@ def test_the_preset_is_what_the_tables_used(pair):
     assert settings.optimizer.learning_rate == (0.01 if slow else 0.05)
     assert settings.teacher.learning_rate == 0.05
     assert f"{settings.teacher.name}-{settings.student.name}" == pair
+    flags.check(settings)
     compare.check(settings)
     json.dumps(workdir.plain(dataclasses.asdict(settings)))

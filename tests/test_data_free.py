@@ -12,9 +12,9 @@ import pytest
 import scripts
 
 from kdjax import models, terms
+from kdjax.models import load_network
 from kdjax.objective import combine
-from kdjax.runs import data_free, distill, settings, synthesis
-from kdjax.runs.networks import load_network
+from kdjax.runs import data_free, generator, settings
 from kdjax.types import Outputs, Variables
 
 ROOT = Path(__file__).parents[1]
@@ -43,8 +43,8 @@ def test_a_student_of_made_up_images(tmp_path):
 def test_the_teacher_sees_what_distill_shows_it():
     split = SimpleNamespace(label=np.zeros(60_000))
     mnist = SimpleNamespace(image_shape=(28, 28, 1), label_names=tuple("0123456789"), train=split)
-    asked = data_free.Settings(data=settings.DataSettings(name="mnist"))
-    assert distill.resolve(asked, mnist).teacher.augment == ("jitter",)
+    asked = data_free.Settings(data=settings.DataSettings(name="mnist"), workdir=Path("w"))
+    assert settings.resolve(asked, mnist).teacher.augment == ("jitter",)
 
 
 def test_wrong_use_is_one_line():
@@ -58,9 +58,9 @@ def test_the_generators_loss_is_that_of_the_papers():
     rng = np.random.default_rng(0)
     teacher, student = rng.normal(size=(2, 6, 5)) * 2
     embedding = rng.normal(size=(6, 3))
-    weights = synthesis.Weights(1.0, 0.5, 2.0, 0.25)
+    weights = generator.Weights(1.0, 0.5, 2.0, 0.25)
     with jax.enable_x64(True):
-        found = synthesis.generator_loss(
+        found = generator.generator_loss(
             Outputs(jnp.asarray(teacher)), jnp.asarray(embedding), jnp.asarray(student), weights
         )
     p, q = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in (teacher, student))
@@ -83,16 +83,16 @@ def trained():
         for _ in range(2)
     )
     variables = teacher.init(jax.random.key(7), jnp.zeros((2, *SHAPE)))
-    init, step = synthesis.make_step(
+    init, step = generator.make_step(
         student,
         teacher,
         "drop_0",
         combine({"soft": terms.soft_targets()}, {"soft": 1.0}),
         (optax.adam(1e-2), optax.adam(1e-2)),
-        synthesis.Generator(SHAPE, (16,)),
+        generator.Generator(SHAPE, (16,)),
         batch_size=32,
         noise_size=5,
-        weights=synthesis.Weights(),
+        weights=generator.Weights(),
     )
     start = init(jax.random.key(0), variables)
     kept = jax.tree.map(np.array, variables)
@@ -116,11 +116,10 @@ def test_student_and_generator_both_learn(trained):
 
 def test_images_are_images_and_repeatable(trained):
     _, state, _ = trained
-    generator = synthesis.Generator(SHAPE, (16,))
+    made = generator.Generator(SHAPE, (16,))
     variables = Variables(state.generator.params, state.generator.state)
     first, second, other = (
-        synthesis.images_of(generator, variables, noise_size=5, count=4, seed=seed)
-        for seed in (0, 0, 1)
+        generator.images_of(made, variables, noise_size=5, count=4, seed=seed) for seed in (0, 0, 1)
     )
     assert first.shape == (4, *SHAPE) and first.min() >= 0 and first.max() <= 255
     np.testing.assert_array_equal(first, second)

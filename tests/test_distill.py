@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from xla import EIGHT_DEVICES, QUICK_COMPILATION
 
-from kdjax import checkpoint
-from kdjax.runs import cli, distill, networks, settings, workdir
+from kdjax import checkpoint, models
+from kdjax.runs import distill, flags, settings, workdir
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -102,7 +102,7 @@ def test_metrics_have_phase_step_and_time(finished):
 
 def test_the_student_loads_with_one_call(finished):
     from kdjax.checkpoint import params_sha256
-    from kdjax.runs.networks import load_network
+    from kdjax.models import load_network
 
     network = load_network(finished[0] / "student")
     images = np.zeros((3, 8, 8, 1), np.uint8)
@@ -320,7 +320,7 @@ def test_teacher_checkpoints_that_do_not_fit(finished, capsys, data_dir, tmp_pat
     other = finished[0] / "checkpoints" / "teacher-0"
     error = fails(capsys, *base, "--teacher.checkpoint", other)
     assert "something else than a network" in error
-    variables = networks.load_network(teacher).variables
+    variables = models.load_network(teacher).variables
     checkpoint.save_variables(tmp_path / "bare", variables, {"seconds": 1.0})
     error = fails(capsys, *base, "--teacher.checkpoint", tmp_path / "bare")
     assert "holds no network of a work directory" in error
@@ -345,7 +345,7 @@ def test_a_trained_teacher_is_used_again(finished, data_dir, tmp_path):
 
 
 def test_a_transformer_learns_from_a_split_teacher_of_its_own_precision(data_dir, tmp_path, capsys):
-    from kdjax.runs.networks import load_network
+    from kdjax.models import load_network
 
     flags = ["--data.dir", data_dir, "--workdir", tmp_path / "w", "--method", "kd+rkd+hint"]
     flags += ["--teacher.name", "vit_mu", "--student.name", "vit_mu", "--student.dropout", 0.1]
@@ -404,13 +404,14 @@ class FakeData:
 def test_defaults_follow_the_data_and_digits_are_never_flipped(
     name, shape, labels, augment, teacher_augment
 ):
-    asked = distill.Settings(data=settings.DataSettings(name=name))
-    resolved = distill.resolve(asked, FakeData(shape, labels, 50_000))
+    asked = distill.Settings(data=settings.DataSettings(name=name), workdir=Path("w"))
+    resolved = settings.resolve(asked, FakeData(shape, labels, 50_000))
     assert resolved.augment == augment
     assert resolved.teacher.augment == teacher_augment
     assert resolved.data.student_examples == (100 if name == "digits" else 50_000)
-    kept = distill.resolve(
-        distill.Settings(augment=("none",), epochs=3, batch_size=32), FakeData(shape, labels, 500)
+    kept = settings.resolve(
+        distill.Settings(augment=("none",), epochs=3, batch_size=32, workdir=Path("w")),
+        FakeData(shape, labels, 500),
     )
     assert (kept.augment, kept.teacher.augment, kept.epochs, kept.batch_size) == (
         ("none",),
@@ -421,7 +422,7 @@ def test_defaults_follow_the_data_and_digits_are_never_flipped(
 
 
 def test_balanced_subset_takes_from_every_class():
-    from kdjax.runs.plans import balanced_subset
+    from kdjax.runs.teaching import balanced_subset
 
     labels = np.array([0] * 50 + [1] * 5 + [2] * 30)
     chosen = balanced_subset(labels, 20)
@@ -445,7 +446,7 @@ def test_metrics_log_survives_a_torn_line(tmp_path):
 def test_a_diverging_run_exits_with_status_1(capsys):
     from kdjax import loop
 
-    with pytest.raises(SystemExit) as stop, cli.plain_errors(resume_with="again"):
+    with pytest.raises(SystemExit) as stop, flags.plain_errors(resume_with="again"):
         raise loop.NonFiniteLoss("the loss is nan at step 3; non-finite terms: soft")
     assert stop.value.code == 1
     assert "step 3; non-finite terms: soft" in capsys.readouterr().err
@@ -497,7 +498,7 @@ def test_a_student_under_its_teachers_classifier_goes_out_whole(tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["distilled"]["num_params"] > summary["scratch"]["num_params"]
-    student, teacher = (networks.load_network(tmp_path / name) for name in ("student", "teacher"))
+    student, teacher = (models.load_network(tmp_path / name) for name in ("student", "teacher"))
     assert student.spec.reused_width == 64
     for name, kept in student.variables.state["classifier"].items():
         np.testing.assert_array_equal(kept, teacher.variables.params["head"][name])
@@ -512,7 +513,7 @@ def test_rematerialise_reaches_the_networks(data_dir, tmp_path, capsys, monkeypa
     def seen(model):
         raise ValueError("seen")
 
-    monkeypatch.setattr(models, "rematerialised", seen)
+    monkeypatch.setattr(models, "rematerialized", seen)
     flags = ["--data.dir", data_dir, "--teacher.name", "resnet8", "--student.name", "resnet8"]
     error = fails(capsys, *flags, "--rematerialise", "--workdir", tmp_path / "w")
     assert error == "error: seen\n"

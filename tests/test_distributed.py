@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hosts import NUM_STEPS, TIMEOUT
 
 from kdjax import data, distributed, sharding
+from kdjax.distributed import _watchdog
 from kdjax.runs import distill
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +32,7 @@ def play(out, *names):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     names = ["one", "two", "one dies", "resumed by two", "zero dies", "resumed by one"]
-    names += ["two by calls", "one leaves", "preempted", "resumed by four"]
+    names += ["two without a store", "two by calls", "one leaves", "preempted", "resumed by four"]
     return play(tmp_path_factory.mktemp("hosts"), *names)
 
 
@@ -65,6 +67,25 @@ def test_two_processes_may_take_several_steps_a_call(results):
     assert_close(results["two by calls"], results["two"])
     first, second = (said(results["two by calls"], i) for i in (0, 1))
     assert first["sha256"] == second["sha256"]
+
+
+def test_with_a_jax_that_has_no_such_store_training_goes_on_without_a_watchdog(results):
+    result = results["two without a store"]
+    assert said(result)["sha256"] == said(results["two"])["sha256"]
+    for process in (0, 1):
+        lines = [line for line in result["err"][process].splitlines() if "watchdog" in line]
+        assert lines == [
+            f"warning: no watchdog: JAX {jax.__version__} does not have the store that it uses"
+        ]
+
+
+@pytest.mark.parametrize("parts", [{}, {"global_state": None}, {"global_state": object()}])
+def test_private_parts_of_jax_that_have_moved_are_not_an_error(parts, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, _watchdog._PRIVATE, SimpleNamespace(**parts))
+    assert _watchdog.client() is None
+    _watchdog.start(60.0)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not _watchdog._watching.is_set()
 
 
 def test_every_example_is_measured_once(results):
@@ -215,8 +236,8 @@ def test_alone_there_is_nothing_to_agree_on():
 
 def test_the_message_that_a_process_leaves_with_is_printed(monkeypatch, capsys):
     left = []
-    monkeypatch.setattr(distributed, "_leave", left.append)
-    monkeypatch.setattr(distributed._watching, "is_set", lambda: True)
+    monkeypatch.setattr(_watchdog, "_leave", left.append)
+    monkeypatch.setattr(_watchdog._watching, "is_set", lambda: True)
     with distributed.leaving():
         raise SystemExit("no data in DIR")
     assert left == [1] and capsys.readouterr().err == "no data in DIR\n"

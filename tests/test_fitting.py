@@ -10,9 +10,8 @@ import optax
 import pytest
 
 from kdjax import models, step, teachers
+from kdjax.models import NetworkSpec
 from kdjax.runs import fitting, methods, settings
-from kdjax.runs.networks import NetworkSpec
-from kdjax.runs.places import places_of, with_features
 from kdjax.types import Outputs, TermInputs
 
 CLASSES, BATCH = 5, 4
@@ -29,6 +28,10 @@ def spec_of(name, size=32):
     return NetworkSpec(name, (), CLASSES, (size, size, 3), (0.5,) * 3, (0.25,) * 3)
 
 
+def capturing(spec):
+    return models.build(spec, features=models.build(spec).paths.all)
+
+
 def batch_of(size, seed=0):
     rng = np.random.default_rng(seed)
     return {
@@ -41,7 +44,7 @@ def batch_of(size, seed=0):
 @functools.cache
 def shapes_of(name):
     """Return what a network has and says, as shapes."""
-    model = with_features(spec_of(name))
+    model = capturing(spec_of(name))
     images = jax.ShapeDtypeStruct((BATCH, 32, 32, 3), np.uint8)
 
     def both(x):
@@ -53,8 +56,8 @@ def shapes_of(name):
 
 def setup_of(teacher, student, params, num_examples=20):
     return methods.Setup(
-        student=places_of(spec_of(student)),
-        teacher=places_of(spec_of(teacher)),
+        student=models.build(spec_of(student)).paths,
+        teacher=models.build(spec_of(teacher)).paths,
         teacher_params=jax.tree.map(lambda x: np.ones(x.shape, np.float32), params),
         num_examples=num_examples,
         num_steps=100,
@@ -66,7 +69,7 @@ def test_every_method_works_across_unlike_networks(teacher, student):
     (params, answers), (_, own) = shapes_of(teacher), shapes_of(student)
     setup = setup_of(teacher, student, params)
     width = params["head"]["kernel"].shape[0]
-    last = own.features[setup.student.last].shape
+    last = own.features[setup.student.last_map].shape
     projected = jax.ShapeDtypeStruct((*last[:3], width), np.float32)
     own = Outputs(own.logits, {**own.features, "projected": projected})
     fitting_ones = [
@@ -124,7 +127,7 @@ def test_networks_that_fit():
 )
 def test_a_step_across_unlike_networks(teacher, student, method):
     batch = jax.tree.map(jnp.asarray, batch_of(8))
-    taught, own = with_features(spec_of(teacher, 8)), with_features(spec_of(student, 8))
+    taught, own = capturing(spec_of(teacher, 8)), capturing(spec_of(student, 8))
     variables = jax.jit(taught.init)(jax.random.key(1), batch["image"])
     objective = methods.objective_of(method, setup_of(teacher, student, variables.params))
     source, optimizer = teachers.frozen(taught, variables), optax.sgd(1e-4)

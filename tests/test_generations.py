@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scripts
 
-from kdjax.runs import chain, generations
-from kdjax.runs.plans import TeacherResult
+from kdjax.runs import generations
 from kdjax.runs.settings import NetworkSettings
+from kdjax.runs.teaching import TeacherResult
 
 ROOT = Path(__file__).parents[1]
 LABELS = np.arange(20) % 2
@@ -25,7 +25,7 @@ def test_assistants_from_the_command_line(tmp_path):
     done = run("--assistants", "32x16", *flags)
     assert done.returncode == 0, done.stderr
     networks = json.loads((tmp_path / "summary.json").read_text())["networks"]
-    assert [n["name"] for n in networks] == ["teacher", "32x16", "student", chain.DIRECT]
+    assert [n["name"] for n in networks] == ["teacher", "32x16", "student", generations.DIRECT]
     sizes = [n["num_params"] for n in networks]
     assert sizes[0] > sizes[1] > sizes[2] == sizes[3]
     assert all(n["test_errors"] and 0 <= n["accuracy"][0] <= 100 for n in networks)
@@ -87,29 +87,29 @@ def test_each_learns_from_the_one_before(monkeypatch):
         sign = np.where(LABELS == 1, 1, -1)
         return result(phase, np.stack([0 * margin, sign * margin], axis=-1))
 
-    monkeypatch.setattr(chain, "_student", student)
+    monkeypatch.setattr(generations, "_student", student)
     split = SimpleNamespace(label=LABELS)
     experiment = SimpleNamespace(
-        settings=SimpleNamespace(seed=1, num_seeds=2),
+        settings=SimpleNamespace(seeds=range(1, 3)),
         dataset=SimpleNamespace(validation=split, test=split),
     )
     small, big = NetworkSettings("mlp", (4,)), NetworkSettings("mlp", (8,))
-    found = chain.train_all(
+    found = generations.train_chain(
         experiment, result("teacher", np.eye(2)[LABELS]), {"one": small, "two": small}
     )
     assert taught == [
         ("teacher", "one", 3), ("one", "two", 5), ("teacher", "one", 4), ("one", "two", 6),
     ]  # fmt: skip
-    assert [entry.name for entry in found] == ["teacher", "one", "two", chain.TOGETHER]
+    assert [entry.name for entry in found] == ["teacher", "one", "two", generations.TOGETHER]
     assert found[0].accuracy == (100.0,) and found[1].accuracy == (50.0, 50.0)
     assert found[-1].accuracy == (100.0, 100.0), "the mean of both is right everywhere"
     taught.clear()
-    found = chain.train_all(
+    found = generations.train_chain(
         experiment, result("teacher", np.eye(2)[LABELS]), {"big": big, "student": small}
     )
     assert taught[:3] == [
         ("teacher", "big", 3),
         ("big", "student", 5),
-        ("teacher", chain.DIRECT, 5),
+        ("teacher", generations.DIRECT, 5),
     ]
-    assert [entry.name for entry in found] == ["teacher", "big", "student", chain.DIRECT]
+    assert [entry.name for entry in found] == ["teacher", "big", "student", generations.DIRECT]

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import scripts
 
-from experiments.hinton2015 import gradient, group, regulariser, report, teacher, unseen_digit
-from experiments.hinton2015 import lab as labs
-from experiments.hinton2015.lab import Claim
-from kdjax import checkpoint, teachers
+from experiments.hinton2015 import gradient, networks, regulariser, report, teacher, unseen_digit
+from experiments.hinton2015.study import Claim, Recipe, StudySettings, opened
+from kdjax import checkpoint, models
 from kdjax.loop import Stopped
+from kdjax.runs import training
+from kdjax.runs.numbers import mean_and_deviation
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [
@@ -115,25 +116,25 @@ def test_wrong_use_is_one_line(tmp_path):
     assert wrong.returncode == 2 and "--num-seeds must be positive" in wrong.stderr
 
 
-def make_lab(tmp_path, stop_fn=lambda: False):
-    settings = labs.Settings(workdir=tmp_path, quick=True)
-    return labs._open(settings, "test", "digits", stop_fn)
+def make_study(tmp_path, stop_fn=lambda: False):
+    settings = StudySettings(workdir=tmp_path, quick=True)
+    return opened(settings, "test", "digits", stop_fn)
 
 
-def train(lab, seeds=(0, 1)):
-    recipe = group.Recipe(epochs=10, batch_size=64)
-    spec = group.mlp_spec(lab, (8,), dropout=0.2)
-    return group.train_group(lab, "group", spec, recipe, lab.train._asdict(), seeds=seeds)
+def train(study, seeds=(0, 1)):
+    recipe = Recipe(epochs=10, batch_size=64)
+    spec = networks.mlp_spec(study, (8,), dropout=0.2)
+    return networks.train(study, "group", spec, recipe, study.train._asdict(), seeds=seeds)
 
 
 def test_interrupted_group_ends_in_the_same_bytes(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    whole = train(make_lab(tmp_path / "a"))
+    whole = train(make_study(tmp_path / "a"))
     with pytest.raises(Stopped):
-        train(make_lab(tmp_path / "b", lambda: True))
+        train(make_study(tmp_path / "b", lambda: True))
     assert (tmp_path / "b" / "group" / "state").exists()
-    resumed = train(make_lab(tmp_path / "b"))
+    resumed = train(make_study(tmp_path / "b"))
     for ours, theirs in zip(
         jax.tree.leaves(whole.variables), jax.tree.leaves(resumed.variables), strict=True
     ):
@@ -141,42 +142,31 @@ def test_interrupted_group_ends_in_the_same_bytes(tmp_path):
 
 
 def test_group_of_another_recipe_is_not_reused(tmp_path):
-    train(make_lab(tmp_path))
+    train(make_study(tmp_path))
     with pytest.raises(ValueError, match="trained otherwise"):
-        train(make_lab(tmp_path), seeds=(0,))
+        train(make_study(tmp_path), seeds=(0,))
 
 
-def distil(lab, name, teacher_logits):
-    examples = {**lab.train._asdict(), "teacher_logits": teacher_logits}
-    spec, recipe = group.mlp_spec(lab, (8,)), group.Recipe(epochs=2, batch_size=64)
-    settings = group.constant(1, temperature=4.0, soft_weight=1.0)
-    return group.train_group(
-        lab,
-        name,
-        spec,
-        recipe,
-        examples,
-        seeds=[0],
-        settings=settings,
-        objective_fn=group.soft_and_hard,
-        teacher=teachers.stored(),
-    )
+def distil(study, name, teacher_logits):
+    examples = {**study.train._asdict(), "teacher_logits": teacher_logits}
+    spec, recipe = networks.mlp_spec(study, (8,)), Recipe(epochs=2, batch_size=64)
+    return networks.distil(study, name, spec, recipe, examples, seeds=[0], temperature=4.0)
 
 
 def test_students_of_another_teacher_are_not_reused(tmp_path):
-    lab = make_lab(tmp_path)
-    logits = np.random.default_rng(0).normal(size=(len(lab.train.label), 10)).astype(np.float32)
-    distil(lab, "student", logits)
-    distil(lab, "student", logits)
+    study = make_study(tmp_path)
+    logits = np.random.default_rng(0).normal(size=(len(study.train.label), 10)).astype(np.float32)
+    distil(study, "student", logits)
+    distil(study, "student", logits)
     with pytest.raises(ValueError, match="trained otherwise"):
-        distil(lab, "student", logits + 1)
+        distil(study, "student", logits + 1)
 
 
 def test_an_interrupted_group_does_not_go_on_with_another_recipe(tmp_path):
     with pytest.raises(Stopped):
-        train(make_lab(tmp_path, lambda: True))
+        train(make_study(tmp_path, lambda: True))
     with pytest.raises(ValueError, match="trained otherwise"):
-        train(make_lab(tmp_path), seeds=(0, 5))
+        train(make_study(tmp_path), seeds=(0, 5))
 
 
 def test_two_runs_do_not_train_one_group(tmp_path):
@@ -186,18 +176,18 @@ def test_two_runs_do_not_train_one_group(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(checkpoint.InUse, match="is in use by process"):
-            train(make_lab(tmp_path))
+            train(make_study(tmp_path))
         other.kill()
 
 
 def test_a_learning_curve_survives_an_interruption(tmp_path):
     def learn(folder, stop_fn):
         folder.mkdir(exist_ok=True)
-        lab = make_lab(folder, stop_fn)
-        few = regulariser.pick_few(lab)
-        examples = {key: x[few] for key, x in lab.train._asdict().items()}
-        recipe, spec = group.Recipe(epochs=200, batch_size=16), group.mlp_spec(lab, (8,))
-        return regulariser.learn(lab, "curve", spec, recipe, examples, few, [0, 1], None)
+        study = make_study(folder, stop_fn)
+        few = regulariser.pick_few(study)
+        examples = {key: x[few] for key, x in study.train._asdict().items()}
+        recipe, spec = Recipe(epochs=200, batch_size=16), networks.mlp_spec(study, (8,))
+        return regulariser.learn(study, "curve", spec, recipe, examples, few, [0, 1], None)
 
     whole = learn(tmp_path / "a", lambda: False)
     for _ in range(3):
@@ -215,7 +205,7 @@ def test_a_learning_curve_survives_an_interruption(tmp_path):
 def test_members_do_not_depend_on_their_company(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    pair, single = train(make_lab(tmp_path / "a")), train(make_lab(tmp_path / "b"), seeds=(1,))
+    pair, single = train(make_study(tmp_path / "a")), train(make_study(tmp_path / "b"), seeds=(1,))
     for ours, theirs in zip(
         jax.tree.leaves(pair.member(1)), jax.tree.leaves(single.member(0)), strict=True
     ):
@@ -229,10 +219,10 @@ def test_claims_are_judged_by_their_mean():
     assert Claim("", "", (81.0,)).met is None
 
 
-def test_spread():
-    assert labs.spread([141.0]) == "141"
-    assert labs.spread([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
-    assert labs.spread([0.001, 0.002]) == "0.0015 ± 0.0007"
+def test_mean_and_deviation():
+    assert mean_and_deviation([141.0]) == "141"
+    assert mean_and_deviation([1.0, 2.0, 3.0]) == "2.0 ± 1.0"
+    assert mean_and_deviation([0.001, 0.002]) == "0.0015 ± 0.0007"
 
 
 def test_best_offset_is_the_middle_of_the_best():
@@ -244,24 +234,24 @@ def test_best_offset_is_the_middle_of_the_best():
 
 def test_mean_of_is_the_mean_of_softened_probabilities():
     logits = np.random.default_rng(0).normal(size=(3, 7, 4)).astype(np.float32) * 4
-    softened = np.exp(group.mean_of(logits, 2.0) / 2)
+    softened = np.exp(training.mean_of(logits, 2.0) / 2)
     parts = np.exp(logits / 2) / np.exp(logits / 2).sum(-1, keepdims=True)
     np.testing.assert_allclose(softened / softened.sum(-1, keepdims=True), parts.mean(0), rtol=1e-5)
 
 
 def test_copies_are_answered_as_the_teacher_answers_them(tmp_path):
-    lab = make_lab(tmp_path)
+    study = make_study(tmp_path)
     inside = np.random.default_rng(0).integers(0, 256, (3, 2, 2, 1))
     images = np.pad(inside, ((0, 0), (3, 3), (3, 3), (0, 0))).astype(np.uint8)
-    spec = group.mlp_spec(lab, (16,))
-    model = group.networks.build(spec)
+    spec = networks.mlp_spec(study, (16,))
+    model = models.build(spec)
     variables = jax.jit(model.init)(jax.random.key(0), images)
     none = np.zeros((0, 10), np.float32)
-    big = teacher.Trained(model, variables, none, none, none, around=1)
+    big = teacher.Trained(study.run, model, variables, none, none, none, around=1)
     copied = big.answered_shifts({"image": images, "label": np.arange(3)}, max_shift=1)
     assert copied["image"].shape == (27, 8, 8, 1)
     np.testing.assert_array_equal(copied["label"], np.tile(np.arange(3), 9))
-    expected = teacher.look_around(model, variables, copied["image"], max_shift=1)
+    expected = teacher.look_around(study.run, model, variables, copied["image"], max_shift=1)
     softened, wanted = (
         jax.nn.softmax(z / teacher.TEMPERATURE) for z in (copied["teacher_logits"], expected)
     )

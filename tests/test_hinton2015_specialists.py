@@ -5,22 +5,25 @@ import dataclasses
 import jax
 import numpy as np
 
-from experiments.hinton2015 import experts, group, specialists, superclasses
-from kdjax.runs import networks
-from kdjax.runs.networks import NetworkSpec
+from experiments.hinton2015 import networks, panel, specialists, superclasses
+from experiments.hinton2015.study import PanelRecipe
+from kdjax import models
+from kdjax.models import NetworkSpec
+from kdjax.runs.experiment import open_run
 from kdjax.specialists import collapse
 
 
-def test_a_specialist_starts_as_its_generalist():
+def test_a_specialist_starts_as_its_generalist(tmp_path):
     spec = NetworkSpec("mlp", (12, 8), 6, (8, 8, 1), (0.3,), (0.2,))
-    model, classes = networks.build(spec), np.array([4, 1])
+    model, classes = models.build(spec), np.array([4, 1])
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
     variables = jax.jit(model.init)(jax.random.key(0), images)
-    start = experts.start_of(variables, classes, shift=2.0)
+    start = panel.start_of(variables, classes, shift=2.0)
     small = dataclasses.replace(spec, num_classes=3)
-    panel = experts.Panel(small, classes[None], [start], [2.0])
-    expected = np.asarray(collapse(group.predict(model, variables, images), classes))
-    first = panel.answers(images)[0]
+    run = open_run(tmp_path, lambda: False)
+    trained = panel.Panel(small, classes[None], [start], [2.0])
+    expected = np.asarray(collapse(networks.predict(run, model, variables, images), classes))
+    first = trained.answers(run, images)[0]
     np.testing.assert_allclose(first[:, :2], expected[:, :2], rtol=1e-5, atol=1e-5)
     # The mean of the others' logits plus the logarithm of their number is a lower bound.
     assert np.all(first[:, 2] <= expected[:, 2] + 1e-5)
@@ -61,12 +64,16 @@ def test_superclasses():
 
 
 def test_half_of_a_batch_is_special():
-    recipe = experts.Recipe(set_size=2, batch_size=8)
-    labels, images = np.array([0, 1, 2, 2, 2, 0, 1, 2, 2]), np.arange(9)
-    batches = [experts._batch(recipe, images, labels, 5, at) for at in range(20)]
-    for batch in batches:
-        np.testing.assert_array_equal(labels[batch["image"]], batch["label"])
-        assert np.all(batch["label"][:4] < 2) and np.all(batch["label"][4:] == 2)
-    again = experts._batch(recipe, images, labels, 5, 3)
-    np.testing.assert_array_equal(again["image"], batches[3]["image"])
-    assert {tuple(batch["image"]) for batch in batches} != {tuple(again["image"])}
+    recipe = PanelRecipe(set_size=2, batch_size=8)
+    labels = np.array([0, 1, 2, 2, 2, 0, 1, 2, 2])
+
+    def indices(start, count):
+        rows = panel.rows(recipe, labels, 5, start)
+        return [next(rows)["index"] for _ in range(count)]
+
+    batches = indices(0, 20)
+    for index in batches:
+        assert np.all(labels[index[:4]] < 2) and np.all(labels[index[4:]] == 2)
+    again = indices(3, 1)[0]
+    np.testing.assert_array_equal(again, batches[3])
+    assert {tuple(index) for index in batches} != {tuple(again)}

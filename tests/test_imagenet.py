@@ -10,8 +10,8 @@ from PIL import Image
 from sets import encoded, features, prepare
 
 from kdjax import models
-from kdjax.runs import distill, opening, plans, presets, training
-from kdjax.runs.networks import Network, build
+from kdjax.models import Network, build
+from kdjax.runs import distill, experiment, flags, presets, teaching, training
 from kdjax.runs.settings import DataSettings, MeshSettings, NetworkSettings
 
 
@@ -48,7 +48,7 @@ def test_the_setting_is_the_fields():
     assert (optimizer.name, optimizer.schedule) == ("sgd", "cosine")
     np.testing.assert_allclose([optimizer.learning_rate, optimizer.weight_decay], [0.4, 1e-4])
     assert (found.batch_size, found.epochs, found.augment) == (1024, 100, ("resized-crop", "flip"))
-    distill.check(found)
+    flags.check(found)
 
 
 def test_the_rate_follows_the_batch_and_given_settings_stay():
@@ -82,23 +82,22 @@ def test_two_steps_on_photographs(root, tmp_path, student, num_params):
             workdir=tmp_path / "run",
         )
     )
-    dataset = opening.load_dataset(settings)
+    dataset = experiment.load_dataset(settings)
     assert [len(part.label) for part in (dataset.train, dataset.validation, dataset.test)] == [
         *(16, 0, 8)
     ]
-    resolved = distill.resolve(settings, dataset)
-    with opening.open_experiment(settings, resolved, dataset, lambda: False) as experiment:
-        spec = opening.spec_of(resolved, dataset, resolved.teacher)
+    with experiment.open_experiment(settings, dataset, lambda: False) as opened:
+        spec = experiment.spec_of(opened.settings, dataset, opened.settings.teacher)
         model = build(spec)
         images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
         shapes = jax.eval_shape(model.init, jax.random.key(0), images)
         variables = jax.tree.map(lambda x: np.full(x.shape, 0.01, x.dtype), shapes)
-        teacher = plans.TeacherResult(Network(spec, model, variables), {}, {})
-        plan = plans.plan_method(
-            experiment, teacher, "kd", plans.student_examples(experiment), phase="distilled"
+        teacher = teaching.TeacherResult(Network(spec, model, variables), {}, {})
+        plan = teaching.plan_method(
+            opened, teacher, "kd", teaching.student_examples(opened), phase="distilled"
         )
         assert plan.num_steps == 2
-        params = training.train(experiment.run, plan, seed=0).params
+        params = training.train(opened.run, plan, seed=0).params
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert np.all(np.isfinite([[row["loss/soft"], row["loss/hard"]] for row in rows]))
@@ -106,7 +105,7 @@ def test_two_steps_on_photographs(root, tmp_path, student, num_params):
 
 
 def test_photographs_are_seen_whole_in_evaluation_and_in_part_in_training(root):
-    dataset = opening.load_dataset(
+    dataset = experiment.load_dataset(
         presets.applied(distill.Settings(preset="imagenet", data=DataSettings(dir=root)))
     )
     assert dataset.image_shape == (224, 224, 3)

@@ -1,6 +1,5 @@
 """What `--method` names: every method makes an objective that can be computed."""
 
-import dataclasses
 import re
 
 import jax
@@ -8,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax.models import NetworkSpec
 from kdjax.runs import fitting, methods, settings
 from kdjax.runs.methods import METHODS, Setup
-from kdjax.runs.networks import NetworkSpec
-from kdjax.runs.places import Places, places_of, with_features
-from kdjax.types import Outputs, TermInputs
+from kdjax.types import FeaturePaths, Outputs, TermInputs
 
-PLACES = Places(
+PATHS = FeaturePaths(
     stages=("a", "b", "c"),
-    bare=("x/0/sum", "y/0/sum", "z/0/sum"),
+    preactivations=("x/0/sum", "y/0/sum", "z/0/sum"),
     embedding="e",
+    head="head",
     spatial=True,
-    last="c",
+    last_map="c",
     norms=("x/0/norm_2", "y/0/norm_2", "z/0/norm_2"),
 )
 NORM = {"norm_2": {"scale": np.ones(6, np.float32), "bias": np.zeros(6, np.float32)}}
@@ -33,8 +32,10 @@ def outputs(seed):
         return jnp.asarray(rng.normal(size=(BATCH, *shape)), jnp.float32)
 
     sizes = [8, 4, 2]
-    features = {name: draw(s, s, WIDTH) for name, s in zip(PLACES.stages, sizes, strict=True)}
-    features |= {name: draw(s, s, WIDTH) for name, s in zip(PLACES.bare, sizes, strict=True)}
+    features = {name: draw(s, s, WIDTH) for name, s in zip(PATHS.stages, sizes, strict=True)}
+    features |= {
+        name: draw(s, s, WIDTH) for name, s in zip(PATHS.preactivations, sizes, strict=True)
+    }
     features |= {"e": draw(WIDTH), "class_maps": draw(2, 2, CLASSES)}
     features |= {"projected": draw(2, 2, WIDTH)}
     return Outputs(draw(CLASSES), features)
@@ -50,8 +51,8 @@ def inputs():
 
 
 SETUP = Setup(
-    student=PLACES,
-    teacher=PLACES,
+    student=PATHS,
+    teacher=PATHS,
     teacher_params={
         "head": {"kernel": np.ones((WIDTH, CLASSES), np.float32)},
         **{stage: {"0": NORM} for stage in "xyz"},
@@ -101,45 +102,30 @@ def test_wrong_names_and_networks_are_explained():
         methods.objective_of("kd+nothing", SETUP)
     with pytest.raises(ValueError, match="names a method twice"):
         methods.objective_of("kd+kd", SETUP)
-    flat = SETUP._replace(student=PLACES._replace(spatial=False))
+    flat = SETUP._replace(student=PATHS._replace(spatial=False))
     with pytest.raises(ValueError, match="--method at needs feature maps"):
         methods.objective_of("at", flat)
-    shallow = SETUP._replace(student=Places((), (), "", spatial=False))
+    shallow = SETUP._replace(student=FeaturePaths())
     with pytest.raises(ValueError, match="--method rkd needs features"):
         methods.objective_of("rkd", shallow)
 
 
-@pytest.mark.parametrize(
-    ("name", "stages"),
-    [("vit_mu", ("block_0",)), ("vit_s", ("block_2", "block_5", "block_8", "block_11"))],
-)
-def test_four_blocks_of_a_transformer_stand_for_stages(name, stages):
-    spec = NetworkSpec(name, (), CLASSES, (8, 8, 3), (0.5,) * 3, (0.2,) * 3, patch_size=4)
-    places = places_of(spec)
-    assert (places.stages, places.spatial) == (stages, False)
-    images = jax.ShapeDtypeStruct((2, 8, 8, 3), np.uint8)
-    model = with_features(spec)
-    outputs = jax.eval_shape(
-        lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], images
-    )
-    assert set(outputs.features) == set(places.all)
+def test_methods_of_maps_refuse_a_transformer():
+    spec = NetworkSpec("vit_mu", (), CLASSES, (8, 8, 3), (0.5,) * 3, (0.2,) * 3, patch_size=4)
     with pytest.raises(ValueError, match="--method at needs feature maps"):
         fitting.check_fit("at", spec, spec)
 
 
-@pytest.mark.parametrize(
-    ("name", "last"), [("resnet20", (2, 2, 2)), ("resnet18", (1,) * 4), ("resnet34", (2, 3, 5, 2))]
-)
-def test_a_stage_ends_with_its_last_block(name, last):
-    spec = NetworkSpec(name, (), CLASSES, (32, 32, 3), (0.5,) * 3, (0.2,) * 3)
-    places = places_of(spec)
-    assert places.bare == tuple(f"stage_{i}/block_{n}/sum" for i, n in enumerate(last, start=1))
-    images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8)
-    model = with_features(dataclasses.replace(spec, reused_width=6))
-    outputs = jax.eval_shape(
-        lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], images
-    )
-    assert set(places.all) <= set(outputs.features)
+def test_a_teacher_without_a_classifier_of_its_own_is_refused():
+    reusing = SETUP._replace(teacher=PATHS._replace(head=""))
+    for name in ("srrl", "skd"):
+        with pytest.raises(ValueError, match=f"--method {name} needs a teacher with a classifier"):
+            methods.objective_of(name, reusing)
+    spec = NetworkSpec("resnet8", (), CLASSES, (8, 8, 3), (0.5,) * 3, (0.2,) * 3)
+    with pytest.raises(ValueError, match="--method simkd needs a teacher with a classifier"):
+        methods.student_of("simkd", spec, reusing)
+    assert methods.student_of("simkd", spec, SETUP).reused_width == WIDTH
+    assert methods.student_of("kd", spec, reusing) == spec
 
 
 def test_help_knows_every_method_and_its_paper():

@@ -35,10 +35,8 @@ def test_both_custom_loops_use_the_losses_alone():
 
 
 def test_flags_in_the_readme_exist():
-    import dataclasses
-
     from kdjax.runs.distill import Settings
-    from kdjax.runs.workdir import flatten
+    from kdjax.runs.flags import names
 
-    known = {"--" + n.replace("_", "-") for n in flatten(dataclasses.asdict(Settings()))}
+    known = set(names(Settings))
     assert set(re.findall(r"--[a-z]+(?:[.-][a-z-]+)+|--temperature|--epochs", TEXT)) <= known

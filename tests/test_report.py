@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from kdjax import report
+from kdjax.runs import report
+from kdjax.runs.workdir import MetricsLog
 
 LABELS = ["zero", "one", "two"]
 
@@ -69,10 +70,11 @@ def write(directory, **changes):
         "title": "Distillation on <digits>",
         "summary": make_summary(),
         "rows": make_rows(),
-        "notes": [("Networks", "a < b")],
+        "notes": {"Networks": "a < b"},
         "facts": {"Command": "python -m experiments.distill --data.name 'x' && <y>"},
     }
-    return report.write_report(directory, **{**arguments, **changes})
+    page = report.distillation_page(**{**arguments, **changes})
+    return report.write_page(directory / "report.html", page)
 
 
 class Page(HTMLParser):
@@ -135,21 +137,21 @@ def test_table_of_one_seed_has_no_deviation():
     assert "one seed" in table.splitlines()[-1]
 
 
-def test_html_table_has_the_numbers_of_the_text():
-    page = Page(report.table_html(make_summary()))
+def test_html_table_has_the_numbers_of_the_text(tmp_path):
+    page = Page(write(tmp_path, rows=()).read_text())
     cells = [line for line in page.text.splitlines() if line]
     assert len(page.all("tr")) == 4
     for cell in ("1,185,002", "42.0 ± 2.0", "90.67 ± 0.44", "0.4200 ± 0.0200", "4.20 ± 0.20"):
         assert cell in cells
 
 
-def test_trainings_are_given_in_numbers():
-    text = Page(report.trainings_html(make_rows())).text
+def test_trainings_are_given_in_numbers(tmp_path):
+    text = Page(write(tmp_path).read_text()).text
     # The last losses of the labels are 2/30 and 3/30, not the nine times larger totals.
     assert "0.0833 ± 0.0236" in text
     assert "96.67 ± 0.00" in text
     rows = [{k: v for k, v in row.items() if k != "loss/hard"} for row in make_rows()]
-    assert "0.7500 ± 0.2121" in Page(report.trainings_html(rows)).text
+    assert "0.7500 ± 0.2121" in Page(write(tmp_path, rows=rows).read_text()).text
 
 
 @pytest.mark.parametrize(
@@ -168,16 +170,15 @@ def test_page_says_what_came_out(tmp_path, scratch, distilled, sentence):
 
 def test_metrics_come_back_without_a_torn_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rows = make_rows()
+    log, rows = MetricsLog(path), make_rows()
+    assert log.rows() == []
     whole = "".join(json.dumps(row) + "\n" for row in rows)
     path.write_bytes(whole.encode() + b'{"phase": "teacher", "loss": 0.\xff')
-    assert report.read_metrics(path) == rows
+    assert log.rows() == rows
     path.write_text(whole + "17")
-    assert report.read_metrics(path) == rows
+    assert log.rows() == rows
     path.write_text("")
-    assert report.read_metrics(path) == []
-    with pytest.raises(FileNotFoundError):
-        report.read_metrics(tmp_path / "absent.jsonl")
+    assert log.rows() == []
 
 
 def lines_of(axes, style):
@@ -299,9 +300,11 @@ def test_instructive_images_are_sure_and_of_different_classes():
 def test_page_is_self_contained(tmp_path):
     path = write(tmp_path, figures=draw_all())
     assert path == tmp_path / "report.html"
-    pngs = {"curves.png", "dark_knowledge.png", "errors.png"}
-    assert {other.name for other in tmp_path.iterdir()} == {path.name, *pngs}
-    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG\r\n") for name in pngs)
+    names = ("curves", "dark_knowledge", "errors")
+    pictures = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert {other.name for other in tmp_path.iterdir()} == {path.name, *pictures}
+    for name in names:
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
     text = path.read_text()
     page = Page(text)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
@@ -358,11 +361,39 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     assert (tmp_path / "report.html").read_bytes() == before
 
 
-def test_notes_may_be_a_mapping_and_all_but_the_summary_be_left_out(tmp_path):
-    page = report.write_report(
-        tmp_path, title="Bare", summary=make_summary(), notes={"Chosen": "by hand"}
-    )
-    text = Page(page.read_text()).text
+def test_all_but_the_summary_may_be_left_out(tmp_path):
+    page = report.distillation_page("Bare", make_summary(), notes={"Chosen": "by hand"})
+    text = Page(report.write_page(tmp_path / "report.html", page).read_text()).text
     assert "Chosen" in text
     assert "by hand" in text
     assert "How to have it again" not in text
+
+
+def test_what_was_found_is_written_and_printed_once(tmp_path, capsys):
+    table = report.Table(("method", "test %"), [("kd", "97.1 ± 0.2"), ("scratch", "95.0")])
+    figure = report.plot_dots({"kd": [96.9, 97.3], "scratch": [95.0]}, xlabel="test accuracy (%)")
+    section = report.Section(
+        tables=[table],
+        figures={"dots": (figure, "A dot is a seed.")},
+        notes=["Plain.", ("Headed", "Text.")],
+        facts={"Command": "python"},
+    )
+    report.publish(tmp_path, report.Page("Ways", [section]), {"kd": 97.1}, summary_name="all.json")
+    page = Page((tmp_path / "report.html").read_text())
+    assert [line for line in page.text.splitlines() if line][-13:] == [
+        "Ways", "method", "test %", "kd", "97.1 ± 0.2", "scratch", "95.0", "A dot is a seed.",
+        "Plain.", "Headed", "Text.", "Command", "python",
+    ]  # fmt: skip
+    assert page.all("img")[0]["alt"].startswith("test accuracy (%), first and last of 2: kd: 97.10")
+    assert json.loads((tmp_path / "all.json").read_text()) == {"kd": 97.1}
+    assert capsys.readouterr().out == (
+        "\nmethod   test %\nkd       97.1 ± 0.2\nscratch  95.0\n"
+        f"\nreport: {tmp_path / 'report.html'}\n"
+    )
+
+
+def test_without_its_page_there_is_no_summary(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        report.publish(tmp_path, report.Page("Ways", []), {})
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("summary")]

@@ -306,7 +306,7 @@ def test_an_annotated_network_trains_where_it_lives(annotated):
     def make(key):
         return step.init_train_state(key, annotated, objective, optimizer, batch, None)
 
-    state = sharding.initialise(make, KEY, layout_fn=layout)
+    state = sharding.initialize(make, KEY, layout_fn=layout)
     before = jax.tree.map(lambda x: x.sharding, state)
     kernel = np.asarray(jax.tree.leaves(state.params["student"]["up"]["kernel"])[0])
     train_step = step.make_train_step(annotated, objective, optimizer, layout_fn=layout)
@@ -328,7 +328,7 @@ def test_what_a_step_makes_anew_is_kept_where_it_lives():
     batch, model = toys.batch_of(8), toys.linear_model()
     objective = combine({"hard": terms.cross_entropy()}, {"hard": 1.0})
     layout = functools.partial(sharding.shardings, mesh=MESH)
-    state = sharding.initialise(
+    state = sharding.initialize(
         lambda key: step.init_train_state(key, model, objective, optimizer, batch, None),
         KEY,
         layout_fn=layout,
@@ -341,7 +341,7 @@ def test_what_a_step_makes_anew_is_kept_where_it_lives():
 def test_made_in_place_is_what_is_made_elsewhere():
     make = state_of(models.resnet8(8), optax.adam(1e-3))
     layout = functools.partial(sharding.shardings, mesh=MESH, rules=sharding.RESNET_RULES)
-    state = sharding.initialise(make, KEY, layout_fn=layout)
+    state = sharding.initialize(make, KEY, layout_fn=layout)
     jax.tree.map(np.testing.assert_array_equal, *map(bits, (state, make(KEY))))
     expected = layout(state)
     assert jax.tree.map(lambda x: x.sharding, state) == expected
@@ -370,7 +370,7 @@ def test_an_average_of_the_student_lives_where_the_student_does():
         def make(key):
             return online.init_online_state(key, model, objective, optimizer, batch, teacher)
 
-        state = sharding.initialise(make, KEY, layout_fn=layout)
+        state = sharding.initialize(make, KEY, layout_fn=layout)
         train_step = step.make_train_step(model, objective, optimizer, layout_fn=layout)
         run = online.with_online_teacher(train_step, teacher, layout_fn=layout)
         for _ in range(2):
@@ -409,7 +409,7 @@ def test_a_teacher_is_placed_over_axes_that_split_the_batch_and_in_its_own_preci
     def make(key):
         return step.init_train_state(key, student, objective, optimizer, batch, outputs)
 
-    state = sharding.initialise(make, KEY, layout_fn=layout)
+    state = sharding.initialize(make, KEY, layout_fn=layout)
     run = step.with_teacher(
         step.make_train_step(student, objective, optimizer, layout_fn=layout), teacher
     )

@@ -1,5 +1,9 @@
 """The compiled step: one trace, exact accumulation, untouched teachers, any mesh."""
 
+import functools
+import traceback
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -302,3 +306,33 @@ def test_a_teacher_of_numpy_arrays_travels_to_the_device_once():
     state, _ = run(state, batch)
     with jax.transfer_guard_host_to_device("disallow"):
         run(state, batch)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_between_the_step_and_its_objective_there_is_only_this_module(split):
+    """A reader of a traceback in a loss finds three functions of `kdjax.step`, and no wrapper."""
+    stacks = []
+
+    def value(inputs):
+        stacks.append(traceback.extract_stack()[:-1])
+        return jnp.sum(inputs.student.logits**2, axis=-1)
+
+    objective = combine({"seen": terms.stateless(value)}, {"seen": 1.0})
+    mesh = sharding.make_mesh(fsdp=2)
+    layout = functools.partial(sharding.shardings, mesh=mesh, min_size=1) if split else None
+    batch, model, optimizer = toys.batch_of(8), toys.linear_model(), optax.sgd(0.1)
+    teacher = teachers.absent()
+    state = start(model, objective, optimizer, batch, teacher)
+    run = step.make_train_step(model, objective, optimizer, layout_fn=layout)
+    stacks.clear()
+    step.with_teacher(run, teacher)(state, sharding.shard_batch(batch, mesh))
+    root = Path(step.__file__).parent
+    ours = [
+        (Path(frame.filename).relative_to(root).parts[0], frame.name)
+        for frame in stacks[0]
+        if Path(frame.filename).is_relative_to(root)
+    ]
+    names = [name for name, _ in ours]
+    before = names[: names.index("objective.py")]
+    assert before == ["step.py"] * 3, ours
+    assert [name for _, name in ours[:3]] == ["step", "train_step", "loss_fn"]

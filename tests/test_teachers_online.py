@@ -1,6 +1,8 @@
 """Teachers that learn meanwhile: the moving average of the student, and peers."""
 
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -306,3 +308,15 @@ def test_misuse_is_explained(words, call):
     with pytest.raises(ValueError) as raised:
         call()
     assert words in str(raised.value)
+
+
+TEXT = (Path(__file__).parents[1] / "docs" / "online.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.M))
+def test_the_code_of_the_guide_runs(block):
+    namespace = {"__name__": "guide"}
+    exec(compile(block, "online.md", "exec"), namespace)
+    assert np.isfinite(namespace["metrics"]["loss"][0])
+    states = namespace.get("states") or [namespace["state"]]
+    assert [int(state.step) for state in states] == [10] * len(states)

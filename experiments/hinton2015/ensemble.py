@@ -7,18 +7,23 @@ learns from it. The paper does this for speech, which is not public; here it is 
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.hinton2015 import group
-from experiments.hinton2015 import lab as labs
-from experiments.hinton2015.lab import Claim, Findings, Lab, Table
-from kdjax import teachers
+from experiments import hinton2015
+from experiments.hinton2015.study import Claim, Findings, Recipe, Study, run_script
+from kdjax import runs
+
+if TYPE_CHECKING:
+    from kdjax.models import NetworkSpec
+    from kdjax.runs.training import Arrays
 
 NUM_MEMBERS, TEMPERATURES, HARD_WEIGHT = 10, (1.0, 2.0, 5.0, 10.0), 0.5
-MEMBER, STUDENT = group.Recipe(epochs=8), group.Recipe(epochs=30)
-QUICK = group.Recipe(epochs=20, batch_size=64)
+MEMBER, STUDENT = Recipe(epochs=8), Recipe(epochs=30)
+QUICK = Recipe(epochs=20, batch_size=64)
 NOTES = [
     "The gain is the ensemble's accuracy less the mean accuracy of its members; what is "
     "transferred is the part of it that the mean distilled net has. Members and distilled nets are "
@@ -26,95 +31,86 @@ NOTES = [
     "second row trains from labels for as long as the students do. The ensemble averages "
     "probabilities at the temperature of the distillation. All four temperatures of the paper are "
     "shown; the row of the claim is T = 2.",
-    "Chosen on 5,000 validation images, one student each: at T = 2, 10 passes transferred 68 % of "
-    "the gain and 30 passes 105 %. What did not work is the same protocol on MNIST: members of "
-    "784-100-100-10 fit their training images to 99.97 %, where their mean is hardly softer than "
-    "the labels are, and 15 % of the gain was transferred; on all shifted copies of the images "
-    "they cannot fit them, the student can as little, and -5 % was.",
 ]
 
 
-def run(lab: Lab) -> Findings:
+def run(study: Study) -> Findings:
     """Train the members at once, then the students of their mean, and compare."""
-    spec = group.mlp_spec(lab, lab.pick((256, 256), (16, 16)))
-    recipe = lab.pick(STUDENT, QUICK)
-    examples, truth = lab.train._asdict(), lab.test.label
-    members = group.train_group(
-        lab,
+    networks, formatted = hinton2015.networks, runs.numbers.mean_and_deviation
+    spec = networks.mlp_spec(study, study.pick((256, 256), (16, 16)))
+    recipe, examples = study.pick(STUDENT, QUICK), study.train._asdict()
+    members = networks.train(
+        study,
         "ensemble/members",
         spec,
-        lab.pick(MEMBER, QUICK),
+        study.pick(MEMBER, QUICK),
         examples,
         seeds=range(NUM_MEMBERS),
     )
     # Seeds that no member has: a student must not start as one of them.
-    seeds = [NUM_MEMBERS + seed for seed in lab.seeds(3)]
-    longer = group.train_group(lab, "ensemble/longer", spec, recipe, examples, seeds=seeds)
-    alone = accuracies(group.test_logits(lab, longer), truth)
-    logits = group.test_logits(lab, members)
-    single = accuracies(logits, truth)
-    together = accuracies(group.mean_of(logits, 1.0)[None], truth)
-    train_logits = group.all_logits(members, examples["image"])
+    seeds = [NUM_MEMBERS + seed for seed in study.seeds(3)]
+    longer = networks.train(study, "ensemble/longer", spec, recipe, examples, seeds=seeds)
+    alone = accuracies(longer.logits(study.run, study.test.image), study.test.label)
+    logits = members.logits(study.run, study.test.image)
+    single = accuracies(logits, study.test.label)
+    mean = runs.training.mean_of(logits, 1.0)[None]
+    together = accuracies(mean, study.test.label)
     rows = [
-        ("one member", f"{labs.spread(single, 2)} %", ""),
-        ("one net, trained as long as students", f"{labs.spread(alone, 2)} %", ""),
+        ("one member", f"{formatted(single, 2)} %", ""),
+        ("one net, trained as long as students", f"{formatted(alone, 2)} %", ""),
         ("the ensemble of ten", f"{together[0]:.2f} %", "100 %"),
     ]
     gain = together[0] - float(np.mean(single))
+    train_logits = members.logits(study.run, examples["image"])
     shares = {}
-    for temperature in lab.pick(TEMPERATURES, TEMPERATURES[:2]):
-        answered = {**examples, "teacher_logits": group.mean_of(train_logits, temperature)}
-        accuracy = students(lab, spec, recipe, answered, temperature, seeds)
-        shares[temperature] = tuple(100 * (a - np.mean(single)) / gain for a in accuracy)
-        share = f"{np.mean(shares[temperature]):.0f} %"
-        rows.append((f"distilled, T = {temperature:g}", f"{labs.spread(accuracy, 2)} %", share))
-    return Findings(
-        [
-            Claim(
-                "share of the ensemble's gain that one net keeps, T = 2",
-                "86 %",
-                (float(np.mean(shares[2.0])),),
-                unit="%",
-                bar=80.0,
-                at_least=True,
-            )
-        ],
-        tables=[Table(("net", "test accuracy", "of the gain"), tuple(rows))],
-        notes=NOTES,
+    for temperature in study.pick(TEMPERATURES, TEMPERATURES[:2]):
+        answered = {**examples, "teacher_logits": runs.training.mean_of(train_logits, temperature)}
+        accuracy = students(study, spec, recipe, answered, temperature, seeds)
+        shares[temperature] = float(np.mean(accuracy) - np.mean(single)) / gain * 100
+        share = f"{shares[temperature]:.0f} %"
+        rows.append((f"distilled, T = {temperature:g}", f"{formatted(accuracy, 2)} %", share))
+    claim = Claim(
+        "share of the ensemble's gain that one net keeps, T = 2",
+        "86 %",
+        (shares[2.0],),
+        unit="%",
+        bar=80.0,
+        at_least=True,
     )
+    table = runs.report.Table(("net", "test accuracy", "of the gain"), tuple(rows))
+    return Findings([claim], tables=[table], notes=NOTES)
 
 
 def students(
-    lab: Lab,
-    spec: Any,
-    recipe: group.Recipe,
-    answered: group.Arrays,
+    study: Study,
+    spec: NetworkSpec,
+    recipe: Recipe,
+    answered: Arrays,
     temperature: float,
     seeds: list[int],
 ) -> tuple[float, ...]:
     """Distil the stored ensemble at a temperature; return test accuracies in per cent."""
-    trained = group.train_group(
-        lab,
+    trained = hinton2015.networks.distil(
+        study,
         f"ensemble/distilled_{temperature:g}",
         spec,
         recipe,
         answered,
         seeds=seeds,
-        settings=group.constant(len(seeds), temperature=temperature, soft_weight=1 - HARD_WEIGHT),
-        objective_fn=group.soft_and_hard,
-        teacher=teachers.stored(),
+        temperature=temperature,
+        soft_weight=1 - HARD_WEIGHT,
     )
-    return accuracies(group.test_logits(lab, trained), lab.test.label)
+    return accuracies(trained.logits(study.run, study.test.image), study.test.label)
 
 
 def accuracies(logits: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:
     """Return every member's accuracy in per cent."""
-    return tuple(100 - 100 * e / len(labels) for e in group.errors(logits, labels))
+    return tuple(100 - 100 * e / len(labels) for e in hinton2015.networks.errors(logits, labels))
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    labs.main("ensemble", __doc__ or "", run, args, data_name="cifar100")
+    run_script("ensemble", __doc__ or "", run, args, data_name="cifar100")
 
 
 if __name__ == "__main__":

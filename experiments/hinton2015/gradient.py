@@ -6,23 +6,27 @@ At a high temperature the gradient is that of half the squared distance of the l
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
-from experiments.hinton2015 import group, teacher
-from experiments.hinton2015 import lab as labs
-from experiments.hinton2015.lab import Claim, Findings, Lab, Table
-from kdjax import losses, report, teachers, terms
-from kdjax.objective import combine
-from kdjax.types import Array, Objective, TermInputs
+import kdjax
+from experiments import hinton2015
+from experiments.hinton2015.study import Claim, Findings, Recipe, Study, run_script
+from kdjax import runs
+
+if TYPE_CHECKING:
+    from kdjax.models import NetworkSpec
+    from kdjax.runs.report import Table
+    from kdjax.runs.training import Arrays
+    from kdjax.types import Array, Objective, TermInputs
 
 TEMPERATURES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 TRAINED = (4.0, 20.0, 100.0, 1000.0)
-RECIPE, QUICK = group.Recipe(epochs=10), group.Recipe(epochs=10, batch_size=64)
+RECIPE, QUICK = Recipe(epochs=10), Recipe(epochs=10, batch_size=64)
 NOTES = [
     "The gradient is that of the cross-entropy with the soft targets, as in the paper, for the "
     "logits of a student trained from labels and of the teacher, averaged over test images. The "
@@ -33,59 +37,36 @@ NOTES = [
 ]
 
 
-def run(lab: Lab) -> Findings:
+def run(study: Study) -> Findings:
     """Measure gradients, then train students towards the limit and at it."""
-    big = teacher.obtain(lab)
-    seeds = lab.seeds(5)
-    spec = group.mlp_spec(lab, lab.pick((100, 100), (16, 16)))
-    recipe = lab.pick(RECIPE, QUICK)
-    examples = big.answered(lab.train._asdict())
-    scratch = group.train_group(lab, "gradient/scratch", spec, recipe, examples, seeds=seeds)
-    measured = measure(group.test_logits(lab, scratch)[0], big.test_logits, lab.test.label)
-    soft, logits = students(lab, spec, recipe, examples, seeds)
-    truth = lab.test.label
-    rows = []
-    for i, temperature in enumerate(TRAINED):
-        own = soft[i * len(seeds) : (i + 1) * len(seeds)]
-        agreeing = [
-            100 * float((a.argmax(-1) == b.argmax(-1)).mean())
-            for a, b in zip(own, logits, strict=True)
-        ]
-        distances = [relative(centred(a), centred(b)) for a, b in zip(own, logits, strict=True)]
-        counted = group.errors(own, truth)
-        rows.append(
-            (
-                f"soft targets, T = {temperature:g}",
-                labs.spread(counted),
-                labs.spread(agreeing, 2),
-                labs.spread(distances, 4),
-            )
-        )
-    rows.append(("logit matching", labs.spread(group.errors(logits, truth)), "", ""))
-    at_limit = [relative(centred(a), centred(b)) for a, b in zip(own, logits, strict=True)]
+    teacher, seeds = hinton2015.teacher.obtain(study), study.seeds(5)
+    spec = hinton2015.networks.mlp_spec(study, study.pick((100, 100), (16, 16)))
+    recipe = study.pick(RECIPE, QUICK)
+    examples = teacher.answered(study.train._asdict())
+    scratch = hinton2015.networks.train(
+        study, "gradient/scratch", spec, recipe, examples, seeds=seeds
+    )
+    z = scratch.logits(study.run, study.test.image)[0]
+    measured = measure(z, teacher.test_logits, study.test.label)
+    soft, matched = students(study, spec, recipe, examples, seeds)
+    distances = [relative(centred(a), centred(b)) for a, b in zip(soft[-1], matched, strict=True)]
+    paper = "equal in the limit"
     return Findings(
         [
             Claim(
                 "gradient against (z - v)/(N T^2) at T = 1024, relative error",
-                "equal in the limit",
+                paper,
                 (measured["error"][-1],),
                 unit="",
             ),
             Claim(
                 "logits of T = 1000 against logit matching, relative distance",
-                "equal in the limit",
-                tuple(at_limit),
+                paper,
+                tuple(distances),
                 unit="",
             ),
         ],
-        tables=[
-            gradient_table(measured),
-            Table(
-                ("student", "test errors", "agrees with logit matching %", "distance of logits"),
-                tuple(rows),
-                "Students trained towards the limit",
-            ),
-        ],
+        tables=[gradient_table(measured), student_table(soft, matched, study.test.label)],
         figures=figures(measured),
         notes=NOTES,
     )
@@ -95,6 +76,11 @@ def measure(
     student_logits: np.ndarray, teacher_logits: np.ndarray, labels: np.ndarray
 ) -> dict[str, list[float]]:
     """Compare the exact gradient with its limit at every temperature; norms are means by image."""
+    # Here and not above: flags are read before the seconds that this import takes.
+    import jax
+    import jax.numpy as jnp
+
+    losses = kdjax.losses
     z, v = jnp.asarray(centred(student_logits)), jnp.asarray(centred(teacher_logits))
     count = z.shape[-1]
     hard = jax.grad(lambda z: losses.cross_entropy(z, jnp.asarray(labels)).sum())(z)
@@ -121,34 +107,36 @@ def measure(
 
 
 def students(
-    lab: Lab, spec: Any, recipe: group.Recipe, examples: Mapping[str, Any], seeds: list[int]
+    study: Study, spec: NetworkSpec, recipe: Recipe, examples: Arrays, seeds: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Train at all temperatures, and by logit matching; return their test logits."""
+    """Train at all temperatures, and by logit matching.
+
+    Returns:
+        Test logits, [temperatures, seeds, examples, k] and [seeds, examples, k].
+    """
     grid = [(t, s) for t in TRAINED for s in seeds]
-    settings = group.constant(len(grid), soft_weight=1.0)
-    settings["temperature"] = np.array([t for t, _ in grid], np.float32)
-    soft = group.train_group(
-        lab,
+    soft = hinton2015.networks.distil(
+        study,
         "gradient/soft",
         spec,
         recipe,
         examples,
         seeds=[s for _, s in grid],
-        settings=settings,
-        objective_fn=group.soft_and_hard,
-        teacher=teachers.stored(),
+        temperature=[t for t, _ in grid],
     )
-    matched = group.train_group(
-        lab,
+    matched = hinton2015.networks.train(
+        study,
         "gradient/logits",
         spec,
         recipe,
         examples,
         seeds=seeds,
         objective_fn=logit_matching,
-        teacher=teachers.stored(),
+        teacher=kdjax.teachers.stored(),
     )
-    return group.test_logits(lab, soft), group.test_logits(lab, matched)
+    logits = soft.logits(study.run, study.test.image)
+    shape = (len(TRAINED), len(seeds), *logits.shape[1:])
+    return logits.reshape(shape), matched.logits(study.run, study.test.image)
 
 
 def logit_matching(setting: Any) -> Objective:
@@ -157,9 +145,10 @@ def logit_matching(setting: Any) -> Objective:
     def values(inputs: TermInputs) -> Array:
         assert inputs.teacher is not None
         gap = inputs.student.logits - inputs.teacher.logits
-        return 0.5 * jnp.var(gap, axis=-1)
+        return 0.5 * gap.var(axis=-1)
 
-    return combine({"logits": terms.stateless(values)}, {"logits": 1.0})
+    term = kdjax.terms.stateless(values)
+    return kdjax.objective.combine({"logits": term}, {"logits": 1.0})
 
 
 def centred(logits: np.ndarray) -> np.ndarray:
@@ -172,6 +161,27 @@ def relative(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.linalg.norm(first - second) / np.linalg.norm(second))
 
 
+def student_table(soft: np.ndarray, matched: np.ndarray, truth: np.ndarray) -> Table:
+    """Lay out how students at each temperature compare with those that match logits."""
+    formatted, errors = runs.numbers.mean_and_deviation, hinton2015.networks.errors
+    rows = []
+    for temperature, own in zip(TRAINED, soft, strict=True):
+        pairs = list(zip(own, matched, strict=True))
+        agreeing = [100 * float((a.argmax(-1) == b.argmax(-1)).mean()) for a, b in pairs]
+        distances = [relative(centred(a), centred(b)) for a, b in pairs]
+        rows.append(
+            (
+                f"soft targets, T = {temperature:g}",
+                formatted(errors(own, truth)),
+                formatted(agreeing, 2),
+                formatted(distances, 4),
+            )
+        )
+    rows.append(("logit matching", formatted(errors(matched, truth)), "", ""))
+    columns = ("student", "test errors", "agrees with logit matching %", "distance of logits")
+    return runs.report.Table(columns, tuple(rows), "Students trained towards the limit")
+
+
 def gradient_table(measured: Mapping[str, list[float]]) -> Table:
     """Lay out the gradients by temperature."""
     columns = ("T", "error of the limit", "soft over hard gradient", "the same times T^2")
@@ -181,26 +191,28 @@ def gradient_table(measured: Mapping[str, list[float]]) -> Table:
             TEMPERATURES, measured["error"], measured["scale"], measured["scaled"], strict=True
         )
     )
-    return Table(columns, rows, "The gradient by temperature")
+    return runs.report.Table(columns, rows, "The gradient by temperature")
 
 
 def figures(measured: Mapping[str, list[float]]) -> dict[str, Any]:
     """Draw both halves of the table."""
-    error = {"exact against (z - v)/(N T²)": report.Line(TEMPERATURES, measured["error"])}
+    error = {"exact against (z - v)/(N T²)": runs.report.Line(TEMPERATURES, measured["error"])}
     scale = {
-        "without T²": report.Line(TEMPERATURES, measured["scale"]),
-        "with T²": report.Line(TEMPERATURES, measured["scaled"]),
+        "without T²": runs.report.Line(TEMPERATURES, measured["scale"]),
+        "with T²": runs.report.Line(TEMPERATURES, measured["scaled"]),
     }
     ylabel = "norm over that of the hard gradient"
     return {
         "limit": (
-            report.plot_lines(
+            runs.report.plot_lines(
                 error, xlabel="temperature", ylabel="relative error", log_x=True, log_y=True
             ),
             "How far the gradient of soft targets is from its limit at high temperature.",
         ),
         "scale": (
-            report.plot_lines(scale, xlabel="temperature", ylabel=ylabel, log_x=True, log_y=True),
+            runs.report.plot_lines(
+                scale, xlabel="temperature", ylabel=ylabel, log_x=True, log_y=True
+            ),
             "The gradient of soft targets shrinks by 1/T² beside that of labels; T² undoes it.",
         ),
     }
@@ -208,7 +220,7 @@ def figures(measured: Mapping[str, list[float]]) -> dict[str, Any]:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    labs.main("gradient", __doc__ or "", run, args)
+    run_script("gradient", __doc__ or "", run, args)
 
 
 if __name__ == "__main__":

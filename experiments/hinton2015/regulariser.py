@@ -7,25 +7,30 @@ teacher that saw them all it recovers most of what it lacks, and need not be sto
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.hinton2015 import group, mnist, teacher
-from experiments.hinton2015 import lab as labs
-from experiments.hinton2015.lab import Claim, Findings, Lab, Table
-from kdjax import report, teachers
-from kdjax.runs import workdir
-from kdjax.runs.networks import NetworkSpec
-from kdjax.runs.plans import balanced_subset
-from kdjax.types import Model, Variables
+import kdjax
+from experiments import hinton2015
+from experiments.hinton2015 import mnist
+from experiments.hinton2015.study import Claim, Findings, Recipe, Study, run_script
+from kdjax import runs
+
+if TYPE_CHECKING:
+    from experiments.hinton2015.teacher import Trained
+    from kdjax.models import NetworkSpec
+    from kdjax.runs.training import Arrays
+    from kdjax.types import Variables
 
 FRACTION, TEMPERATURE = 0.03, 20.0
-FEW = group.Recipe(epochs=250, batch_size=128)
-QUICK = group.Recipe(epochs=20, batch_size=64)
+FEW = Recipe(epochs=250, batch_size=128)
+QUICK = Recipe(epochs=20, batch_size=64)
 NOTES = [
     "The share recovered is (errors of hard targets on 3 % - errors of soft targets on 3 %) / "
     "(errors of hard targets on 3 % - errors of hard targets on all), images with hard targets as "
@@ -54,22 +59,23 @@ class Curve(NamedTuple):
         return tuple(float(self.test[i, m]) for m, i in enumerate(best))
 
 
-def run(lab: Lab) -> Findings:
+def run(study: Study) -> Findings:
     """Train on 3 % with hard and with soft targets, as they are and shifted, and on all images."""
-    big = teacher.obtain(lab)
-    few = pick_few(lab)
+    teacher, few = hinton2015.teacher.obtain(study), pick_few(study)
     curves = {
-        (kind, shifted): train_few(lab, big, few, kind, shifted)
+        (kind, shifted): train_few(study, teacher, few, kind, shifted)
         for shifted in (False, True)
         for kind in ("hard", "soft")
     }
-    full = group.errors(group.test_logits(lab, mnist.labels_alone(lab)), lab.test.label)
+    full = hinton2015.networks.test_errors(study, mnist.labels_alone(study))
     return tabulate(curves, full, notes=NOTES, bar=85.0)
 
 
-def pick_few(lab: Lab) -> np.ndarray:
+def pick_few(study: Study) -> np.ndarray:
     """Choose 3 % of the training examples, balanced over the classes: their indices."""
-    return balanced_subset(lab.train.label, max(20, round(FRACTION * len(lab.train.label))))
+    return runs.teaching.balanced_subset(
+        study.train.label, max(20, round(FRACTION * len(study.train.label)))
+    )
 
 
 def tabulate(
@@ -94,12 +100,12 @@ def tabulate(
         (
             f"3 %, {kind} targets",
             "shifted" if shifted else "as they are",
-            labs.spread(curve.at_end()),
-            labs.spread(curve.stopped_early()),
+            runs.numbers.mean_and_deviation(curve.at_end()),
+            runs.numbers.mean_and_deviation(curve.stopped_early()),
         )
         for (kind, shifted), curve in curves.items()
     ]
-    rows.append(("all, hard targets", "as they are", labs.spread(full), ""))
+    rows.append(("all, hard targets", "as they are", runs.numbers.mean_and_deviation(full), ""))
     hard = curves["hard", False].at_end()
     claims = [
         Claim(
@@ -115,7 +121,7 @@ def tabulate(
     columns = ("training", "images", "test errors at the end", "stopped early")
     return Findings(
         claims,
-        tables=[Table(columns, tuple(rows))],
+        tables=[runs.report.Table(columns, tuple(rows))],
         figures={"curves": (figure(curves), CAPTION)},
         notes=notes,
     )
@@ -127,67 +133,68 @@ CAPTION = (
 )
 
 
-def train_few(lab: Lab, big: teacher.Trained, few: np.ndarray, kind: str, shifted: bool) -> Curve:
+def train_few(study: Study, teacher: Trained, few: np.ndarray, kind: str, shifted: bool) -> Curve:
     """Train on the few examples, measured ten times on the way."""
     name = f"regulariser/{kind}{'_shifted' if shifted else ''}"
-    examples: group.Arrays = {key: x[few] for key, x in big.answered(lab.train._asdict()).items()}
-    recipe = lab.pick(FEW, QUICK)
+    answered = teacher.answered(study.train._asdict())
+    examples: Arrays = {key: x[few] for key, x in answered.items()}
+    recipe = study.pick(FEW, QUICK)
     if shifted:
-        examples = big.answered_shifts(examples, max_shift=lab.pick(2, 1))
+        examples = teacher.answered_shifts(examples, max_shift=study.pick(2, 1))
         copies = len(examples["label"]) / len(few)
         recipe = dataclasses.replace(recipe, epochs=recipe.epochs / copies)
     temperature = TEMPERATURE if kind == "soft" else None
-    seeds = lab.seeds(5)
-    return learn(lab, name, mnist.spec_of(lab), recipe, examples, few, seeds, temperature)
+    spec, seeds = mnist.spec_of(study), study.seeds(5)
+    return learn(study, name, spec, recipe, examples, few, seeds, temperature)
 
 
 def learn(
-    lab: Lab,
+    study: Study,
     name: str,
     spec: NetworkSpec,
-    recipe: group.Recipe,
-    examples: group.Arrays,
+    recipe: Recipe,
+    examples: Arrays,
     few: np.ndarray,
     seeds: Sequence[int],
     temperature: float | None,
 ) -> Curve:
     """Train nets, from soft targets where there is a temperature, and keep their errors."""
-    soft: dict[str, Any] = {
-        "settings": group.constant(len(seeds), temperature=temperature or 1.0, soft_weight=1.0),
-        "objective_fn": group.soft_and_hard,
-        "teacher": teachers.stored(),
-    }
-    path = lab.root / name / "curve.json"
-    group.train_group(
-        lab,
+    networks, path = hinton2015.networks, study.root / name / "curve.json"
+    soft = {} if temperature is None else {"temperature": temperature}
+    train_fn: Any = networks.distil if soft else networks.train
+    train_fn(
+        study,
         name,
         spec,
         recipe,
         examples,
         seeds=seeds,
-        watch_fn=watch(lab, group.networks.build(spec), few, path),
+        watch_fn=watch(study, spec, few, path),
         watch_every=recipe.num_steps(len(examples["label"])) // 10,
-        **(soft if temperature else {}),
+        **soft,
     )
     return read_curve(path)
 
 
-def watch(lab: Lab, model: Model, few: np.ndarray, path: Path) -> Callable[[int, Variables], None]:
+def watch(
+    study: Study, spec: NetworkSpec, few: np.ndarray, path: Path
+) -> Callable[[int, Variables], None]:
     """Make a function that counts errors on the test set and on images that are held out.
 
     It keeps them in a file, from which an interrupted training goes on.
     """
-    rest = np.setdiff1d(np.arange(len(lab.train.label)), few)[:5000]
-    held_out = lab.train.image[rest], lab.train.label[rest]
+    rest = np.setdiff1d(np.arange(len(study.train.label)), few)[:5000]
+    held_out = study.train.image[rest], study.train.label[rest]
+    model = kdjax.models.build(spec)
 
     def watch_fn(at: int, variables: Variables) -> None:
-        now = group.Group(model, variables)
+        now = hinton2015.networks.Networks(model, variables)
         test, held = (
-            group.errors(group.all_logits(now, images), labels)
-            for images, labels in ((lab.test.image, lab.test.label), held_out)
+            hinton2015.networks.errors(now.logits(study.run, images), labels)
+            for images, labels in ((study.test.image, study.test.label), held_out)
         )
-        old = workdir.read_json(path) or {}
-        workdir.write_json(path, {**old, str(at): {"test": test, "held_out": held}})
+        old = runs.workdir.read_json(path) or {}
+        runs.workdir.write_json(path, {**old, str(at): {"test": test, "held_out": held}})
 
     return watch_fn
 
@@ -198,7 +205,7 @@ def read_curve(path: Path) -> Curve:
     Raises:
         FileNotFoundError: if it is gone.
     """
-    rows = workdir.read_json(path)
+    rows = runs.workdir.read_json(path)
     if rows is None:
         raise FileNotFoundError(f"{path} is missing: remove {path.parent} to train again")
     steps = sorted(map(int, rows))
@@ -217,17 +224,20 @@ def recovered(
 def figure(curves: Mapping[tuple[str, bool], Curve]) -> Any:
     """Draw the four learning curves."""
     lines = {
-        f"{kind} targets{', shifted' if shifted else ''}": report.Line(
-            curve.steps, curve.test.mean(1), group.deviation(curve.test), dashed=shifted
+        f"{kind} targets{', shifted' if shifted else ''}": runs.report.Line(
+            curve.steps,
+            curve.test.mean(1),
+            hinton2015.networks.deviation(curve.test),
+            dashed=shifted,
         )
         for (kind, shifted), curve in curves.items()
     }
-    return report.plot_lines(lines, xlabel="steps", ylabel="test errors", log_y=True)
+    return runs.report.plot_lines(lines, xlabel="steps", ylabel="test errors", log_y=True)
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    labs.main("regulariser", __doc__ or "", run, args)
+    run_script("regulariser", __doc__ or "", run, args)
 
 
 if __name__ == "__main__":

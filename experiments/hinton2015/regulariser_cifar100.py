@@ -7,22 +7,28 @@ The protocol of `experiments.hinton2015.regulariser` where a net has more to lea
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.hinton2015 import ensemble, group, regulariser
-from experiments.hinton2015 import lab as labs
-from experiments.hinton2015.lab import Findings, Lab
-from kdjax import data
-from kdjax.runs import networks
-from kdjax.runs.networks import Network, NetworkSpec
+import kdjax
+from experiments import hinton2015
+from experiments.hinton2015 import ensemble, regulariser
+from experiments.hinton2015.study import Findings, Recipe, Study, StudySettings, run_script
+from kdjax import runs
+from kdjax.runs.flags import flag
 from kdjax.runs.settings import TeacherSettings
 
+if TYPE_CHECKING:
+    from kdjax.models import Network, NetworkSpec
+
 TEMPERATURE = 4.0
-FEW, QUICK = group.Recipe(epochs=250, batch_size=128), group.Recipe(epochs=20, batch_size=64)
-TEACHER, QUICK_TEACHER = group.Recipe(epochs=30), group.Recipe(epochs=10, batch_size=64)
+FEW, QUICK = Recipe(epochs=250, batch_size=128), Recipe(epochs=20, batch_size=64)
+TEACHER, QUICK_TEACHER = Recipe(epochs=30), Recipe(epochs=10, batch_size=64)
 NOTES = [
     "Nets are 3072-256-256-100, as in section 4; all images with hard targets are seen 8 times, "
     "where such nets are best. The teacher is the ResNet of --teacher, which learned from all "
@@ -34,71 +40,72 @@ NOTES = [
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(labs.Settings):
+class Settings(StudySettings):
     """What this script asks besides."""
 
-    teacher: Path | None = None
-    """A PyTorch state dict of a resnet20 (.npz, .safetensors), or a folder with a network of ours.
-    Default: a perceptron is trained."""
+    teacher: Path | None = flag(
+        None,
+        "A PyTorch state dict of a resnet20 (.npz, .safetensors), or a folder with a network of "
+        "ours. Default: a perceptron is trained.",
+    )
 
 
-def run(lab: Lab) -> Findings:
+def run(study: Study) -> Findings:
     """Train on 3 % with hard and with soft targets, as they are and shifted, and on all images."""
-    network = obtain_teacher(lab)
-    few, seeds = regulariser.pick_few(lab), lab.seeds(3)
-    spec = spec_of(lab)
+    network = obtain_teacher(study)
+    few, seeds = regulariser.pick_few(study), study.seeds(3)
     curves = {
-        (kind, shifted): train_few(lab, network, few, kind, shifted, seeds)
+        (kind, shifted): train_few(study, network, few, kind, shifted, seeds)
         for shifted in (False, True)
         for kind in ("hard", "soft")
     }
-    full = group.train_group(
-        lab,
+    full = hinton2015.networks.train(
+        study,
         "regulariser_cifar100/full",
-        spec,
-        lab.pick(ensemble.MEMBER, QUICK),
-        lab.train._asdict(),
+        spec_of(study),
+        study.pick(ensemble.MEMBER, QUICK),
+        study.train._asdict(),
         seeds=seeds,
     )
-    errors = group.errors(group.test_logits(lab, full), lab.test.label)
+    errors = hinton2015.networks.test_errors(study, full)
     return regulariser.tabulate(curves, errors, notes=NOTES)
 
 
-def obtain_teacher(lab: Lab) -> Network:
+def obtain_teacher(study: Study) -> Network:
     """Read the teacher, or train a perceptron."""
-    path = getattr(lab.settings, "teacher", None)
-    if path is None:
-        spec = group.mlp_spec(lab, lab.pick((1024, 1024), (32, 32)))
-        trained = group.train_group(
-            lab,
+    asked = study.settings
+    if not isinstance(asked, Settings) or asked.teacher is None:
+        spec = hinton2015.networks.mlp_spec(study, study.pick((1024, 1024), (32, 32)))
+        trained = hinton2015.networks.train(
+            study,
             "regulariser_cifar100/teacher",
             spec,
-            lab.pick(TEACHER, QUICK_TEACHER),
-            lab.train._asdict(),
-            seeds=[lab.settings.seed],
+            study.pick(TEACHER, QUICK_TEACHER),
+            study.train._asdict(),
+            seeds=[asked.seed],
         )
-        return Network(spec, trained.model, trained.member(0))
-    if not path.exists():
-        raise FileNotFoundError(f"--teacher: there is nothing at {path}")
-    spec = NetworkSpec(
-        "resnet20", (), len(lab.label_names), lab.image_shape, mean=lab.mean, std=lab.std
+        return kdjax.models.Network(spec, trained.model, trained.member(0))
+    if not asked.teacher.exists():
+        raise FileNotFoundError(f"--teacher: there is nothing at {asked.teacher}")
+    spec = kdjax.models.NetworkSpec(
+        "resnet20", (), len(study.label_names), study.image_shape, mean=study.mean, std=study.std
     )
-    return networks.load_teacher(TeacherSettings(checkpoint=path), spec)
+    return runs.networks.load_teacher(TeacherSettings(checkpoint=asked.teacher), spec)
 
 
-def spec_of(lab: Lab) -> NetworkSpec:
+def spec_of(study: Study) -> NetworkSpec:
     """Describe the nets: those of the ensemble."""
-    return group.mlp_spec(lab, lab.pick((256, 256), (16, 16)))
+    return hinton2015.networks.mlp_spec(study, study.pick((256, 256), (16, 16)))
 
 
 def train_few(
-    lab: Lab, network: Network, few: np.ndarray, kind: str, shifted: bool, seeds: list[int]
+    study: Study, network: Network, few: np.ndarray, kind: str, shifted: bool, seeds: list[int]
 ) -> regulariser.Curve:
     """Train on the few examples, or on all copies of them, measured on the way."""
-    images, labels = lab.train.image[few], lab.train.label[few]
+    images, labels = study.train.image[few], study.train.label[few]
     copies = 1
     if shifted:
-        moved = data.all_shifts(images, max_shift=lab.pick(2, 1))
+        moved = kdjax.data.all_shifts(images, max_shift=study.pick(2, 1))
         views = np.concatenate([moved, moved[:, :, :, ::-1]])
         copies, images = len(views), views.reshape(-1, *images.shape[1:])
     examples = {
@@ -106,13 +113,15 @@ def train_few(
         "label": np.tile(labels, copies),
     }
     if kind == "soft":
-        examples["teacher_logits"] = group.predict(network.model, network.variables, images)
-    recipe = lab.pick(FEW, QUICK)
+        examples["teacher_logits"] = hinton2015.networks.predict(
+            study.run, network.model, network.variables, images
+        )
+    recipe = study.pick(FEW, QUICK)
     return regulariser.learn(
-        lab,
+        study,
         f"regulariser_cifar100/{kind}{'_shifted' if shifted else ''}",
-        spec_of(lab),
-        group.Recipe(recipe.epochs / copies, recipe.batch_size),
+        spec_of(study),
+        Recipe(recipe.epochs / copies, recipe.batch_size),
         examples,
         few,
         seeds,
@@ -122,7 +131,7 @@ def train_few(
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    labs.main(
+    run_script(
         "regulariser_cifar100",
         __doc__ or "",
         run,

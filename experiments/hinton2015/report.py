@@ -7,12 +7,14 @@ It trains nothing: it reads the work directory that the other scripts have fille
 
 import dataclasses
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdjax.runs import cli
+from experiments.hinton2015 import study
+from kdjax import runs
+from kdjax.runs import flags
+from kdjax.runs.flags import flag
 
 SECTIONS = (
     "mnist",
@@ -37,15 +39,16 @@ LEDE = (
 class Settings:
     """Where from and where to."""
 
-    workdir: Path = Path("runs/hinton2015")
-    """The folder that the scripts have filled."""
-    page: Path | None = None
-    """The page. Default: report.html in the work directory."""
-    results: Path | None = None
-    """A Markdown file, such as RESULTS.md: what was found replaces what its part between two marks
-    says of the same scripts; of others it stays."""
-    summary: Path | None = None
-    """Likewise, for the claims that have a bar alone, such as README.md."""
+    workdir: Path = flag(Path("runs/hinton2015"), "The folder that the scripts have filled.")
+    page: Path | None = flag(None, "The page. Default: report.html in the work directory.")
+    results: Path | None = flag(
+        None,
+        "A Markdown file, such as RESULTS.md: what was found replaces what its part between two "
+        "marks says of the same scripts; of others it stays.",
+    )
+    summary: Path | None = flag(
+        None, "The same for a file that holds the claims with a bar alone, such as README.md."
+    )
 
 
 def collect(workdir: Path) -> list[dict[str, Any]]:
@@ -54,9 +57,7 @@ def collect(workdir: Path) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: if there is none.
     """
-    from kdjax.runs.workdir import read_json
-
-    found = [read_json(workdir / name / "result.json") for name in SECTIONS]
+    found = [runs.workdir.read_json(workdir / name / "result.json") for name in SECTIONS]
     results = [result for result in found if result is not None]
     if not results:
         raise FileNotFoundError(
@@ -65,25 +66,21 @@ def collect(workdir: Path) -> list[dict[str, Any]]:
     return results
 
 
-def write(settings: Settings) -> None:
+def run(settings: Settings) -> None:
     """Write the page, and the Markdown if asked."""
-    from experiments.hinton2015 import findings
-    from kdjax import report as pages
-    from kdjax.runs.console import say
-
-    results = collect(settings.workdir)
-    sections = [findings.page_section(r, settings.workdir / r["section"]) for r in results]
+    say, results = runs.console.say, collect(settings.workdir)
+    sections = [study.page_section(r, settings.workdir / r["section"]) for r in results]
     page = settings.page or settings.workdir / "report.html"
-    say(f"page: {pages.write_page(page, title=TITLE, lede=LEDE, sections=sections)}")
-    if settings.results is not None:
-        texts = {result["section"]: findings.markdown(result) for result in results}
-        _replace_part(settings.results, texts, heading="", start="### ", gap="\n\n")
-        say(f"results: {settings.results}")
-    if settings.summary is not None:
-        rows = {result["section"]: findings.summary_rows(result) for result in results}
-        heading = findings.SUMMARY_HEADING
-        _replace_part(settings.summary, rows, heading=heading, start="| `", gap="\n")
-        say(f"summary: {settings.summary}")
+    say(f"page: {runs.report.write_page(page, runs.report.Page(TITLE, sections, LEDE))}")
+    heading = study.markdown_heading(("script", "what", "paper", "kdjax"))
+    for name, path, text_fn, head, start, gap in (
+        ("results", settings.results, study.markdown, "", "### ", "\n\n"),
+        ("summary", settings.summary, study.summary_rows, heading, "| `", "\n"),
+    ):
+        if path is not None:
+            texts = {result["section"]: text_fn(result) for result in results}
+            _replace_part(path, texts, heading=head, start=start, gap=gap)
+            say(f"{name}: {path}")
 
 
 def _replace_part(
@@ -118,12 +115,10 @@ def _replace_part(
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    args = sys.argv[1:] if args is None else args
-    module = "python -m experiments.hinton2015.report"
-    summary = (__doc__ or "").split("\n", 1)[0]
-    settings = cli.parse(Settings, module, summary, args)
-    with cli.plain_errors(resume_with=module):
-        write(settings)
+    program = "python -m experiments.hinton2015.report"
+    settings = flags.parse(Settings, program, __doc__ or "", args)
+    with flags.plain_errors(resume_with=program):
+        run(settings)
 
 
 if __name__ == "__main__":

@@ -9,24 +9,36 @@ agrees with the generalist and the specialists of its first choice.
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.hinton2015 import experts, group, superclasses
-from experiments.hinton2015 import lab as labs
-from experiments.hinton2015.experts import Recipe
-from experiments.hinton2015.lab import Claim, Findings, Lab, Table
-from kdjax import report, specialists
-from kdjax.runs.networks import Network
+import kdjax
+from experiments import hinton2015
+from experiments.hinton2015 import superclasses
+from experiments.hinton2015.study import (
+    Claim,
+    Findings,
+    PanelRecipe,
+    Recipe,
+    Study,
+    run_script,
+)
+from kdjax import runs
+
+if TYPE_CHECKING:
+    from kdjax.models import Network
+    from kdjax.runs.report import Table
 
 WIDTHS, QUICK_WIDTHS = (128, 128), (32, 32)
-RECIPE = Recipe()
-QUICK = Recipe(num_sets=4, set_size=3, batch_size=32, augment=())
-GENERALIST = group.Recipe(epochs=126, augment=("crop", "flip"))
-QUICK_GENERALIST = group.Recipe(epochs=10, batch_size=64)
+RECIPE = PanelRecipe()
+QUICK = PanelRecipe(num_sets=4, set_size=3, batch_size=32, augment=())
+GENERALIST = Recipe(epochs=126, augment=("crop", "flip"))
+QUICK_GENERALIST = Recipe(epochs=10, batch_size=64)
 NUM_TOP = 1
 _CHUNK = 1000
 NOTES = [
@@ -34,13 +46,6 @@ NOTES = [
     "small for what it has to learn, as the paper's was for 100 million images. A specialist is "
     "the same net, all of it trained, on views of the same kind, with the paper's labels. The last "
     "row is what a generalist makes of as many images as they all see.",
-    "Chosen on 5,000 validation images, one seed. A generalist of 30 epochs (22.5 % right) gains a "
-    "relative 3.6 % from 20 specialists at a rate of 0.0003, 6.7 % at 0.001, 8.3 % from 40 of "
-    "these, and reaches 24.4 %; trained on as many images alone it has 25.6 %. From there, "
-    "40 specialists lose 0.6 % at 0.0003 and gain 3.0 % at 0.001: that is what was kept.",
-    "What did not work: specialists that train the last block of a resnet20 which has 71.4 % of "
-    "the training images right, and 64.8 % of the test images. They took these to 64.6 %, 23 "
-    "fewer of 10,000, with a standard deviation of 24 by luck alone (commit 59b490c).",
     "Clusters are those of the covariance of the generalist's predictions on the training images "
     "at temperature 4, with columns of unit length; a set is made of the largest entries of a "
     "centroid, so sets overlap and some classes may be in none. The combination minimises the "
@@ -72,46 +77,45 @@ class Outcome(NamedTuple):
     after: np.ndarray
 
 
-def run(lab: Lab) -> Findings:
+def run(study: Study) -> Findings:
     """Train generalists, cluster, train and ask their specialists, and count by coverage."""
-    seeds, labels = lab.seeds(3), lab.test.label
-    spec = group.mlp_spec(lab, lab.pick(WIDTHS, QUICK_WIDTHS))
-    examples, recipe = lab.train._asdict(), lab.pick(GENERALIST, QUICK_GENERALIST)
-    generalists = group.train_group(
-        lab, "specialists/generalists", spec, recipe, examples, seeds=seeds
-    )
-    longer = dataclasses.replace(recipe, epochs=recipe.epochs + as_many_epochs(lab))
-    patient = group.train_group(lab, "specialists/longer", spec, longer, examples, seeds=seeds)
+    seeds, labels, networks = study.seeds(3), study.test.label, hinton2015.networks
+    spec = networks.mlp_spec(study, study.pick(WIDTHS, QUICK_WIDTHS))
+    examples, recipe = study.train._asdict(), study.pick(GENERALIST, QUICK_GENERALIST)
+    trained = networks.train(study, "specialists/generalists", spec, recipe, examples, seeds=seeds)
+    longer = dataclasses.replace(recipe, epochs=recipe.epochs + as_many_epochs(study))
+    patient = networks.train(study, "specialists/longer", spec, longer, examples, seeds=seeds)
     outcomes = [
-        consult(lab, Network(spec, generalists.model, generalists.member(i)), seed)
+        consult(study, kdjax.models.Network(spec, trained.model, trained.member(i)), seed)
         for i, seed in enumerate(seeds)
     ]
     rows = coverage_rows(labels, outcomes)
     sets = outcomes[0].class_sets
-    alone = 100 * (group.test_logits(lab, patient).argmax(-1) == labels).mean(-1)
+    logits = patient.logits(study.run, study.test.image)
+    alone = 100 * (logits.argmax(-1) == labels).mean(-1)
     control = "a generalist trained as long as all of these together"
     return Findings(
         [*claims(labels, outcomes), Claim(control, "", tuple(alone.tolist()), unit="%")],
-        tables=[coverage_table(rows), cluster_table(lab, sets)],
+        tables=[coverage_table(rows), cluster_table(study, sets)],
         figures={"coverage": (figure(rows), CAPTION)},
-        notes=[*NOTES, *agreement_note(lab, sets), flips_note(labels, outcomes)],
+        notes=[*NOTES, *agreement_note(study, sets), flips_note(labels, outcomes)],
     )
 
 
-def as_many_epochs(lab: Lab) -> float:
+def as_many_epochs(study: Study) -> float:
     """Return how often all images would be seen in the steps of all specialists."""
-    recipe, count = lab.pick(RECIPE, QUICK), len(lab.train.label)
-    steps = recipe.num_sets * recipe.num_steps(count, len(lab.label_names))
+    recipe, count = study.pick(RECIPE, QUICK), len(study.train.label)
+    steps = recipe.num_sets * recipe.num_steps(count, len(study.label_names))
     return steps * recipe.batch_size / count
 
 
-def consult(lab: Lab, generalist: Network, seed: int) -> Outcome:
+def consult(study: Study, generalist: Network, seed: int) -> Outcome:
     """Train a generalist's specialists and ask those of its first choice."""
-    panel = experts.obtain(lab, lab.pick(RECIPE, QUICK), generalist, seed)
-    before = group.predict(generalist.model, generalist.variables, lab.test.image)
-    sets = panel.class_sets
-    active = np.asarray(specialists.active_specialists(before, sets, num_top=NUM_TOP))
-    return Outcome(sets, before, combined(before, panel.answers(lab.test.image), sets, active))
+    panel = hinton2015.panel.obtain(study, study.pick(RECIPE, QUICK), generalist, seed)
+    images, sets = study.test.image, panel.class_sets
+    before = hinton2015.networks.predict(study.run, generalist.model, generalist.variables, images)
+    active = np.asarray(kdjax.specialists.active_specialists(before, sets, num_top=NUM_TOP))
+    return Outcome(sets, before, combined(before, panel.answers(study.run, images), sets, active))
 
 
 def claims(labels: np.ndarray, outcomes: Sequence[Outcome]) -> list[Claim]:
@@ -149,13 +153,15 @@ def combined(
     parts = zip(
         np.split(before, cuts), np.split(answers, cuts, axis=1), np.split(active, cuts), strict=True
     )
-    return np.concatenate([np.asarray(specialists.combine(g, s, sets, a)) for g, s, a in parts])
+    return np.concatenate(
+        [np.asarray(kdjax.specialists.combine(g, s, sets, a)) for g, s, a in parts]
+    )
 
 
 def coverage_rows(labels: np.ndarray, outcomes: Sequence[Outcome]) -> list[Row]:
     """Count by the number of specialists that cover the right class, over all outcomes."""
     counts = [
-        np.asarray(specialists.membership(o.class_sets, o.before.shape[1])).sum(0)[labels]
+        np.asarray(kdjax.specialists.membership(o.class_sets, o.before.shape[1])).sum(0)[labels]
         for o in outcomes
     ]
     covering = np.concatenate(counts)
@@ -198,26 +204,26 @@ def coverage_table(rows: list[Row]) -> Table:
         for row in rows
     ]
     title = "The gain by coverage (paper: 0.0 % for none to +14.1 % for ten or more)"
-    return Table(columns, tuple(lines), title)
+    return runs.report.Table(columns, tuple(lines), title)
 
 
-def cluster_table(lab: Lab, sets: np.ndarray) -> Table:
+def cluster_table(study: Study, sets: np.ndarray) -> Table:
     """Name every specialist's classes, the most typical first."""
-    known = set(lab.label_names) == set(superclasses.OF)
+    known = set(study.label_names) == set(superclasses.OF)
     columns = ("", "classes, the most typical first", *(["superclass of most"] if known else []))
     lines = []
     for i, classes in enumerate(sets):
-        names = [lab.label_names[c] for c in classes]
+        names = [study.label_names[c] for c in classes]
         most = [superclasses.most_frequent(names)] if known else []
         lines.append((str(i + 1), ", ".join(names).replace("_", " "), *most))
-    return Table(columns, tuple(lines), "What the specialists are for")
+    return runs.report.Table(columns, tuple(lines), "What the specialists are for")
 
 
-def agreement_note(lab: Lab, sets: np.ndarray) -> list[str]:
+def agreement_note(study: Study, sets: np.ndarray) -> list[str]:
     """Say how far the sets are the data's superclasses, where it has some."""
-    if set(lab.label_names) != set(superclasses.OF):
+    if set(study.label_names) != set(superclasses.OF):
         return []
-    names = [[lab.label_names[c] for c in classes] for classes in sets]
+    names = [[study.label_names[c] for c in classes] for classes in sets]
     first, whole = (superclasses.pairs_shared([n[:k] for n in names]) for k in (5, len(names[0])))
     return [
         f"CIFAR-100 has 20 superclasses of five classes. Of the pairs among the five most typical "
@@ -239,12 +245,12 @@ def flips_note(labels: np.ndarray, outcomes: Sequence[Outcome]) -> str:
 
 def figure(rows: list[Row]) -> Any:
     """Draw the relative change against coverage."""
-    line = report.Line(
+    line = runs.report.Line(
         [row.num_specialists for row in rows],
         [row.relative(row.gained - row.lost) for row in rows],
         np.array([row.relative((row.gained + row.lost) ** 0.5) for row in rows]),
     )
-    return report.plot_lines(
+    return runs.report.plot_lines(
         {"with specialists": line},
         xlabel="specialists covering the right class",
         ylabel="change in accuracy, % of the generalist's",
@@ -253,7 +259,7 @@ def figure(rows: list[Row]) -> Any:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    labs.main("specialists", __doc__ or "", run, args, data_name="cifar100")
+    run_script("specialists", __doc__ or "", run, args, data_name="cifar100")
 
 
 if __name__ == "__main__":

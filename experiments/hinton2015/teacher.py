@@ -4,14 +4,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.hinton2015 import group
-from experiments.hinton2015.lab import Lab
+from experiments.hinton2015 import networks
+from experiments.hinton2015.study import Recipe, Study
 from kdjax import data
+from kdjax.runs import training
+from kdjax.runs.training import Arrays, Run
 from kdjax.types import Model, Variables
 
-# Chosen on 6,000 validation examples; see the notes of `experiments.hinton2015.mnist`.
-RECIPE = group.Recipe(epochs=140, batch_size=128, augment=("translate", "warp"), max_norm=3.5)
-QUICK = group.Recipe(epochs=20, batch_size=64, max_norm=3.5)
+RECIPE = Recipe(epochs=140, batch_size=128, augment=("translate", "warp"), max_norm=3.5)
+QUICK = Recipe(epochs=20, batch_size=64, max_norm=3.5)
 TEMPERATURE = 20.0
 
 
@@ -22,6 +23,7 @@ class Trained(NamedTuple):
     an image that are shifted by up to `around` pixels.
     """
 
+    run: Run
     model: Model
     variables: Variables
     train_logits: np.ndarray
@@ -29,60 +31,58 @@ class Trained(NamedTuple):
     one_look: np.ndarray
     around: int
 
-    def answered(self, examples: group.Arrays) -> group.Arrays:
+    def answered(self, examples: Arrays) -> Arrays:
         """Put the logits for all training examples beside them."""
         return {**examples, "teacher_logits": self.train_logits}
 
-    def answered_shifts(self, examples: group.Arrays, *, max_shift: int) -> group.Arrays:
+    def answered_shifts(self, examples: Arrays, *, max_shift: int) -> Arrays:
         """Make a transfer set of all shifted copies of some examples, each with its own answer.
 
         A view of a copy is an example shifted by the sum of both shifts: all are answered once.
         """
         views = data.all_shifts(examples["image"], max_shift=max_shift + self.around)
-        logits = np.stack([group.predict(self.model, self.variables, view) for view in views])
+        logits = _logits(self.run, self.model, self.variables, views)
         side, size = 2 * (max_shift + self.around) + 1, 2 * self.around + 1
         grid = logits.reshape(side, side, *logits.shape[1:])
         corners = [(i, j) for i in range(side - size + 1) for j in range(side - size + 1)]
         windows = [
             grid[i : i + size, j : j + size].reshape(-1, *logits.shape[1:]) for i, j in corners
         ]
-        answers = np.concatenate([group.mean_of(window, TEMPERATURE) for window in windows])
+        answers = np.concatenate([training.mean_of(window, TEMPERATURE) for window in windows])
         return {**shifted(examples, max_shift=max_shift), "teacher_logits": answers}
 
 
-def shifted(examples: group.Arrays, *, max_shift: int) -> group.Arrays:
+def shifted(examples: Arrays, *, max_shift: int) -> Arrays:
     """Put all copies of the examples, shifted by up to some pixels, into one set."""
     images = data.all_shifts(examples["image"], max_shift=max_shift)
     others = {name: np.concatenate([x] * len(images)) for name, x in examples.items()}
     return {**others, "image": images.reshape(-1, *images.shape[2:])}
 
 
-def obtain(lab: Lab) -> Trained:
+def obtain(study: Study) -> Trained:
     """Train 784-1200-1200-10 with dropout, max-norm and warps, or read what another script did."""
-    widths = (64, 64) if lab.quick else (1200, 1200)
-    spec = group.mlp_spec(lab, widths, dropout=0.1)
-    trained = group.train_group(
-        lab,
+    spec = networks.mlp_spec(study, study.pick((1200, 1200), (64, 64)), dropout=0.1)
+    trained = networks.train(
+        study,
         "teacher",
         spec,
-        QUICK if lab.quick else RECIPE,
-        lab.train._asdict(),
-        seeds=[lab.settings.seed],
+        study.pick(RECIPE, QUICK),
+        study.train._asdict(),
+        seeds=[study.settings.seed],
     )
-    model, variables = trained.model, trained.member(0)
-    max_shift = lab.pick(1, 0)
+    teacher = study.run, trained.model, trained.member(0)
+    max_shift = study.pick(1, 0)
     return Trained(
-        model,
-        variables,
-        look_around(model, variables, lab.train.image, max_shift=max_shift),
-        look_around(model, variables, lab.test.image, max_shift=max_shift),
-        group.predict(model, variables, lab.test.image),
+        *teacher,
+        look_around(*teacher, study.train.image, max_shift=max_shift),
+        look_around(*teacher, study.test.image, max_shift=max_shift),
+        networks.predict(*teacher, study.test.image),
         max_shift,
     )
 
 
 def look_around(
-    model: Model, variables: Variables, images: np.ndarray, *, max_shift: int
+    run: Run, model: Model, variables: Variables, images: np.ndarray, *, max_shift: int
 ) -> np.ndarray:
     """Average a network's probabilities over all shifted copies of each image: logits.
 
@@ -90,5 +90,8 @@ def look_around(
     than one of them does. The average is taken at the temperature of the distillation.
     """
     views = data.all_shifts(images, max_shift=max_shift)
-    logits = np.stack([group.predict(model, variables, view) for view in views])
-    return group.mean_of(logits, TEMPERATURE)
+    return training.mean_of(_logits(run, model, variables, views), TEMPERATURE)
+
+
+def _logits(run: Run, model: Model, variables: Variables, views: np.ndarray) -> np.ndarray:
+    return np.stack([networks.predict(run, model, variables, view) for view in views])

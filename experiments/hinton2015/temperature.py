@@ -2,36 +2,44 @@
 
     python -m experiments.hinton2015.temperature --data.dir DIR
 
-All temperatures and seeds of a width train at once, in one compiled program (`kdjax.sweep`).
+All temperatures and seeds of a width train at once, in one compiled program (`kdjax.many`).
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from experiments.hinton2015 import group, teacher
-from experiments.hinton2015 import lab as labs
-from experiments.hinton2015.lab import Claim, Findings, Lab, Table
-from kdjax import report, teachers
+from experiments import hinton2015
+from experiments.hinton2015.study import Claim, Findings, Recipe, Study, run_script
+from kdjax import runs
+
+if TYPE_CHECKING:
+    from experiments.hinton2015.teacher import Trained
 
 WIDTHS, QUICK_WIDTHS = (30, 100, 300, 800), (8, 32)
 TEMPERATURES, QUICK_TEMPERATURES = (1, 1.5, 2, 2.5, 4, 8, 12, 20, 40), (1, 4, 20)
 # Wide students need fewer passes, and each costs more.
 EPOCHS = {30: 20, 100: 10, 300: 6, 800: 4}
-QUICK = group.Recipe(epochs=10, batch_size=64)
+QUICK = Recipe(epochs=10, batch_size=64)
 
 
-def run(lab: Lab) -> Findings:
+def run(study: Study) -> Findings:
     """Train every width at every temperature; plot and judge the paper's two sentences."""
-    big = teacher.obtain(lab)
-    widths = lab.pick(WIDTHS, QUICK_WIDTHS)
-    temperatures = lab.pick(TEMPERATURES, QUICK_TEMPERATURES)
-    seeds = lab.seeds(5)
-    errors = {w: errors_of(lab, big, w, temperatures, seeds) for w in widths}
+    teacher = hinton2015.teacher.obtain(study)
+    widths = study.pick(WIDTHS, QUICK_WIDTHS)
+    temperatures = study.pick(TEMPERATURES, QUICK_TEMPERATURES)
+    seeds = study.seeds(5)
+    errors = {w: errors_of(study, teacher, w, temperatures, seeds) for w in widths}
     lines = {
-        f"{w} units a layer": report.Line(temperatures, e.mean(1), group.deviation(e))
+        f"{w} units a layer": runs.report.Line(
+            temperatures, e.mean(1), hinton2015.networks.deviation(e)
+        )
         for w, e in errors.items()
     }
-    figure = report.plot_lines(
+    figure = runs.report.plot_lines(
         lines, xlabel="temperature", ylabel="test errors", log_x=True, log_y=True
     )
     caption = (
@@ -40,12 +48,12 @@ def run(lab: Lab) -> Findings:
     )
     columns = ("T", *(f"{w} units" for w in widths))
     rows = tuple(
-        (f"{t:g}", *(labs.spread(e[i].tolist()) for e in errors.values()))
+        (f"{t:g}", *(runs.numbers.mean_and_deviation(e[i].tolist()) for e in errors.values()))
         for i, t in enumerate(temperatures)
     )
     return Findings(
         claims(errors, temperatures),
-        tables=[Table(columns, rows, "Test errors by temperature and width")],
+        tables=[runs.report.Table(columns, rows, "Test errors by temperature and width")],
         figures={"temperature": (figure, caption)},
         notes=NOTES,
     )
@@ -61,28 +69,24 @@ NOTES = [
 
 
 def errors_of(
-    lab: Lab,
-    big: teacher.Trained,
+    study: Study,
+    teacher: Trained,
     width: int,
     temperatures: tuple[float, ...],
     seeds: list[int],
 ) -> np.ndarray:
     """Train one width at all temperatures and seeds: test errors, [temperatures, seeds]."""
     grid = [(t, s) for t in temperatures for s in seeds]
-    settings = group.constant(len(grid), temperature=1.0, soft_weight=1.0)
-    settings["temperature"] = np.array([t for t, _ in grid], np.float32)
-    trained = group.train_group(
-        lab,
+    trained = hinton2015.networks.distil(
+        study,
         f"temperature/width_{width}",
-        group.mlp_spec(lab, (width, width)),
-        QUICK if lab.quick else group.Recipe(epochs=EPOCHS[width]),
-        big.answered(lab.train._asdict()),
+        hinton2015.networks.mlp_spec(study, (width, width)),
+        QUICK if study.quick else Recipe(epochs=EPOCHS[width]),
+        teacher.answered(study.train._asdict()),
         seeds=[s for _, s in grid],
-        settings=settings,
-        objective_fn=group.soft_and_hard,
-        teacher=teachers.stored(),
+        temperature=[t for t, _ in grid],
     )
-    counted = group.errors(group.test_logits(lab, trained), lab.test.label)
+    counted = hinton2015.networks.test_errors(study, trained)
     return np.array(counted).reshape(len(temperatures), len(seeds))
 
 
@@ -117,7 +121,7 @@ def welch(first: np.ndarray, second: np.ndarray) -> float:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    labs.main("temperature", __doc__ or "", run, args)
+    run_script("temperature", __doc__ or "", run, args)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Saving and restoring, with digests: what comes back is what was written, or an error.
 
 Orbax writes and reads the arrays. It does not notice every damaged byte, and is loud about those it
-does, so a record of ours beside them holds a SHA-256 of every file, checked before Orbax sees it,
+does, so a manifest of ours beside them holds a SHA-256 of every file, checked before Orbax sees it,
 and one of every leaf, or of every part of a leaf that no process held whole, checked on what Orbax
 made of it. A checkpoint is a folder `<step>`: it gets that name when it is complete.
 """

@@ -1,4 +1,4 @@
-"""One checkpoint, written and read by all processes: Orbax's arrays, and a record of digests."""
+"""One checkpoint, written and read by all processes: Orbax's arrays and a manifest of digests."""
 
 import contextlib
 import itertools
@@ -15,7 +15,7 @@ import jax
 
 from kdjax._extras import needs
 from kdjax.checkpoint._digests import (
-    RECORD,
+    MANIFEST,
     Leaf,
     describe,
     digest,
@@ -39,7 +39,7 @@ class Damaged(Exception):
 
 
 def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
-    """Write arrays and record under a passing name, then give them theirs."""
+    """Write arrays and manifest under a passing name, then give them theirs."""
     unfinished = path.with_name(path.name + UNFINISHED)
     try:
         if is_leader():
@@ -53,9 +53,9 @@ def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
         if is_leader():
             files = {n: d for part in parts for n, d in part["files"].items() if d is not None}
             leaves = merged([part["leaves"] for part in parts])
-            record = {"leaves": leaves, "files": files, "metadata": metadata}
-            sealed = {**record, "sha256": digest(record)}
-            (unfinished / RECORD).write_text(json.dumps(sealed, indent=1))
+            manifest = {"leaves": leaves, "files": files, "metadata": metadata}
+            sealed = {**manifest, "sha256": digest(manifest)}
+            (unfinished / MANIFEST).write_text(json.dumps(sealed, indent=1))
             on_disk(unfinished)
             remove(path)
             unfinished.rename(path)
@@ -67,23 +67,23 @@ def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
         raise OSError(f"cannot write {path}: {first_line(error)}") from error
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Read the record of a checkpoint after holding every file against it, each process its share.
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of a checkpoint and check every file against it, each process its share.
 
     Raises:
         Damaged: in all processes, if one of them found a damage.
     """
-    record, damage = {}, ""
+    manifest, damage = {}, ""
     try:
-        record = _checked_record(path)
+        manifest = _checked_manifest(path)
     except Damaged as found:
         damage = str(found)
     _agree(path, damage)
-    return record
+    return manifest
 
 
 def read_arrays(path: Path, leaves: dict[str, Leaf], like: PyTree | None) -> PyTree:
-    """Read the arrays and hold every leaf against its digest.
+    """Read the arrays and check every leaf against its digest.
 
     Raises:
         Damaged: in all processes, if one of them found a damage.
@@ -106,24 +106,24 @@ def _agree(path: Path, damage: str) -> None:
             raise Damaged(found)
 
 
-def _checked_record(path: Path) -> dict[str, Any]:
+def _checked_manifest(path: Path) -> dict[str, Any]:
     try:
-        content, found = (path / RECORD).read_bytes(), file_digests(path, **_share())
+        content, found = (path / MANIFEST).read_bytes(), file_digests(path, **_share())
     except OSError as error:
         raise Damaged(f"it cannot be read ({first_line(error)})") from error
     try:
-        record = json.loads(content)
-        seal = record.pop("sha256")
+        manifest: dict[str, Any] = json.loads(content)
+        seal = manifest.pop("sha256")
     except (ValueError, KeyError, AttributeError) as error:
-        raise Damaged(f"{RECORD} is not the JSON that was written") from error
-    if seal != digest(record):
-        raise Damaged(f"{RECORD} does not match its own digest")
-    for name, expected in record["files"].items():
+        raise Damaged(f"{MANIFEST} is not the JSON that was written") from error
+    if seal != digest(manifest):
+        raise Damaged(f"{MANIFEST} does not match its own digest")
+    for name, expected in manifest["files"].items():
         if name not in found:
             raise Damaged(f"{name} is missing")
         if found[name] not in (expected, None):
             raise Damaged(f"{name} does not match its digest")
-    return record
+    return manifest
 
 
 def _share() -> dict[str, int]:
@@ -147,7 +147,7 @@ def _checkpointer(path: Path) -> Iterator[ocp.Checkpointer]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the stack traces of a failure, which its threads log, off the error stream.
+    """Suppress the stack traces of a failure that its threads log on the error stream.
 
     The failure itself is raised. A write that was under way beside it finds its event loop gone.
     """

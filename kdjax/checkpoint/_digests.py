@@ -3,17 +3,24 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kdjax.distributed import gathered, is_whole
 from kdjax.types import PyTree
 
-RECORD = "record.json"
-Leaf = dict[str, Any]
-"""Of an array: `type`, and `sha256`, or where no process held it whole `shards` by their place."""
+MANIFEST = "record.json"
+
+
+class Leaf(TypedDict, total=False):
+    """An array: `sha256`, or where no process held it whole that of its `shards`, by bounds."""
+
+    type: str
+    sha256: str
+    shards: dict[str, str]
 
 
 def params_sha256(tree: PyTree) -> str:
@@ -43,7 +50,7 @@ def describe(tree: PyTree) -> dict[str, Leaf]:
 
 
 def merged(parts: list[dict[str, Leaf]]) -> dict[str, Leaf]:
-    """Put together what the processes say about the same leaves."""
+    """Merge what the processes say about the same leaves."""
     leaves = parts[0]
     for part in parts[1:]:
         for name, leaf in part.items():
@@ -53,7 +60,7 @@ def merged(parts: list[dict[str, Leaf]]) -> dict[str, Leaf]:
 
 
 def disagreement(tree: PyTree, leaves: dict[str, Leaf]) -> str | None:
-    """Hold arrays against the record of those that were saved.
+    """Find the first array that is not what was saved.
 
     Where no process holds an array whole and it is split in another way than when it was saved, it
     is put together first, one array at a time; all processes must call.
@@ -75,7 +82,7 @@ def disagreement(tree: PyTree, leaves: dict[str, Leaf]) -> str | None:
 
 
 def file_digests(path: Path, *, part: int = 0, parts: int = 1) -> dict[str, str | None]:
-    """Map every file of a checkpoint but the record to its digest.
+    """Map every file of a checkpoint but its manifest to its digest.
 
     Args:
         path: the checkpoint.
@@ -85,7 +92,7 @@ def file_digests(path: Path, *, part: int = 0, parts: int = 1) -> dict[str, str 
     names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
     return {
         name: hashlib.sha256((path / name).read_bytes()).hexdigest() if i % parts == part else None
-        for i, name in enumerate(n for n in names if n != RECORD)
+        for i, name in enumerate(n for n in names if n != MANIFEST)
     }
 
 
@@ -110,44 +117,43 @@ def _digests(numbers: Any) -> Leaf:
     shards = [shard for shard in numbers.addressable_shards if shard.replica_id == 0]
     return {
         "shards": {
-            _place(shard.index, numbers.shape): _sha256(np.asarray(shard.data)) for shard in shards
+            _bounds(shard.index, numbers.shape): _sha256(np.asarray(shard.data)) for shard in shards
         }
     }
 
 
-def _agrees(leaf: Any, recorded: Leaf) -> bool:
-    if type_of(leaf) != recorded["type"]:
+def _agrees(leaf: Any, saved: Leaf) -> bool:
+    if type_of(leaf) != saved["type"]:
         return False
     numbers = _numbers(leaf)
-    if not is_whole(numbers) and recorded.get("shards", {}).keys() == _places(numbers):
+    if not is_whole(numbers) and saved.get("shards", {}).keys() == _all_bounds(numbers):
         return all(
-            recorded["shards"][_place(shard.index, numbers.shape)]
-            == _sha256(np.asarray(shard.data))
+            saved["shards"][_bounds(shard.index, numbers.shape)] == _sha256(np.asarray(shard.data))
             for shard in numbers.addressable_shards
         )
     whole = gathered(numbers)
-    if "sha256" in recorded:
-        return _sha256(whole) == recorded["sha256"]
-    return all(_sha256(whole[_index(p)]) == found for p, found in recorded["shards"].items())
+    if "sha256" in saved:
+        return _sha256(whole) == saved["sha256"]
+    return all(_sha256(whole[_index(p)]) == found for p, found in saved["shards"].items())
 
 
-def _places(array: jax.Array) -> set[str]:
-    """Name the parts that all processes together hold: the same answer in each of them."""
+def _all_bounds(array: jax.Array) -> set[str]:
+    """Return the bounds of what all processes together hold: the same in each of them."""
     indices = array.sharding.devices_indices_map(array.shape).values()
-    return {_place(index, array.shape) for index in indices}
+    return {_bounds(index, array.shape) for index in indices}
 
 
-def _place(index: tuple[slice, ...], shape: tuple[int, ...]) -> str:
-    bounds = (part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
-    return ",".join(f"{start}:{stop}" for start, stop in bounds)
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> str:
+    pairs = (part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+    return ",".join(f"{start}:{stop}" for start, stop in pairs)
 
 
-def _index(place: str) -> tuple[slice, ...]:
-    return tuple(slice(*map(int, part.split(":"))) for part in place.split(",") if part)
+def _index(bounds: str) -> tuple[slice, ...]:
+    return tuple(slice(*map(int, part.split(":"))) for part in bounds.split(",") if part)
 
 
 def _numbers(leaf: Any) -> Any:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(leaf)
     return leaf
 

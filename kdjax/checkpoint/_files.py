@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from kdjax.checkpoint._digests import RECORD
+from kdjax.checkpoint._digests import MANIFEST
 
 UNFINISHED, REMOVED = ".unfinished", ".removed"
 
@@ -38,9 +38,9 @@ def prune(directory: Path, step: int, keep: int, *, keep_best: bool = False) -> 
     """Remove all but the newest checkpoints up to a step, and what a kill left behind."""
     for later in [s for s in steps_in(directory) if s > step]:
         remove(directory / str(later))
-    kept = set(steps_in(directory)[-keep:])
+    kept: set[int | None] = set(steps_in(directory)[-keep:])
     if keep_best:
-        kept |= {best_step(directory)} - {None}  # type: ignore[arg-type]
+        kept.add(best_step(directory))
     for old in set(steps_in(directory)) - kept:
         remove(directory / str(old))
     for leftover in directory.iterdir():
@@ -70,14 +70,14 @@ def on_disk(folder: Path, *, inside: bool = True) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Cut the message of an exception down to what fits in one line."""
+    """Return the message of an exception, shortened to one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _score(path: Path) -> float | None:
     try:
-        score = json.loads((path / RECORD).read_text())["metadata"].get("score")
+        score = json.loads((path / MANIFEST).read_text())["metadata"].get("score")
         return score if score is not None and math.isfinite(score) else None
     except (OSError, ValueError, KeyError, AttributeError):
-        # A damaged record: reading that checkpoint would say so.
+        # A damaged manifest: reading that checkpoint would say so.
         return None

@@ -17,7 +17,7 @@ class InUse(OSError):
 
 @contextlib.contextmanager
 def lock(directory: str | Path) -> Iterator[None]:
-    """Hold a directory against other runs; process 0 does it for all of its run.
+    """Lock a directory against other runs; process 0 does so for all processes of its run.
 
     The operating system holds the lock, not the file: whoever dies, however, loses it, and a file
     that is left over means nothing.

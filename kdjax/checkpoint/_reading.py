@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from kdjax.checkpoint._arrays import Damaged, read_arrays, read_record
+from kdjax.checkpoint._arrays import Damaged, read_arrays, read_manifest
 from kdjax.checkpoint._digests import Leaf, name_of, type_of
 from kdjax.checkpoint._files import steps_in
 from kdjax.distributed import exchange, is_leader
@@ -51,7 +51,7 @@ def restore(
     for at in reversed(steps):
         path = directory / str(at)
         try:
-            leaves = read_record(path)["leaves"]
+            leaves = read_manifest(path)["leaves"]
             _check_structure(path, leaves, like)
             return at, read_arrays(path, leaves, jax.tree.map(_abstract, like))
         except Damaged as damage:

@@ -13,7 +13,7 @@ import numpy as np
 from kdjax.checkpoint._arrays import write
 from kdjax.checkpoint._files import prune
 from kdjax.checkpoint._lock import lock
-from kdjax.distributed import exchange, is_leader
+from kdjax.distributed import exchange, exchange_needs_devices, is_leader
 from kdjax.types import PyTree
 
 
@@ -92,6 +92,8 @@ def saving(directory: str | Path, *, keep: int = 2, keep_best: bool = False) -> 
             saved.append(step)
             copies = jax.tree.map(_copy, tree)
             pending.append(pool.submit(_save, directory, step, copies, keep, keep_best, score))
+            if exchange_needs_devices():
+                wait()
 
     with lock(directory), ThreadPoolExecutor(1, "kdjax-checkpoint") as pool:
         try:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from kdjax.checkpoint._arrays import Damaged, read_arrays, read_record, write
+from kdjax.checkpoint._arrays import Damaged, read_arrays, read_manifest, write
 from kdjax.checkpoint._files import prune, steps_in
 from kdjax.checkpoint._reading import CheckpointError
 from kdjax.distributed import exchange, gathered, is_leader
@@ -51,10 +51,10 @@ def load_variables(directory: str | Path) -> tuple[Variables, dict[str, Any]]:
         raise FileNotFoundError(f"{directory} holds no network")
     path = directory / str(versions[-1])
     try:
-        record = read_record(path)
-        tree = read_arrays(path, record["leaves"], None)
+        manifest = read_manifest(path)
+        tree = read_arrays(path, manifest["leaves"], None)
     except Damaged as damage:
         raise CheckpointError(f"the network in {path} is damaged: {damage}") from damage
     if not isinstance(tree, dict) or set(tree) != set(Variables._fields):
         raise CheckpointError(f"{path} holds something else than a network")
-    return Variables(**gathered(tree)), record["metadata"]
+    return Variables(**gathered(tree)), manifest["metadata"]

@@ -1,5 +1,8 @@
 """Data: TFDS sets as arrays, batches as a function of the step, views made on the device."""
 
+import warnings
+from typing import Any
+
 from kdjax.data.batches import (
     batch_indices,
     eval_batches,
@@ -8,7 +11,7 @@ from kdjax.data.batches import (
     train_batches,
     train_rows,
 )
-from kdjax.data.crops import centre_crop, random_crop, stretch
+from kdjax.data.crops import center_crop, random_crop, stretch
 from kdjax.data.records import LazyImages, LazyLabels, is_lazy
 from kdjax.data.sources import Dataset, Examples, load, take
 from kdjax.data.streaming import prefetch
@@ -22,7 +25,7 @@ __all__ = [
     "all_shifts",
     "augment",
     "batch_indices",
-    "centre_crop",
+    "center_crop",
     "eval_batches",
     "example_order",
     "flip",
@@ -40,3 +43,15 @@ __all__ = [
     "translate",
     "warp",
 ]
+
+_RENAMED = {"centre_crop": "center_crop"}
+
+
+def __getattr__(name: str) -> Any:
+    """Return what had another name in the release before, with a warning."""
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _RENAMED[name]
+    message = f"{__name__}.{name} is now {__name__}.{new}"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return globals()[new]

@@ -57,8 +57,6 @@ def train_batches(
     seed: int,
     batch_size: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
     rows: np.ndarray | None = None,
     workers: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -72,20 +70,18 @@ def train_batches(
         seed: names the sequence of batches.
         batch_size: examples in a batch, over all processes.
         start_step: the first batch to yield.
-        process_index: which share of each batch, from 0.
-        process_count: into how many a batch is split.
-        rows: the share itself, where a mesh has laid it out otherwise: `sharding.local_rows`.
+        rows: which of them this process reads, `sharding.local_rows` of a mesh; all by default.
         workers: processes that read and decode; 0 for threads of this one.
 
     Yields:
-        The arrays' rows and their `index`, [batch_size / process_count, ...].
-
-    Raises:
-        ValueError: if the batch does not divide over the processes.
+        The arrays' rows and their `index`, [rows, ...].
     """
-    mine = _share("train_batches", batch_size, process_index, process_count, rows)
     batch_at = functools.partial(
-        train_batch, seed=seed, batch_size=batch_size, num_examples=len(arrays["label"]), rows=mine
+        train_batch,
+        seed=seed,
+        batch_size=batch_size,
+        num_examples=len(arrays["label"]),
+        rows=np.arange(batch_size) if rows is None else rows,
     )
     yield from _batches(arrays, batch_at, range(start_step, _NO_END), workers)
 
@@ -142,8 +138,6 @@ def eval_batches(
     arrays: Arrays,
     *,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
     rows: np.ndarray | None = None,
     workers: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -152,22 +146,19 @@ def eval_batches(
     Args:
         arrays: the examples by name.
         batch_size: examples in a batch, over all processes.
-        process_index: which share of each batch, from 0.
-        process_count: into how many a batch is split.
-        rows: the share itself, where a mesh has laid it out otherwise: `sharding.local_rows`.
+        rows: which of them this process reads, `sharding.local_rows` of a mesh; all by default.
         workers: processes that read and decode; 0 for threads of this one.
 
     Yields:
-        The arrays' rows, and `mask` [batch], false where a row only fills up. Every process yields
+        The arrays' rows, and `mask` [rows], false where a row only fills up. Every process yields
         the same number of batches.
-
-    Raises:
-        ValueError: if the batch does not divide over the processes.
     """
     num_examples = len(arrays["label"])
-    mine = _share("eval_batches", batch_size, process_index, process_count, rows)
     batch_at = functools.partial(
-        _eval_batch, batch_size=batch_size, num_examples=num_examples, rows=mine
+        _eval_batch,
+        batch_size=batch_size,
+        num_examples=num_examples,
+        rows=np.arange(batch_size) if rows is None else rows,
     )
     yield from _batches(arrays, batch_at, range(-(-num_examples // batch_size)), workers)
 
@@ -183,17 +174,24 @@ def _eval_batch(
 
 
 def _gathered(arrays: Arrays, index: np.ndarray, numbers: Any) -> dict[str, np.ndarray]:
+    lazy, held = _split(arrays)
+    return {
+        **read_columns(lazy, index, numbers),
+        **{name: array[index] for name, array in held.items()},
+    }
+
+
+def _split(arrays: Arrays) -> tuple[dict[str, Column], dict[str, Any]]:
+    """Return what is still to be read, and what is in memory."""
     lazy = {name: array for name, array in arrays.items() if isinstance(array, Column)}
-    held = {name: array[index] for name, array in arrays.items() if name not in lazy}
-    return {**read_columns(lazy, index, numbers), **held}
+    return lazy, {name: array for name, array in arrays.items() if name not in lazy}
 
 
 def _batches(
     arrays: Arrays, batch_at: Any, numbers: range, workers: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Make numbered batches: what is to be read by Grain, what is in memory here."""
-    lazy = {name: array for name, array in arrays.items() if isinstance(array, Column)}
-    held = {name: array for name, array in arrays.items() if name not in lazy}
+    lazy, held = _split(arrays)
     if not lazy:
         yield from (batch_at(arrays, number) for number in numbers)
         return
@@ -202,21 +200,3 @@ def _batches(
     with contextlib.closing(streamed(read_fn, numbers, workers=workers)) as parts:
         for number, part in zip(numbers, parts, strict=False):
             yield {**part, **batch_at(held, number)}
-
-
-def _share(
-    function: str,
-    batch_size: int,
-    process_index: int,
-    process_count: int,
-    rows: np.ndarray | None,
-) -> np.ndarray:
-    """Settle which rows of a batch this process reads."""
-    if rows is not None:
-        return rows
-    if batch_size % process_count:
-        raise ValueError(
-            f"{function}: a batch of {batch_size} does not divide over {process_count} processes"
-        )
-    share = batch_size // process_count
-    return np.arange(process_index * share, (process_index + 1) * share)

@@ -21,19 +21,19 @@ _NUM_TRIES = 10
 
 
 def stretch(size: Size, wanted: Size, numbers: Sequence[int]) -> Box:
-    """Take the whole image, whatever that does to its proportions."""
+    """Return the whole image, whatever that does to its proportions."""
     return 0.0, 0.0, 1.0, 1.0
 
 
-def centre_crop(size: Size, wanted: Size, numbers: Sequence[int]) -> Box:
-    """Take the middle: of the largest window with the proportions wanted, 7/8 a side.
+def center_crop(size: Size, wanted: Size, numbers: Sequence[int]) -> Box:
+    """Return the middle: of the largest window with the proportions wanted, 7/8 a side.
 
     This is the field's view in evaluation: the shorter side scaled to 256 pixels, the middle 224.
 
     Args:
         size: of the image.
         wanted: what the window will be resized to.
-        numbers: of no consequence.
+        numbers: not used: nothing is drawn.
 
     Returns:
         The window.
@@ -42,7 +42,7 @@ def centre_crop(size: Size, wanted: Size, numbers: Sequence[int]) -> Box:
 
 
 def random_crop(size: Size, wanted: Size, numbers: Sequence[int]) -> Box:
-    """Take a window of 8 to 100 % of the area, its sides between 3:4 and 4:3, anywhere.
+    """Return a window of 8 to 100 % of the area, its sides between 3:4 and 4:3, anywhere.
 
     Args:
         size: of the image.

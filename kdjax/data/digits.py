@@ -83,7 +83,9 @@ def prepare(data_dir: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".digits-", dir=data_dir) as scratch:
         builder = Digits(data_dir=scratch, file_format="array_record")
-        with contextlib.redirect_stdout(io.StringIO()), _without_progress_bars():
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as after:
+            tfds.disable_progress_bar()
+            after.callback(tfds.enable_progress_bar)
             builder.download_and_prepare()
         _put(Path(builder.data_dir), target, Path(scratch))
     return target
@@ -111,12 +113,3 @@ def _png(image: np.ndarray) -> io.BytesIO:
     Image.fromarray(image).save(file, format="PNG")
     file.seek(0)
     return file
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    tfds.disable_progress_bar()
-    try:
-        yield
-    finally:
-        tfds.enable_progress_bar()

@@ -1,6 +1,7 @@
 """Records of a prepared set, and columns of them that are read and decoded when they are used."""
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,10 +21,13 @@ class Reader(NamedTuple):
     builder: Any
     image_key: str
     label_key: str
-    image: Any
-    label: Any
     size: int | None
     crop_fn: CropFn = stretch
+
+    @property
+    def label(self) -> Any:
+        """The feature that holds the label."""
+        return self.builder.info.features[self.label_key]
 
     def source(self, split: str) -> Any:
         """Open a split; images, and whatever else there is, stay undecoded."""
@@ -35,7 +39,7 @@ class Reader(NamedTuple):
         return self.builder.as_data_source(split, decoders=decoders)
 
     def has_labels(self, split: str, num_probed: int | None = None) -> bool:
-        """Whether a split has any label, as far as some records tell; TFDS writes -1 for none."""
+        """Return whether a split has any label, by some of its records; TFDS writes -1 for none."""
         with reading(f"{self.name}: split {split} in {self.builder.data_dir}"):
             source = self.source(split)
             every = max(1, len(source) // (num_probed or len(source) or 1))
@@ -54,25 +58,22 @@ class Reader(NamedTuple):
             )
         return labels.astype(np.int32)
 
-    @property
-    def wanted(self) -> Size | None:
-        """The size of all images in evaluation, None where they stay as they are."""
-        return None if self.size is None else (self.size, self.size)
-
     def decode(self, row: Any) -> np.ndarray:
         """Decode an image for evaluation, [height, width, channels] of uint8."""
-        return self.decode_part(row, self.wanted, self.crop_fn, (0,))
+        wanted = None if self.size is None else (self.size, self.size)
+        return self.decode_part(wanted, self.crop_fn, (0,), row)
 
     def decode_part(
-        self, row: Any, wanted: Size | None, crop_fn: CropFn, numbers: Sequence[int]
+        self, wanted: Size | None, crop_fn: CropFn, numbers: Sequence[int], row: Any
     ) -> np.ndarray:
         """Decode the part of an image that a function chooses, resized where a size is wanted."""
         with needs("data"):
             from PIL import Image
 
-        channels = self.image.shape[-1] or 3
+        feature = self.builder.info.features[self.image_key]
+        channels = feature.shape[-1] or 3
         mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
-        if mode is None or self.image.np_dtype != np.uint8:
+        if mode is None or feature.np_dtype != np.uint8:
             raise ValueError(f"{self.name}: only 8-bit images of 1, 3 or 4 channels are supported")
         box = _WHOLE
         with reading(f"{self.name}: an image in {self.builder.data_dir}"):
@@ -87,12 +88,12 @@ class Reader(NamedTuple):
             image = image.resize(wanted[::-1], Image.Resampling.BILINEAR, box=_pixels(box, image))
         return np.asarray(image).reshape(image.height, image.width, channels)
 
-    def fit(self, image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def of_shape(self, image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Return the image if it has this shape."""
         if image.shape != shape:
             raise ValueError(
                 f"{self.name}: images differ in size ({shape} and {image.shape}); "
-                "resize them with --data.image-size"
+                "resize them with image_size"
             )
         return image
 
@@ -110,7 +111,8 @@ class Records:
     def read(self, indices: np.ndarray) -> Sequence[Any]:
         """Return the records at these indices, labels decoded, images not."""
         with reading(f"{self.reader.name}: split {self.split} in {self.reader.builder.data_dir}"):
-            return self._source.__getitems__(self._indices[indices].tolist())
+            found: Sequence[Any] = self._source.__getitems__(self._indices[indices].tolist())
+            return found
 
     def labels(self, rows: Sequence[Any], indices: np.ndarray) -> np.ndarray:
         """Return the labels of records that were read, [rows] of int32."""
@@ -149,23 +151,20 @@ class LazyImages:
         self, rows: Sequence[Any], indices: np.ndarray, numbers: Sequence[Sequence[int]]
     ) -> np.ndarray:
         """Decode records that were read, each with whole numbers to draw its crop from."""
-        reader, shape = self.records.reader, self.shape[1:]
+        reader, (height, width, channels) = self.records.reader, self.shape[1:]
         if self.crop_fn is None:
-            return np.stack([reader.fit(reader.decode(row), shape) for row in rows])
-        height, width = shape[:2]
-        return np.stack(
-            [
-                reader.decode_part(row, (height, width), self.crop_fn, drawn)
-                for row, drawn in zip(rows, numbers, strict=True)
-            ]
-        )
+            images = map(reader.decode, rows)
+        else:
+            part = functools.partial(reader.decode_part, (height, width), self.crop_fn)
+            images = map(part, numbers, rows)
+        return np.stack([reader.of_shape(x, (height, width, channels)) for x in images])
 
     def cropped(self, crop_fn: CropFn) -> "LazyImages":
         """Return the same images, seen in part, such as by `random_crop`; of the same shape."""
         return LazyImages(self.records, self.shape[1:], crop_fn)
 
     def of(self, records: Records) -> "LazyImages":
-        """Return images of other records of the set, seen likewise."""
+        """Return images of other records of the set, with the same crops."""
         return LazyImages(records, self.shape[1:], self.crop_fn)
 
 
@@ -204,7 +203,7 @@ Column = LazyImages | LazyLabels
 
 
 def is_lazy(arrays: Mapping[str, Any]) -> bool:
-    """Whether any of some arrays by name is read when it is used."""
+    """Return whether any of some arrays by name is read when it is used."""
     return any(isinstance(array, Column) for array in arrays.values())
 
 
@@ -231,7 +230,7 @@ def read_columns(
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Missing and damaged files surface as whatever ArrayRecord and Pillow make of them."""
+    """Raise a ValueError for what ArrayRecord and Pillow make of missing and damaged files."""
     try:
         yield
     except ValueError:
@@ -252,13 +251,13 @@ def first_line(error: Exception) -> str:
 
 
 def _least_size(box: Box, wanted: Size) -> tuple[int, int]:
-    """Width and height that a whole image needs, at least, for a part of it to have its size."""
+    """Return the least width and height of an image of which a part has the size wanted."""
     width, height = wanted[1] / (box[2] - box[0]), wanted[0] / (box[3] - box[1])
     return int(np.ceil(width)), int(np.ceil(height))
 
 
 def _pixels(box: Box, image: Any) -> tuple[float, float, float, float]:
-    """A part of an image in pixels; rounding must not carry an edge past the image's."""
+    """Return a part of an image in pixels; rounding must not carry an edge past the image's."""
     width, height = image.size
     left, top, right, bottom = box
     return left * width, top * height, min(right * width, width), min(bottom * height, height)

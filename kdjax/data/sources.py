@@ -31,7 +31,7 @@ _TEST_SPLITS = ("test", "testing", "validation", "valid", "val", "dev")
 _TEST_FRACTION = 0.2
 _MEMORY_LIMIT = 4 * 2**30
 _FILE_LIMIT = 4 * 2**30
-# To tell whether a split has labels, and to normalise, where reading all would take long.
+# To tell whether a split has labels, and to normalize, where reading all would take long.
 _NUM_PROBED = 64
 _NUM_STREAMED, _NUM_IN_STATISTICS = 2_000, 10_000
 
@@ -72,7 +72,7 @@ def load(
     memory_limit: int = _MEMORY_LIMIT,
     streaming: bool = False,
 ) -> Dataset:
-    """Read a set of labelled images.
+    """Read a set of labeled images.
 
     The test examples are those of the split `test`, where it has labels, otherwise of the
     validation split, otherwise a fifth of the training split. The validation examples are always
@@ -84,7 +84,7 @@ def load(
             `~/tensorflow_datasets`).
         validation_fraction: share of the training examples to set aside, in [0, 1).
         image_size: pixels a side that all images are resized to; needed where their sizes differ.
-        crop_fn: which part of an image is resized, `stretch` (all of it) or `centre_crop`.
+        crop_fn: which part of an image is resized, `stretch` (all of it) or `center_crop`.
         memory_limit: bytes above which images are decoded when they are used, not at once.
         streaming: whether labels are read with the images too, and nothing before; always so for
             sets with a split whose files have more than 4 GiB.
@@ -94,7 +94,7 @@ def load(
 
     Raises:
         FileNotFoundError: if the set is not there and cannot be prepared here.
-        ValueError: if it is unknown, or no set of labelled 8-bit images.
+        ValueError: if it is unknown, or no set of labeled 8-bit images.
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"load: validation_fraction is {validation_fraction}, expected [0, 1)")
@@ -102,40 +102,46 @@ def load(
         raise ValueError(f"load: image_size is {image_size}, expected 1 or more")
     builder = _find(name, data_dir)
     info = builder.info
-    image_key, label_key = _keys(name, info)
-    label = info.features[label_key]
-    image = info.features[image_key]
-    reader = Reader(name, builder, image_key, label_key, image, label, image_size, crop_fn)
+    reader = Reader(name, builder, *_keys(name, info), image_size, crop_fn)
     streaming = streaming or max(s.num_bytes for s in info.splits.values()) > _FILE_LIMIT
     has_labels = functools.partial(reader.has_labels, num_probed=_NUM_PROBED if streaming else None)
     train_split, test_split = _choose_splits(name, info, has_labels)
     read = functools.partial(_read, reader, memory_limit=memory_limit, streaming=streaming)
-    whole = read(train_split)
-    num_test = 0 if test_split else max(1, round(_TEST_FRACTION * len(whole.label)))
-    num_validation = round(validation_fraction * (len(whole.label) - num_test))
-    num_kept = len(whole.label) - num_test - num_validation
-    if num_kept < 1:
-        raise ValueError(f"{name}: {len(whole.label)} training examples leave none to train on")
-    order = np.random.default_rng(len(whole.label)).permutation(len(whole.label))
-    kept, validation, rest = np.split(order, [num_kept, num_kept + num_validation])
-    train = take(whole, np.sort(kept))
-    test = read(test_split) if test_split else take(whole, np.sort(rest))
+    train, validation, rest = _cut(
+        name, read(train_split), validation_fraction, 0 if test_split else _TEST_FRACTION
+    )
+    test = read(test_split) if test_split else rest
     shape = train.image.shape[1:]
-    reader.fit(np.empty(test.image.shape[1:], np.uint8), shape)
+    reader.of_shape(np.empty(test.image.shape[1:], np.uint8), shape)
     mean, std = _statistics(train.image, _NUM_STREAMED if streaming else _NUM_IN_STATISTICS)
     return Dataset(
         name=name,
         train=train,
-        validation=take(whole, np.sort(validation)),
+        validation=validation,
         test=test,
         image_shape=shape,
-        num_classes=label.num_classes,
-        label_names=tuple(label.int2str(i) for i in range(label.num_classes)),
+        num_classes=reader.label.num_classes,
+        label_names=tuple(map(reader.label.int2str, range(reader.label.num_classes))),
         mean=mean,
         std=std,
         splits=f"training and validation from split {train_split}, test from "
         + (f"split {test_split}" if test_split else f"{_TEST_FRACTION:.0%} of split {train_split}"),
     )
+
+
+def _cut(
+    name: str, whole: Examples, validation_fraction: float, test_fraction: float
+) -> list[Examples]:
+    """Split training examples into those to train, to validate and, where asked, to test on."""
+    num_examples = len(whole.label)
+    num_test = max(1, round(test_fraction * num_examples)) if test_fraction else 0
+    num_validation = round(validation_fraction * (num_examples - num_test))
+    num_kept = num_examples - num_test - num_validation
+    if num_kept < 1:
+        raise ValueError(f"{name}: {num_examples} training examples leave none to train on")
+    order = np.random.default_rng(num_examples).permutation(num_examples)
+    parts = np.split(order, [num_kept, num_kept + num_validation])
+    return [take(whole, np.sort(part)) for part in parts]
 
 
 def _find(name: str, data_dir: str | Path | None) -> Any:
@@ -174,28 +180,31 @@ def _prepared(name: str, root: Path) -> Path | None:
     if (root / _INFO).exists() and _is_of(root, path, version):
         return root
     for base in _bases(path, root):
-        versions = [p for p in _folders(base) if (p / _INFO).exists()]
-        versions = [p for p in versions if not version or p.name == version]
-        if versions:
+        if versions := _sets_in(base, version):
             return max(versions, key=lambda p: _version_key(p.name))
-        configs = [p for p in _folders(base) if any((q / _INFO).exists() for q in _folders(p))]
+        configs = [p.name for p in _folders(base) if _sets_in(p)]
         if len(configs) == 1:
-            return _prepared(f"{configs[0].name}:{version}", base)
+            return _prepared(f"{configs[0]}:{version}", base)
         if configs:
-            choices = ", ".join(f"{path}/{config.name}" for config in configs)
+            choices = ", ".join(f"{path}/{config}" for config in configs)
             raise ValueError(f"{name} has several configurations in {root}: name one of {choices}")
     return None
 
 
+def _sets_in(base: Path, version: str = "") -> list[Path]:
+    """Return the folders that hold a prepared set, of one version or of all."""
+    return [p for p in _folders(base) if (p / _INFO).exists() and version in ("", p.name)]
+
+
 def _bases(path: str, root: Path) -> list[Path]:
-    """Where versions may be: root/name/config, or less where root ends with a part of it."""
+    """Return where versions may be: root/name/config, or less where root ends in a part of it."""
     parts = tuple(path.split("/"))
     shared = [k for k in range(len(parts) + 1) if root.parts[len(root.parts) - k :] == parts[:k]]
     return [root.joinpath(*parts[k:]) for k in shared]
 
 
 def _is_of(folder: Path, path: str, version: str) -> bool:
-    """Whether a version folder that was named itself holds the set that is asked for."""
+    """Return whether a version folder that was named itself holds the set that is asked for."""
     own = {folder.name, folder.parent.name, folder.parent.parent.name}
     return set(path.split("/")) <= own and version in ("", folder.name)
 
@@ -250,7 +259,7 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
         return keys[0], keys[1]
     if len(images) != 1 or len(labels) != 1:
         raise ValueError(
-            f"{name} is no set of labelled images: its image features are {images}, its class "
+            f"{name} is no set of labeled images: its image features are {images}, its class "
             f"labels {labels}, and its supervised keys {keys} do not choose one of each"
         )
     return images[0], labels[0]
@@ -284,13 +293,13 @@ def _read(reader: Reader, split: str, *, memory_limit: int, streaming: bool) -> 
         for i, row in enumerate(rows_of(source, range(num_examples))):
             labels[i] = row[reader.label_key]
             if in_memory:
-                images[i] = reader.fit(reader.decode(row), shape)
+                images[i] = reader.of_shape(reader.decode(row), shape)
         labels = reader.checked(split, labels, np.arange(num_examples))
         return Examples(images if in_memory else LazyImages(records, shape), labels)
 
 
 def take(examples: Examples, indices: np.ndarray) -> Examples:
-    """Pick examples by index, without reading what is not read yet."""
+    """Return examples by index, without reading what is not read yet."""
     image, label = examples
     if not isinstance(image, LazyImages):
         return Examples(image[indices], label[indices])
@@ -301,7 +310,7 @@ def take(examples: Examples, indices: np.ndarray) -> Examples:
 
 
 def _statistics(images: Any, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per channel, over at most so many images, in [0, 1]."""
+    """Return mean and standard deviation per channel, of some of the images, in [0, 1]."""
     num_images = min(len(images), num_images)
     chosen = np.linspace(0, len(images) - 1, num_images).astype(np.int64)
     count, total, squares = 0, np.uint64(0), np.uint64(0)

@@ -2,10 +2,10 @@
 
 import contextlib
 import os
-import queue
 import signal
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,8 +16,6 @@ T = TypeVar("T")
 
 _MAX_THREADS = 8
 _PER_WORKER = 2
-# How often a thread that waits to hand a batch over looks whether it is still wanted.
-_POLL_SECONDS = 0.1
 
 
 def streamed(
@@ -76,38 +74,22 @@ def prefetch(
     """
     if depth < 1:
         raise ValueError(f"prefetch: depth is {depth}, expected 1 or more")
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-    unwanted = threading.Event()
+    source = iter(batches)
+    with ThreadPoolExecutor(1, "prefetch") as thread:
 
-    def hand_over(item: tuple[Any, BaseException | None]) -> None:
-        while not unwanted.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(item, timeout=_POLL_SECONDS)
-                return
+        def ask() -> Future[T]:
+            return thread.submit(lambda: place_fn(next(source)))
 
-    def fill() -> None:
-        end: BaseException = StopIteration()
+        asked = deque(ask() for _ in range(depth + 1))
         try:
-            for batch in batches:
-                hand_over((place_fn(batch), None))
-                if unwanted.is_set():
-                    break
-        except BaseException as error:  # raised where the batches are used
-            end = error
-        # What reads ahead must not go on when nobody is waiting.
-        getattr(batches, "close", lambda: None)()
-        hand_over((None, end))
-
-    thread = threading.Thread(target=fill, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            batch, end = ready.get()
-            if isinstance(end, StopIteration):
-                return
-            if end is not None:
-                raise end
-            yield batch
-    finally:
-        unwanted.set()
-        thread.join()
+            while True:
+                try:
+                    placed = asked.popleft().result()
+                except StopIteration:
+                    return
+                asked.append(ask())
+                yield placed
+        finally:
+            # What reads ahead must not go on when nobody is waiting.
+            thread.shutdown(cancel_futures=True)
+            getattr(batches, "close", lambda: None)()

@@ -121,7 +121,8 @@ def warp(key: Array, images: Array, *, max_shift: float = 2.0, num_points: int =
     grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
 
     def sample(plane: Array, at: Array) -> Array:
-        return jax.scipy.ndimage.map_coordinates(plane, list(at), order=1)
+        sampled: Array = jax.scipy.ndimage.map_coordinates(plane, list(at), order=1)
+        return sampled
 
     channels = jax.vmap(sample, in_axes=(-1, None), out_axes=-1)
     return jax.vmap(channels)(images.astype(jnp.float32), field + grid[None])

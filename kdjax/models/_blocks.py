@@ -1,18 +1,13 @@
-"""What networks of convolutions are built of: layers, blocks, and stages of blocks."""
+"""Blocks and stages that networks of convolutions are built of, and where their features are."""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from kdjax.types import Array
+from kdjax.models._layers import HE_INIT, DType, Initializer, layer_fn
+from kdjax.types import Array, FeaturePaths
 
-DType = Any
-Initializer = Callable[..., Array]
-
-HE_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 EXPANSION = 4  # of a bottleneck: how much wider its output is than its inside
 
 
@@ -26,14 +21,11 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Return [batch, height / stride, width / stride, channels], after the last ReLU."""
-        named = norm(self.dtype, train)
-        y = conv(self.width, 3, self.stride, self.dtype, "conv_1")(x)
-        y = nn.relu(named(name="norm_1")(y))
-        y = conv(self.width, 3, 1, self.dtype, "conv_2")(y)
-        y = named(name="norm_2")(y)
+        layer = layer_fn(self.dtype, train)
+        y = nn.relu(layer(x, self.width, 3, self.stride, "conv_1"))
+        y = layer(y, self.width, 3, 1, "conv_2")
         if x.shape[-1] != self.width or self.stride != 1:
-            x = conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
-            x = named(name="shortcut_norm")(x)
+            x = layer(x, self.width, 1, self.stride, "shortcut_conv")
         return nn.relu(Sum(name="sum")(x, y))
 
 
@@ -50,16 +42,12 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Return [batch, height / stride, width / stride, 4 width], after the last ReLU."""
-        named, wide = norm(self.dtype, train), EXPANSION * self.width
-        y = conv(self.width, 1, 1, self.dtype, "conv_1")(x)
-        y = nn.relu(named(name="norm_1")(y))
-        y = conv(self.width, 3, self.stride, self.dtype, "conv_2")(y)
-        y = nn.relu(named(name="norm_2")(y))
-        y = conv(wide, 1, 1, self.dtype, "conv_3")(y)
-        y = named(name="norm_3")(y)
+        layer, wide = layer_fn(self.dtype, train), EXPANSION * self.width
+        y = nn.relu(layer(x, self.width, 1, 1, "conv_1"))
+        y = nn.relu(layer(y, self.width, 3, self.stride, "conv_2"))
+        y = layer(y, wide, 1, 1, "conv_3")
         if x.shape[-1] != wide or self.stride != 1:
-            x = conv(wide, 1, self.stride, self.dtype, "shortcut_conv")(x)
-            x = named(name="shortcut_norm")(x)
+            x = layer(x, wide, 1, self.stride, "shortcut_conv")
         return nn.relu(Sum(name="sum")(x, y))
 
 
@@ -73,20 +61,15 @@ class Sum(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width: `block_0` (which changes the shape), `block_1`, ..."""
+    """Blocks one after another, `block_0`, `block_1`, ..., given as what makes each of a name."""
 
-    width: int
-    num_blocks: int
-    stride: int = 1
-    dtype: DType = None
-    block: Callable[..., nn.Module] = BasicBlock
+    blocks: Sequence[Callable[..., nn.Module]]
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Return the last block's output."""
-        for i in range(self.num_blocks):
-            stride = self.stride if i == 0 else 1
-            x = self.block(self.width, stride, self.dtype, name=f"block_{i}")(x, train=train)
+        for i, block in enumerate(self.blocks):
+            x = block(name=f"block_{i}")(x, train=train)
         return x
 
 
@@ -103,17 +86,7 @@ class Final(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Return [batch, height, width, self.width]."""
-        x = conv(self.width, 1, 1, self.dtype, "conv", kernel_init=self.kernel_init)(x)
-        return nn.relu(norm(self.dtype, train)(name="norm")(x))
-
-
-class Pool(nn.Module):
-    """The mean over all positions, a module so that the embedding can be captured."""
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Return [batch, channels]."""
-        return jnp.mean(x, axis=(1, 2))
+        return nn.relu(layer_fn(self.dtype, train, self.kernel_init)(x, self.width, 1, 1, "conv"))
 
 
 def stages(
@@ -134,62 +107,32 @@ def stages(
         sizes: the number of blocks in each.
         dtype: what they compute in.
         train: whether this is training.
-        block: makes a block of a width and a stride.
+        block: makes a block of a width, a stride, a type and a name.
         first_stride: of the first stage; 1 keeps the size.
     """
     for i, (width, num_blocks) in enumerate(zip(widths, sizes, strict=True)):
-        stride = first_stride if i == 0 else 2
-        x = Stage(width, num_blocks, stride, dtype, block, name=f"stage_{i + 1}")(x, train=train)
+        strides = [first_stride if i == 0 else 2] + [1] * (num_blocks - 1)
+        blocks = [functools.partial(block, width, stride, dtype) for stride in strides]
+        x = Stage(blocks, name=f"stage_{i + 1}")(x, train=train)
     return x
 
 
-def conv(
-    width: int,
-    size: int,
-    stride: int,
-    dtype: DType,
-    name: str,
-    *,
-    groups: int = 1,
-    use_bias: bool = False,
-    kernel_init: Initializer = HE_INIT,
-) -> nn.Conv:
-    """Make a convolution of odd size, padded alike on every side."""
-    # "SAME" would pad an even image on one side only at stride 2.
-    return nn.Conv(
-        width,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        feature_group_count=groups,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=kernel_init,
-        name=name,
+def feature_paths(num_blocks: Sequence[int], preactivation: str, norm: str = "") -> FeaturePaths:
+    """Return where a network has its features whose stages are maps and end with a ReLU.
+
+    Args:
+        num_blocks: in `stage_1`, `stage_2`, ...
+        preactivation: the module of a stage's last block that returns what this ReLU sees.
+        norm: the BatchNorm of that block right before this ReLU, if the ReLU sees nothing else.
+    """
+    names = tuple(f"stage_{i}" for i in range(1, len(num_blocks) + 1))
+    ends = [f"{stage}/block_{n - 1}" for stage, n in zip(names, num_blocks, strict=True)]
+    return FeaturePaths(
+        stages=names,
+        preactivations=tuple(f"{block}/{preactivation}" for block in ends),
+        embedding="pool",
+        head="head",
+        spatial=True,
+        last_map=names[-1],
+        norms=tuple(f"{block}/{norm}" for block in ends if norm),
     )
-
-
-def norm(dtype: DType, train: bool) -> functools.partial[nn.BatchNorm]:
-    """Make what makes a BatchNorm when it is given a name."""
-    return functools.partial(
-        nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype
-    )
-
-
-def head(num_classes: int, dtype: DType) -> nn.Dense:
-    """Make the classifier, whose logits are float32 at least."""
-    # Rounding logits to half precision moves them by more than student and teacher may differ.
-    wide = None if dtype is None else jnp.promote_types(dtype, jnp.float32)
-    return nn.Dense(num_classes, dtype=wide, name="head")
-
-
-def check_sizes(function: str, stage_sizes: tuple[int, ...]) -> None:
-    """Raise a ValueError unless there are stages and all have blocks."""
-    if not stage_sizes or min(stage_sizes) < 1:
-        raise ValueError(f"{function}: stage_sizes is {stage_sizes}, expected positive numbers")
-
-
-def check_classes(function: str, num_classes: int) -> None:
-    """Raise a ValueError unless there is a class."""
-    if num_classes < 1:
-        raise ValueError(f"{function}: num_classes is {num_classes}, expected at least 1")

@@ -8,11 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
-from kdjax.types import Array
+from kdjax.types import Array, PyTree
 
 CallFn = Callable[[Any, Any, bool], Any]
 """Calls a network in its own way: `(module, inputs, train) -> logits`."""
+
+# Flax has no types for these two.
+flatten: Callable[[PyTree], dict[tuple[str, ...], Any]] = traverse_util.flatten_dict
+unflatten: Callable[[Mapping[tuple[str, ...], Any]], PyTree] = traverse_util.unflatten_dict
 
 _TRAIN_FLAGS = ("train", "training", "is_training")
 _EVAL_FLAGS = ("deterministic", "use_running_average")

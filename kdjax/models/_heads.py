@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses import _maps
+from kdjax.losses._numerics import pooling
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model, Outputs, PyTree, Variables
 
@@ -15,7 +15,9 @@ Classifier = Mapping[str, Any]
 """A last layer: `kernel` [width, num_classes] and, if it has one, `bias` [num_classes]."""
 
 
-def with_class_maps(model: Model, *, feature: str, head: Sequence[str] = ("head",)) -> Model:
+def with_class_maps(
+    model: Model, *, feature: str | None = None, head: Sequence[str] | None = None
+) -> Model:
     """Add class activation maps to a network's features: the logits of each position alone.
 
     The maps are feature @ kernel + bias, with the classifier's own arrays: their mean over all
@@ -24,8 +26,9 @@ def with_class_maps(model: Model, *, feature: str, head: Sequence[str] = ("head"
     Args:
         model: a network whose logits are a linear map of the mean of a feature map.
         feature: that map among the features that the network captures,
-            [batch, height, width, width_of_head].
-        head: where the classifier is in the network's parameters, as a path.
+            [batch, height, width, width_of_head]; by default `model.paths.last_map`.
+        head: where the classifier is in the network's parameters, as a path; by default
+            `model.paths.head`, or "head" where the network says none.
 
     Returns:
         A model with the same variables whose features have `class_maps`,
@@ -38,39 +41,42 @@ def with_class_maps(model: Model, *, feature: str, head: Sequence[str] = ("head"
         Zhou, Khosla, Lapedriza, Oliva, Torralba, "Learning Deep Features for Discriminative
         Localization", 2015, arXiv:1512.04150.
     """
+    name = model.paths.last_map if feature is None else feature
+    path = (model.paths.head or "head",) if head is None else head
 
     def apply(
         params: PyTree, state: PyTree, inputs: Any, *, train: bool, key: Array | None = None
     ) -> tuple[Outputs, PyTree]:
         outputs, new_state = model.apply(params, state, inputs, train=train, key=key)
-        x = _feature("with_class_maps", outputs, feature)
-        maps = _classify(_classifier("with_class_maps", params, head), x)
+        x = _feature("with_class_maps", outputs, name)
+        maps = _classify(_classifier("with_class_maps", params, path), x)
         return outputs._replace(features={**outputs.features, "class_maps": maps}), new_state
 
-    return Model(model.init, apply)
+    return model._replace(apply=apply)
 
 
 def simkd(
     student: Model,
     classifier: Classifier,
     *,
-    feature: str,
+    feature: str | None = None,
     size: tuple[int, int] | None = None,
     factor: int = 2,
 ) -> Model:
-    """Put a teacher's frozen classifier on a student, by a projector that is deployed with it.
+    """Return a student that answers through its teacher's classifier, behind a projector.
 
     The student's feature map is averaged to `size` and projected by 1x1, 3x3 and 1x1
-    convolutions, each with BatchNorm and ReLU; the teacher's classifier reads its mean. Train it
-    with the term `kdjax.terms.simkd`. The student's own classifier stays in its parameters, unused
-    and without gradient.
+    convolutions, each with BatchNorm and ReLU; the teacher's classifier, which stays as it is,
+    reads its mean. The projector is trained with the term `kdjax.terms.simkd` and deployed with the
+    student, whose own classifier stays in its parameters, unused and without gradient.
 
     Args:
         student: the network to train; it captures `feature`.
         classifier: the teacher's last layer: `kernel` [teacher_width, num_classes] and `bias`
             [num_classes], such as `variables.params["head"]`. It is copied into the model's state,
             which is saved with it and never trained.
-        feature: the student's last feature map, [batch, height, width, channels].
+        feature: the student's last feature map, [batch, height, width, channels]; by default
+            `student.paths.last_map`.
         size: height and width of the teacher's last feature map, where they are smaller than the
             student's; None leaves the student's map as it is.
         factor: by how much the projector is narrower in between than the teacher.
@@ -90,11 +96,12 @@ def simkd(
     width = _width_of("simkd", classifier)
     if factor < 1:
         raise ValueError(f"simkd: factor is {factor}, expected at least 1")
+    name = student.paths.last_map if feature is None else feature
     projector = from_linen(Projector(width, max(1, width // factor)))
 
     def features_of(outputs: Outputs) -> Array:
-        x = _feature("simkd", outputs, feature)
-        return x if size is None else _maps.average_pool(x, size)
+        x = _feature("simkd", outputs, name)
+        return x if size is None else pooling.average_pool(x, size)
 
     def init(key: Array, inputs: Any) -> Variables:
         student_key, projector_key = jax.random.split(key)
@@ -123,7 +130,9 @@ def simkd(
         changed = {**state, "student": student_state, "projector": projector_state}
         return Outputs(logits, features), changed if train else state
 
-    return Model(init, apply)
+    # Its own classifier does not answer any more, and its parameters have moved.
+    norms = tuple(f"student/{path}" for path in student.paths.norms)
+    return Model(init, apply, student.paths._replace(head="", norms=norms))
 
 
 class Projector(nn.Module):
@@ -192,5 +201,6 @@ def _classifier(function: str, params: PyTree, path: Sequence[str]) -> Classifie
         if not isinstance(found, Mapping) or name not in found:
             raise ValueError(f"{function}: the parameters have nothing at {'/'.join(path)}")
         found = found[name]
-    _width_of(function, found)
-    return found
+    classifier: Classifier = found
+    _width_of(function, classifier)
+    return classifier

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from flax import errors, traverse_util
+from flax import errors
 from flax import linen as nn
 
 from kdjax.models._calls import (
@@ -13,16 +13,21 @@ from kdjax.models._calls import (
     as_logits,
     call_module,
     check_paths,
+    flatten,
     parse_features,
     pick_features,
 )
-from kdjax.types import Array, Model, Outputs, PyTree, Variables
+from kdjax.types import Array, FeaturePaths, Model, Outputs, PyTree, Variables
 
 _INTERMEDIATES = "intermediates"
 
 
 def from_linen(
-    module: nn.Module, *, features: Sequence[str] = (), call_fn: CallFn | None = None
+    module: nn.Module,
+    *,
+    features: Sequence[str] = (),
+    call_fn: CallFn | None = None,
+    paths: FeaturePaths | None = None,
 ) -> Model:
     """Turn a Linen module into a model.
 
@@ -40,6 +45,7 @@ def from_linen(
             "stage_1.block_0". A module that is called more than once is an error unless the path
             says which call, counted from zero: "activation:2".
         call_fn: `(module, inputs, train) -> logits`, for modules that are called otherwise.
+        paths: where it has the features that methods look at, and its classifier.
 
     Returns:
         A model; `Outputs.features` has the captured arrays under the names in `features`.
@@ -50,7 +56,7 @@ def from_linen(
             called several times; from apply, if the module needs random numbers and has no key.
     """
     wanted = parse_features("from_linen", features)
-    paths = {feature.path for feature in wanted}
+    captured = {feature.path for feature in wanted}
 
     def run(module: nn.Module, inputs: Any, train: bool) -> Array:
         return as_logits("from_linen", module, (call_fn or call_module)(module, inputs, train))
@@ -68,7 +74,7 @@ def from_linen(
     ) -> tuple[Outputs, PyTree]:
         called: set[str] = set()
         forward = nn.apply(
-            run, module, mutable=[*state], capture_intermediates=_keep(paths, called)
+            run, module, mutable=[*state], capture_intermediates=_keep(captured, called)
         )
         try:
             logits, changed = forward(
@@ -77,11 +83,11 @@ def from_linen(
         except errors.InvalidRngError as error:
             raise ValueError(_needs_key(module, train)) from error
         check_paths("from_linen", wanted, called)
-        captured = pick_features("from_linen", wanted, _calls(changed.get(_INTERMEDIATES, {})))
+        found = pick_features("from_linen", wanted, _calls(changed.get(_INTERMEDIATES, {})))
         new_state = {name: changed[name] for name in state} if train else state
-        return Outputs(logits, captured), new_state
+        return Outputs(logits, found), new_state
 
-    return Model(init, apply)
+    return Model(init, apply, paths or FeaturePaths())
 
 
 def _keep(paths: frozenset[str] | set[str], called: set[str]) -> Callable[[nn.Module, str], bool]:
@@ -98,14 +104,14 @@ def _keep(paths: frozenset[str] | set[str], called: set[str]) -> Callable[[nn.Mo
 
 def _calls(intermediates: PyTree) -> dict[str, tuple[Any, ...]]:
     outputs: dict[str, tuple[Any, ...]] = defaultdict(tuple)
-    for path, values in traverse_util.flatten_dict(intermediates).items():
+    for path, values in flatten(intermediates).items():
         if path[-1] == "__call__":
             outputs["/".join(path[:-1]).replace(".", "/")] += values
     return outputs
 
 
 def _is_sown(name: str, collection: PyTree) -> bool:
-    variables = traverse_util.flatten_dict(collection).values()
+    variables = flatten(collection).values()
     return name == _INTERMEDIATES or any(isinstance(value, tuple) for value in variables)
 
 

@@ -1,11 +1,13 @@
 """MobileNetV2 for small images, in Linen: inverted bottlenecks with depthwise convolutions."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
 
-from kdjax.models._blocks import DType, Final, Pool, Sum, check_classes, conv, head, norm
+from kdjax.models._blocks import Final, Stage, Sum, feature_paths
+from kdjax.models._layers import DType, check_classes, layer_fn, logits_of
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -43,34 +45,11 @@ class InvertedBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Return [batch, height / stride, width / stride, channels]."""
-        named, inner = norm(self.dtype, train), self.expansion * x.shape[-1]
-        y = conv(inner, 1, 1, self.dtype, "conv_1")(x)
-        y = nn.relu(named(name="norm_1")(y))
-        y = conv(inner, 3, self.stride, self.dtype, "depthwise", groups=inner)(y)
-        y = nn.relu(named(name="depthwise_norm")(y))
-        y = conv(self.width, 1, 1, self.dtype, "conv_2")(y)
-        y = named(name="norm_2")(y)
+        layer, inner = layer_fn(self.dtype, train), self.expansion * x.shape[-1]
+        y = nn.relu(layer(x, inner, 1, 1, "conv_1"))
+        y = nn.relu(layer(y, inner, 3, self.stride, "depthwise", groups=inner))
+        y = layer(y, self.width, 1, 1, "conv_2")
         return y if x.shape != y.shape else Sum(name="sum")(x, y)
-
-
-class MobileStage(nn.Module):
-    """The blocks between two places where features are taken: `block_0`, `block_1`, ..."""
-
-    rows: Sequence[Row]
-    width_multiplier: float
-    dtype: DType = None
-
-    @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Return the last block's output."""
-        strided = [
-            (row, row.stride if i == 0 else 1) for row in self.rows for i in range(row.repeats)
-        ]
-        for i, (row, stride) in enumerate(strided):
-            width = int(row.width * self.width_multiplier)
-            block = InvertedBlock(width, stride, row.expansion, self.dtype, name=f"block_{i}")
-            x = block(x, train=train)
-        return x
 
 
 class MobileNetV2(nn.Module):
@@ -98,12 +77,13 @@ class MobileNetV2(nn.Module):
     def __call__(self, inputs: Array, *, train: bool) -> Array:
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
         factor = self.width_multiplier
-        x = conv(int(_STEM_WIDTH * factor), 3, 2, self.dtype, "stem")(inputs)
-        x = nn.relu(norm(self.dtype, train)(name="stem_norm")(x))
+        layer = layer_fn(self.dtype, train)
+        x = nn.relu(layer(inputs, int(_STEM_WIDTH * factor), 3, 2, "stem"))
         for i, rows in enumerate(STAGES, start=1):
-            x = MobileStage(rows, factor, self.dtype, name=f"stage_{i}")(x, train=train)
+            blocks = [block for row in rows for block in _blocks_of(row, factor, self.dtype)]
+            x = Stage(blocks, name=f"stage_{i}")(x, train=train)
         x = Final(int(_LAST_WIDTH * max(1.0, factor)), self.dtype, name="final")(x, train=train)
-        return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
+        return logits_of(x, self.num_classes, self.dtype)
 
 
 def mobilenet_v2(
@@ -119,9 +99,8 @@ def mobilenet_v2(
         num_classes: the number of logits.
         width_multiplier: what the channels are multiplied by, rounded down; the last ones, 1280,
             do not become fewer. 0.5 is what the tables of the distillation literature have.
-        dtype: what the convolutions compute in, for example `jnp.bfloat16`; parameters, BatchNorm
-            statistics and logits are float32 all the same. None: the inputs' type, float32 at
-            least.
+        dtype: what the convolutions compute in, such as `jnp.bfloat16`; parameters, statistics and
+            logits stay in float32. None: the inputs' type, float32 at least.
         features: paths to capture: "stage_1", "stage_2/block_0", "final", "pool", ...
 
     Returns:
@@ -136,4 +115,14 @@ def mobilenet_v2(
             f"mobilenet_v2: width_multiplier is {width_multiplier}, expected at least 1/16"
         )
     check_classes("mobilenet_v2", num_classes)
-    return from_linen(MobileNetV2(num_classes, width_multiplier, dtype), features=features)
+    module = MobileNetV2(num_classes, width_multiplier, dtype)
+    paths = feature_paths([sum(row.repeats for row in rows) for rows in STAGES], "norm_2", "norm_2")
+    # No ReLU ends a stage: its map is what comes before one.
+    paths = paths._replace(preactivations=paths.stages, last_map="final")
+    return from_linen(module, features=features, paths=paths)
+
+
+def _blocks_of(row: Row, factor: float, dtype: DType) -> list[Callable[..., nn.Module]]:
+    strides = [row.stride] + [1] * (row.repeats - 1)
+    width = int(row.width * factor)
+    return [functools.partial(InvertedBlock, width, x, row.expansion, dtype) for x in strides]

@@ -2,33 +2,42 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import nnx, traverse_util
+from flax import nnx
 
 from kdjax.models._calls import (
     CallFn,
     as_logits,
     call_module,
     check_paths,
+    flatten,
     parse_features,
     pick_features,
+    unflatten,
 )
-from kdjax.types import Array, Model, Outputs, PyTree, Variables
+from kdjax.types import Array, FeaturePaths, Model, Outputs, PyTree, Variables
+
+State = nnx.State[str | int, Any]
+MakeModule = Callable[[nnx.Rngs], nnx.Module]
+# Flax has no types for this.
+_eager_sharding: Callable[[bool], AbstractContextManager[None]] = nnx.use_eager_sharding
 
 
-class _Feature(nnx.Variable):
+class _Feature(nnx.Variable[Any]):
     """Holds what a captured module returned, one entry per call."""
 
 
 def from_nnx(
-    make_module: Callable[[nnx.Rngs], nnx.Module],
+    make_module: MakeModule,
     *,
     features: Sequence[str] = (),
     call_fn: CallFn | None = None,
+    paths: FeaturePaths | None = None,
 ) -> Model:
     """Turn an NNX module into a model.
 
@@ -47,6 +56,7 @@ def from_nnx(
             "blocks.0.norm". A module that is called more than once is an error unless the path
             says which call, counted from zero: "activation:2".
         call_fn: `(module, inputs, train) -> logits`, for modules that are called otherwise.
+        paths: where it has the features that methods look at, and its classifier.
 
     Returns:
         A model with `nnx.Param` as its params and the other variables as its state, both as nested
@@ -90,7 +100,7 @@ def from_nnx(
         captured = pick_features("from_nnx", wanted, _calls(recorded))
         return Outputs(logits, captured), _like(state_like, new_state) if train else state
 
-    return Model(init, apply)
+    return Model(init, apply, paths or FeaturePaths())
 
 
 def variables_of(module: nnx.Module) -> Variables:
@@ -106,7 +116,7 @@ def variables_of(module: nnx.Module) -> Variables:
     return Variables(_nested(params), _nested(state))
 
 
-def _blueprint(make_module: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
+def _blueprint(make_module: MakeModule) -> nnx.Module:
     if isinstance(make_module, nnx.Module):
         raise TypeError(
             f"from_nnx: make_module is a {type(make_module).__name__}, expected a function of rngs "
@@ -120,14 +130,14 @@ def _blueprint(make_module: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
     return blueprint
 
 
-def _made(make_module: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
+def _made(make_module: MakeModule, rngs: nnx.Rngs) -> nnx.Module:
     # Otherwise axis names would ask for a mesh here: arrays are placed later, by the whole tree.
-    with nnx.use_eager_sharding(False):
+    with _eager_sharding(False):
         return make_module(rngs)
 
 
-def _split(module: nnx.Module) -> tuple[Any, list[nnx.State]]:
-    """Take a module apart: its structure; its parameters, random streams and other variables."""
+def _split(module: nnx.Module) -> tuple[Any, list[State]]:
+    """Split a module into its structure and its parameters, random streams and other variables."""
     graphdef, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
     return graphdef, states
 
@@ -146,15 +156,15 @@ def _array(leaf: Any) -> Any:
     return nn.Partitioned(_value(leaf), tuple(names)) if names else _value(leaf)
 
 
-def _nested(state: nnx.State) -> PyTree:
+def _nested(state: State) -> PyTree:
     # Indices of lists become strings: a dictionary with keys of two types is no pytree.
     leaves = {tuple(map(str, path)): _array(leaf) for path, leaf in nnx.to_flat_state(state)}
-    return traverse_util.unflatten_dict(leaves)
+    return unflatten(leaves)
 
 
-def _filled(like: nnx.State, tree: PyTree) -> nnx.State:
-    """Put the arrays of a nested dictionary back into variables of the right types."""
-    arrays = traverse_util.flatten_dict(tree)
+def _filled(like: State, tree: PyTree) -> State:
+    """Return variables of the types of `like` with the arrays of a nested dictionary."""
+    arrays = flatten(tree)
 
     def fill(path: tuple[Any, ...], leaf: Any) -> Any:
         array = arrays[tuple(map(str, path))]
@@ -164,19 +174,19 @@ def _filled(like: nnx.State, tree: PyTree) -> nnx.State:
     return nnx.from_flat_state({path: fill(path, leaf) for path, leaf in nnx.to_flat_state(like)})
 
 
-def _like(like: nnx.State, state: nnx.State) -> PyTree:
+def _like(like: State, state: State) -> PyTree:
     """Keep the variables that a fresh module has; what else a call leaves behind is no state."""
     leaves = dict(nnx.to_flat_state(state))
     return _nested(nnx.from_flat_state({path: leaves[path] for path, _ in nnx.to_flat_state(like)}))
 
 
-def _streams(like: nnx.State, key: Array | None) -> nnx.State:
+def _streams(like: State, key: Array | None) -> State:
     """Seed every random stream from a key, each with its own."""
     root = jax.random.key(0) if key is None else key
     if not jnp.issubdtype(root.dtype, jax.dtypes.prng_key):
         root = jax.random.wrap_key_data(root)
 
-    def seed(index: int, leaf: nnx.Variable) -> nnx.Variable:
+    def seed(index: int, leaf: nnx.Variable[Any]) -> nnx.Variable[Any]:
         shape = leaf.get_raw_value().shape
         if not isinstance(leaf, nnx.RngKey):
             return leaf.replace(jnp.zeros(shape, jnp.uint32))
@@ -187,7 +197,7 @@ def _streams(like: nnx.State, key: Array | None) -> nnx.State:
     return nnx.from_flat_state({path: seed(i, leaf) for i, (path, leaf) in enumerate(flat)})
 
 
-def _drew(before: nnx.State, after: nnx.State) -> bool:
+def _drew(before: State, after: State) -> bool:
     # A traced count has no value to compare, but drawing from a stream replaces it.
     old, new = nnx.to_flat_state(before), dict(nnx.to_flat_state(after))
     return any(
@@ -215,5 +225,5 @@ def _recording(cls: Any) -> Any:
     return type(cls)(cls.__name__, (cls,), {**names, "__call__": __call__})
 
 
-def _calls(recorded: nnx.State) -> dict[str, tuple[Any, ...]]:
+def _calls(recorded: State) -> dict[str, tuple[Any, ...]]:
     return {_join(path[:-1]): _value(leaf) for path, leaf in nnx.to_flat_state(recorded)}

@@ -5,14 +5,14 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
+from jax.typing import DTypeLike
 
 from kdjax._extras import needs
+from kdjax.models._calls import flatten, unflatten
 from kdjax.models._torch_names import LEAVES, rules_of, torch_name, usual_name
 from kdjax.types import Array, Variables
 
@@ -20,7 +20,7 @@ Path = tuple[str, ...]
 StateDict = Mapping[str, np.ndarray]
 
 _WRAPPERS = ("module.", "model.", "state_dict.", "_orig_mod.")
-_NORMALISATION = ("normalisation.mean", "normalisation.std")
+_NORMALIZATION = ("normalisation.mean", "normalisation.std")
 _NUM_LISTED = 3
 
 
@@ -55,13 +55,13 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def from_pytorch(
     state_dict: StateDict, like: Variables, *, image_shape: Sequence[int] | None = None
 ) -> Variables:
-    """Put a PyTorch state dict into the variables of a network of convolutions or an `mlp`.
+    """Return the variables that a PyTorch state dict has for a network of convolutions or an `mlp`.
 
     ResNets go by the usual names: `conv1`, `bn1`, `layer1.0.conv1`, ..., `layer2.0.downsample.0`
     (or `shortcut.0`), `fc` (or `linear`, `classifier`). Wide ResNets, VGGs, MobileNetV2 and the
     ShuffleNets go by those of RepDistiller. Multilayer perceptrons go by order: the first weight is
     the first layer's, whatever its name. Wrappers around the names ("module.", "model.",
-    "state_dict.") are taken off; `num_batches_tracked` and the normalisation left out.
+    "state_dict.") are taken off; `num_batches_tracked` and the normalization left out.
 
     Args:
         state_dict: arrays by name: convolutions OIHW, linear layers (out, in).
@@ -81,30 +81,23 @@ def from_pytorch(
     arrays = {
         name: np.asarray(array)
         for name, array in _unwrapped(state_dict).items()
-        if name not in _NORMALISATION and not name.endswith("num_batches_tracked")
+        if name not in _NORMALIZATION and not name.endswith("num_batches_tracked")
     }
-    params = traverse_util.flatten_dict(like.params)
-    stats = traverse_util.flatten_dict(like.state)
-    rules = rules_of({"/".join(path[:-1]) for path in params})
-    if rules is not None:
-        name_fn = functools.partial(torch_name, rules=rules)
-        arrays = {usual_name(name): array for name, array in arrays.items()}
-    else:
-        layers = _perceptron_layers(params, arrays)
-        name_fn = functools.partial(_perceptron_name, layers=layers)
-        arrays = _channels_last(arrays, layers, image_shape)
+    params = flatten(like.params)
+    stats = flatten(like.state)
+    name_fn, arrays = _matched(params, arrays, image_shape)
     names = {path: name_fn(path) for path in params} | {path: name_fn(path[1:]) for path in stats}
     leaves = params | stats
     _check(arrays, {names[path]: _torch_shape(leaf.shape) for path, leaf in leaves.items()})
     filled = {path: _ours(arrays[name], leaves[path].dtype) for path, name in names.items()}
     return Variables(
-        traverse_util.unflatten_dict({path: filled[path] for path in params}),
-        traverse_util.unflatten_dict({path: filled[path] for path in stats}),
+        unflatten({path: filled[path] for path in params}),
+        unflatten({path: filled[path] for path in stats}),
     )
 
 
-def normalisation_of(state_dict: StateDict) -> tuple[np.ndarray, np.ndarray] | None:
-    """Find the normalisation that a state dict brings along, for `normalized`.
+def normalization_of(state_dict: StateDict) -> tuple[np.ndarray, np.ndarray] | None:
+    """Find the normalization that a state dict brings along, for `normalized`.
 
     Args:
         state_dict: arrays by name; `normalisation.mean` and `normalisation.std` are looked for.
@@ -116,15 +109,15 @@ def normalisation_of(state_dict: StateDict) -> tuple[np.ndarray, np.ndarray] | N
         ValueError: if only one of the two is there, or their shapes are not [channels].
     """
     arrays = _unwrapped(state_dict)
-    found = [name for name in _NORMALISATION if name in arrays]
+    found = [name for name in _NORMALIZATION if name in arrays]
     if not found:
         return None
     if len(found) == 1:
-        raise ValueError(f"normalisation_of: the state dict has {found[0]} without its counterpart")
-    mean, std = (np.asarray(arrays[name], np.float32) for name in _NORMALISATION)
+        raise ValueError(f"normalization_of: the state dict has {found[0]} without its counterpart")
+    mean, std = (np.asarray(arrays[name], np.float32) for name in _NORMALIZATION)
     if mean.ndim != 1 or mean.shape != std.shape:
         raise ValueError(
-            f"normalisation_of: mean has shape {mean.shape} and std {std.shape}, "
+            f"normalization_of: mean has shape {mean.shape} and std {std.shape}, "
             "expected [channels] for both"
         )
     return mean, std
@@ -155,7 +148,7 @@ def _read_safetensors(file: str) -> dict[str, np.ndarray]:
 _READERS = {".npz": _read_npz, ".safetensors": _read_safetensors}
 
 
-def _is_numeric(array: Any) -> bool:
+def _is_numeric(array: object) -> bool:
     return isinstance(array, np.ndarray) and (
         array.dtype.kind in "biuf" or jnp.issubdtype(array.dtype, jnp.floating)
     )
@@ -167,9 +160,9 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     ]
 
 
-def _unwrapped(state_dict: StateDict) -> dict[str, Any]:
+def _unwrapped(state_dict: StateDict) -> dict[str, np.ndarray]:
     wrappers = re.compile(rf"^({'|'.join(map(re.escape, _WRAPPERS))})+")
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, array in state_dict.items():
         short = wrappers.sub("", name)
         if short in arrays:
@@ -178,7 +171,20 @@ def _unwrapped(state_dict: StateDict) -> dict[str, Any]:
     return arrays
 
 
-def _perceptron_layers(params: Mapping[Path, Any], arrays: StateDict) -> dict[str, str]:
+def _matched(
+    params: Collection[Path], arrays: dict[str, np.ndarray], image_shape: Sequence[int] | None
+) -> tuple[Callable[[Path], str], dict[str, np.ndarray]]:
+    """Return what names our arrays as PyTorch does, and PyTorch's arrays by these names."""
+    rules = rules_of({"/".join(path[:-1]) for path in params})
+    if rules is not None:
+        usual = {usual_name(name): array for name, array in arrays.items()}
+        return functools.partial(torch_name, rules=rules), usual
+    layers = _perceptron_layers(params, arrays)
+    name_fn = functools.partial(_perceptron_name, layers=layers)
+    return name_fn, _channels_last(arrays, layers, image_shape)
+
+
+def _perceptron_layers(params: Collection[Path], arrays: StateDict) -> dict[str, str]:
     """Pair our layers with PyTorch's, in order of appearance."""
     ours = sorted({path[0] for path in params}, key=lambda name: (name == "head", _by_number(name)))
     if not all(re.fullmatch(r"hidden_\d+|head", name) for name in ours):
@@ -218,7 +224,7 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-3:-1], *shape[:-2]) if len(shape) > 1 else tuple(shape)
 
 
-def _ours(array: np.ndarray, dtype: Any) -> Array:
+def _ours(array: np.ndarray, dtype: DTypeLike) -> Array:
     if array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
     return jnp.asarray(array.T if array.ndim == 2 else array, dtype)

@@ -1,12 +1,12 @@
 """ShuffleNets for small images, in Linen: grouped or split convolutions, and shuffled channels."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.models._blocks import DType, Final, Pool, Sum, check_classes, conv, head, norm, stages
+from kdjax.models._blocks import Final, Sum, feature_paths, stages
+from kdjax.models._layers import DType, avg_pool, check_classes, layer_fn, logits_of
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -32,18 +32,15 @@ class GroupedBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Return [batch, height / stride, width / stride, width], after the last ReLU."""
-        named, layer = norm(self.dtype, train), layer_of(self.dtype)
+        layer = layer_fn(self.dtype, train, _INIT)
         own = self.width - (x.shape[-1] if self.stride == 2 else 0)
         inner, groups = own // 4, 1 if x.shape[-1] == _STEM_WIDTH else _GROUPS
-        y = layer(inner, 1, 1, name="conv_1", groups=groups)(x)
-        y = shuffled(nn.relu(named(name="norm_1")(y)), groups)
-        y = layer(inner, 3, self.stride, name="depthwise", groups=inner)(y)
-        y = nn.relu(named(name="depthwise_norm")(y))
-        y = layer(own, 1, 1, name="conv_2", groups=_GROUPS)(y)
-        y = named(name="norm_2")(y)
+        y = shuffled(nn.relu(layer(x, inner, 1, 1, "conv_1", groups=groups)), groups)
+        y = nn.relu(layer(y, inner, 3, self.stride, "depthwise", groups=inner))
+        y = layer(y, own, 1, 1, "conv_2", groups=_GROUPS)
         if self.stride == 1:
             return nn.relu(Sum(name="sum")(x, y))
-        x = nn.avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         return nn.relu(jnp.concatenate([y, x], axis=-1))
 
 
@@ -61,21 +58,16 @@ class SplitBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Return [batch, height / stride, width / stride, width], after the last ReLU."""
-        named, layer = norm(self.dtype, train), layer_of(self.dtype)
+        layer = layer_fn(self.dtype, train, _INIT)
         half, channels = self.width // 2, x.shape[-1]
         short, y = (x, x) if self.stride == 2 else jnp.split(x, 2, axis=-1)
         if self.stride == 2:
-            short = layer(channels, 3, 2, name="shortcut_depthwise", groups=channels)(short)
-            short = named(name="shortcut_depthwise_norm")(short)
-            short = layer(half, 1, 1, name="shortcut_conv")(short)
-            short = named(name="shortcut_norm")(short)
-        y = layer(half, 1, 1, name="conv_1")(y)
-        y = nn.relu(named(name="norm_1")(y))
-        y = layer(half, 3, self.stride, name="depthwise", groups=half)(y)
-        y = named(name="depthwise_norm")(y)
-        y = layer(half, 1, 1, name="conv_2")(y)
-        y = named(name="norm_2")(y)
-        # What goes by has been through a ReLU: another one leaves it as it is.
+            short = layer(short, channels, 3, 2, "shortcut_depthwise", groups=channels)
+            short = layer(short, half, 1, 1, "shortcut_conv")
+        y = nn.relu(layer(y, half, 1, 1, "conv_1"))
+        y = layer(y, half, 3, self.stride, "depthwise", groups=half)
+        y = layer(y, half, 1, 1, "conv_2")
+        # The half that is passed on is the output of a ReLU, which a second ReLU does not change.
         return nn.relu(Join(name="join")(short, y))
 
 
@@ -109,11 +101,8 @@ class ShuffleNetV1(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Array:
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
-        x = stem(inputs, self.dtype, train)
-        x = stages(
-            x, _WIDTHS_V1, _NUM_BLOCKS, self.dtype, train=train, block=GroupedBlock, first_stride=2
-        )
-        return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
+        x = _body(inputs, _WIDTHS_V1, self.dtype, train, GroupedBlock)
+        return logits_of(x, self.num_classes, self.dtype)
 
 
 class ShuffleNetV2(nn.Module):
@@ -139,12 +128,9 @@ class ShuffleNetV2(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Array:
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
-        x = stem(inputs, self.dtype, train)
-        x = stages(
-            x, _WIDTHS_V2, _NUM_BLOCKS, self.dtype, train=train, block=SplitBlock, first_stride=2
-        )
+        x = _body(inputs, _WIDTHS_V2, self.dtype, train, SplitBlock)
         x = Final(_LAST_WIDTH, self.dtype, _INIT, name="final")(x, train=train)
-        return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
+        return logits_of(x, self.num_classes, self.dtype)
 
 
 def shufflenet_v1(num_classes: int, *, dtype: DType = None, features: Sequence[str] = ()) -> Model:
@@ -152,9 +138,8 @@ def shufflenet_v1(num_classes: int, *, dtype: DType = None, features: Sequence[s
 
     Args:
         num_classes: the number of logits.
-        dtype: what the convolutions compute in, for example `jnp.bfloat16`; parameters, BatchNorm
-            statistics and logits are float32 all the same. None: the inputs' type, float32 at
-            least.
+        dtype: what the convolutions compute in, such as `jnp.bfloat16`; parameters, statistics and
+            logits stay in float32. None: the inputs' type, float32 at least.
         features: paths to capture: "stage_1", "stage_2/block_7/sum", "pool", ...
 
     Returns:
@@ -164,7 +149,8 @@ def shufflenet_v1(num_classes: int, *, dtype: DType = None, features: Sequence[s
         ValueError: if `num_classes` is not positive.
     """
     check_classes("shufflenet_v1", num_classes)
-    return from_linen(ShuffleNetV1(num_classes, dtype), features=features)
+    paths = feature_paths(_NUM_BLOCKS, "sum", "norm_2")
+    return from_linen(ShuffleNetV1(num_classes, dtype), features=features, paths=paths)
 
 
 def shufflenet_v2(num_classes: int, *, dtype: DType = None, features: Sequence[str] = ()) -> Model:
@@ -172,9 +158,8 @@ def shufflenet_v2(num_classes: int, *, dtype: DType = None, features: Sequence[s
 
     Args:
         num_classes: the number of logits.
-        dtype: what the convolutions compute in, for example `jnp.bfloat16`; parameters, BatchNorm
-            statistics and logits are float32 all the same. None: the inputs' type, float32 at
-            least.
+        dtype: what the convolutions compute in, such as `jnp.bfloat16`; parameters, statistics and
+            logits stay in float32. None: the inputs' type, float32 at least.
         features: paths to capture: "stage_1", "stage_2/block_7/join", "final", "pool", ...
 
     Returns:
@@ -184,21 +169,19 @@ def shufflenet_v2(num_classes: int, *, dtype: DType = None, features: Sequence[s
         ValueError: if `num_classes` is not positive.
     """
     check_classes("shufflenet_v2", num_classes)
-    return from_linen(ShuffleNetV2(num_classes, dtype), features=features)
-
-
-def stem(inputs: Array, dtype: DType, train: bool) -> Array:
-    """Call the first convolution of both, within their `__call__`."""
-    x = layer_of(dtype)(_STEM_WIDTH, 1, 1, name="stem")(inputs)
-    return nn.relu(norm(dtype, train)(name="stem_norm")(x))
-
-
-def layer_of(dtype: DType) -> functools.partial[nn.Conv]:
-    """Make what makes a convolution when it is given its size and a name."""
-    return functools.partial(conv, dtype=dtype, kernel_init=_INIT)
+    paths = feature_paths(_NUM_BLOCKS, "join")._replace(last_map="final")
+    return from_linen(ShuffleNetV2(num_classes, dtype), features=features, paths=paths)
 
 
 def shuffled(x: Array, groups: int) -> Array:
-    """Deal the channels: the first of every group, then the second of every group, ..."""
+    """Return the channels in turn: the first of every group, then the second of every group, ..."""
     dealt = jnp.reshape(x, (*x.shape[:-1], groups, -1))
     return jnp.reshape(jnp.swapaxes(dealt, -1, -2), x.shape)
+
+
+def _body(
+    inputs: Array, widths: Sequence[int], dtype: DType, train: bool, block: Callable[..., nn.Module]
+) -> Array:
+    """Apply the stem and the stages of both networks, within their `__call__`."""
+    x = nn.relu(layer_fn(dtype, train, _INIT)(inputs, _STEM_WIDTH, 1, 1, "stem"))
+    return stages(x, widths, _NUM_BLOCKS, dtype, train=train, block=block, first_stride=2)

@@ -81,7 +81,7 @@ _SPLIT: Sequence[Rule] = (
 
 
 def rules_of(layers: Collection[str]) -> Sequence[Rule] | None:
-    """Tell by its layers what a network is; None if it is not one of convolutions.
+    """Return the rules for a network with these layers; None if it has no convolutions.
 
     Args:
         layers: paths such as "stage_1/block_0/conv_1".
@@ -111,7 +111,7 @@ def torch_name(path: Sequence[str], rules: Sequence[Rule]) -> str:
 
 
 def usual_name(name: str) -> str:
-    """Take variants of a name back to the one that the rules give."""
+    """Return the name that the rules give for a layer, whichever usual name it has."""
     name = re.sub(r"^(linear|classifier)(\.0)?\.", "fc.", name)
     return name.replace(".shortcut.", ".downsample.")
 

@@ -7,15 +7,15 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.models._blocks import DType
+from kdjax.models._layers import DType
 from kdjax.models._linen import from_linen
-from kdjax.types import Array, Model
+from kdjax.types import Array, FeaturePaths, Model
 
 _INIT = nn.initializers.truncated_normal(0.02)
 
 
 class Tokens(nn.Module):
-    """Puts a class token before the patches and adds learned positions to all."""
+    """A class token before the patches, and learned positions added to all."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -71,7 +71,8 @@ class EncoderBlock(nn.Module):
         x = x + drop(name="drop_1")(y)
         feed_forward = FeedForward(self.mlp_width, self.dropout, self.dtype, name="mlp")
         y = feed_forward(norm(name="norm_2")(x), train=train)
-        return x + drop(name="drop_2")(y)
+        dropped: Array = drop(name="drop_2")(y)
+        return x + dropped
 
 
 class Embedding(nn.Module):
@@ -182,13 +183,21 @@ def vit(
         raise ValueError(f"vit: width is {width}, expected a multiple of num_heads, {num_heads}")
     if not 0 <= dropout < 1:
         raise ValueError(f"vit: dropout is {dropout}, expected a rate in [0, 1)")
-    return from_linen(VisionTransformer(**sizes, dropout=dropout, dtype=dtype), features=features)
+    module = VisionTransformer(**sizes, dropout=dropout, dtype=dtype)
+    return from_linen(module, features=features, paths=_paths(depth))
 
 
 vit_mu = functools.partial(vit, width=32, depth=1, num_heads=2)
 vit_ti = functools.partial(vit, width=192, depth=12, num_heads=3)
 vit_s = functools.partial(vit, width=384, depth=12, num_heads=6)
 vit_b = functools.partial(vit, width=768, depth=12, num_heads=12)
+
+
+def _paths(depth: int) -> FeaturePaths:
+    """Return the feature paths: the last block of each quarter of the depth counts as a stage."""
+    blocks = sorted({max(1, depth * i // 4) - 1 for i in range(1, 5)})
+    stages, hidden = (tuple(f"block_{i}{inner}" for i in blocks) for inner in ("", "/mlp/up"))
+    return FeaturePaths(stages, hidden, embedding="embedding", head="head")
 
 
 def _check_image(shape: tuple[int, ...], patch_size: int) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from kdjax.models._blocks import DType, Pool, Stage, check_classes, conv, head, norm
+from kdjax.models._blocks import Stage, feature_paths
+from kdjax.models._layers import DType, check_classes, layer_fn, logits_of, max_pool
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -23,8 +24,8 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Return [batch, height / stride, width / stride, channels]."""
-        x = conv(self.width, 3, self.stride, self.dtype, "conv", use_bias=True)(x)
-        return nn.relu(norm(self.dtype, train)(name="norm")(x))
+        layer = layer_fn(self.dtype, train)
+        return nn.relu(layer(x, self.width, 3, self.stride, "conv", use_bias=True))
 
 
 class VGG(nn.Module):
@@ -32,7 +33,7 @@ class VGG(nn.Module):
 
     The largest of every 2 x 2 positions is kept before each stage but the first, and before the
     last only where images have 64 pixels a side or more: on 32 the last two see 4 x 4 positions.
-    Modules: `stage_0/block_0` (the stem, as it were) to `stage_4`, `pool` (the embedding), `head`;
+    Modules: `stage_0/block_0` (in place of a stem) to `stage_4`, `pool` (the embedding), `head`;
     within a block `conv` and `norm`.
 
     References:
@@ -53,10 +54,10 @@ class VGG(nn.Module):
         x, last = inputs, len(_WIDTHS) - 1
         for i, (width, num_blocks) in enumerate(zip(_WIDTHS, self.stage_sizes, strict=True)):
             if 0 < i < last or (i == last and min(inputs.shape[1:3]) >= _LARGE):
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
-            stage = Stage(width, num_blocks, 1, self.dtype, ConvBlock, name=f"stage_{i}")
-            x = stage(x, train=train)
-        return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
+                x = max_pool(x, (2, 2), strides=(2, 2))
+            blocks = [functools.partial(ConvBlock, width, 1, self.dtype)] * num_blocks
+            x = Stage(blocks, name=f"stage_{i}")(x, train=train)
+        return logits_of(x, self.num_classes, self.dtype)
 
 
 def vgg(
@@ -71,9 +72,8 @@ def vgg(
     Args:
         num_classes: the number of logits.
         stage_sizes: the number of convolutions in each of the five stages.
-        dtype: what the convolutions compute in, for example `jnp.bfloat16`; parameters, BatchNorm
-            statistics and logits are float32 all the same. None: the inputs' type, float32 at
-            least.
+        dtype: what the convolutions compute in, such as `jnp.bfloat16`; parameters, statistics and
+            logits stay in float32. None: the inputs' type, float32 at least.
         features: paths to capture: "stage_0", "stage_4/block_0/norm", "pool", ...
 
     Returns:
@@ -86,7 +86,9 @@ def vgg(
     if len(sizes) != len(_WIDTHS) or min(sizes) < 1:
         raise ValueError(f"vgg: stage_sizes is {sizes}, expected five positive numbers")
     check_classes("vgg", num_classes)
-    return from_linen(VGG(sizes, num_classes, dtype), features=features)
+    # The first stage is the stem to methods.
+    paths = feature_paths(sizes[1:], "norm", "norm")
+    return from_linen(VGG(sizes, num_classes, dtype), features=features, paths=paths)
 
 
 vgg8 = functools.partial(vgg, stage_sizes=(1, 1, 1, 1, 1))

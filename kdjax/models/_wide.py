@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from kdjax.models._blocks import DType, Pool, Sum, check_classes, conv, head, norm, stages
+from kdjax.models._blocks import Sum, feature_paths, stages
+from kdjax.models._layers import DType, check_classes, conv, logits_of, norm
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -67,13 +68,12 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Array:
         """Return logits [batch, num_classes] for inputs [batch, height, width, channels]."""
-        num_blocks = (self.depth - 4) // 6
         x = conv(_STEM_WIDTH, 3, 1, self.dtype, "stem")(inputs)
         widths = [_STEM_WIDTH * self.widen_factor * 2**i for i in range(_NUM_STAGES)]
-        sizes = [num_blocks] * _NUM_STAGES
+        sizes = _num_blocks(self.depth)
         x = stages(x, widths, sizes, self.dtype, train=train, block=WideBlock)
         x = Activation(self.dtype, name="final")(x, train=train)
-        return head(self.num_classes, self.dtype)(Pool(name="pool")(x))
+        return logits_of(x, self.num_classes, self.dtype)
 
 
 def wide_resnet(
@@ -90,9 +90,8 @@ def wide_resnet(
         depth: the number of layers, 6n + 4.
         num_classes: the number of logits.
         widen_factor: k: the stages have 16 k, 32 k and 64 k channels.
-        dtype: what the convolutions compute in, for example `jnp.bfloat16`; parameters, BatchNorm
-            statistics and logits are float32 all the same. None: the inputs' type, float32 at
-            least.
+        dtype: what the convolutions compute in, such as `jnp.bfloat16`; parameters, statistics and
+            logits stay in float32. None: the inputs' type, float32 at least.
         features: paths to capture: "stage_1", "stage_2/block_0/norm_0", "final", "pool", ...
 
     Returns:
@@ -106,10 +105,20 @@ def wide_resnet(
     if widen_factor < 1:
         raise ValueError(f"wide_resnet: widen_factor is {widen_factor}, expected at least 1")
     check_classes("wide_resnet", num_classes)
-    return from_linen(WideResNet(depth, num_classes, widen_factor, dtype), features=features)
+    module = WideResNet(depth, num_classes, widen_factor, dtype)
+    # The ReLU that sees a stage's output comes first in what follows the stage.
+    norms = (*(f"stage_{i}/block_0/norm_0" for i in range(2, _NUM_STAGES + 1)), "final/norm")
+    paths = feature_paths(_num_blocks(depth), "sum")._replace(
+        preactivations=norms, last_map="final", norms=norms
+    )
+    return from_linen(module, features=features, paths=paths)
 
 
 wrn_16_1 = functools.partial(wide_resnet, 16, widen_factor=1)
 wrn_16_2 = functools.partial(wide_resnet, 16, widen_factor=2)
 wrn_40_1 = functools.partial(wide_resnet, 40, widen_factor=1)
 wrn_40_2 = functools.partial(wide_resnet, 40, widen_factor=2)
+
+
+def _num_blocks(depth: int) -> list[int]:
+    return [(depth - 4) // 6] * _NUM_STAGES

@@ -1,3 +1,56 @@
-"""What a run needs beyond the library: flags, work directory, methods by name, training, report."""
+"""The engine of a run: what scripts need beyond the library.
 
-__all__: list[str] = []
+A script is one file: its flags, then `run` from top to bottom. The scripts are `distill`,
+`compare`, `generations` and `data_free`; they stand on
+
+- `flags`, `settings`, `presets`: the command line;
+- `experiment`, `workdir`, `console`: data, mesh and work directory, what is kept and what is said;
+- `methods`, `teaching`, `training`: what `--method` names, who teaches whom, how networks train;
+- `measures`, `report`, `page`: what came out.
+
+Rooms load when they are first named, as `runs.training`, so that a script shows its flags without
+the seconds that it takes to import JAX.
+"""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdjax.runs import (
+        console,
+        experiment,
+        generator,
+        measures,
+        methods,
+        networks,
+        numbers,
+        page,
+        recipes,
+        report,
+        teaching,
+        training,
+        workdir,
+    )
+
+__all__ = [
+    "console",
+    "experiment",
+    "generator",
+    "measures",
+    "methods",
+    "networks",
+    "numbers",
+    "page",
+    "recipes",
+    "report",
+    "teaching",
+    "training",
+    "workdir",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

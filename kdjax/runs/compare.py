@@ -1,7 +1,7 @@
 """Compare the ways of distilling: one teacher, one student, the same budget for every method.
 
-    python -m experiments.compare --data.name cifar100 --data.dir DIR \
-        --teacher.name resnet20 --teacher.checkpoint cifar100_resnet20.npz \
+    python -m experiments.compare --data.name cifar100 --data.dir DIR \\
+        --teacher.name resnet20 --teacher.checkpoint cifar100_resnet20.npz \\
         --student.name resnet8 --workdir W
     python -m experiments.compare --preset repdistiller --pair resnet56-resnet20 --workdir W
 
@@ -11,74 +11,322 @@ after every epoch and chooses nothing. The same command on the same work directo
 was interrupted.
 """
 
+from __future__ import annotations
+
 import dataclasses
-from collections.abc import Sequence
-from typing import Annotated
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import tyro
+import kdjax
+from kdjax import runs
+from kdjax.runs import flags, presets
+from kdjax.runs.flags import flag
+from kdjax.runs.settings import METHOD, NOT_NEGATIVE, POSITIVE, MethodSettings
 
-from kdjax.runs import cli, distill, presets
-from kdjax.runs import settings as groups
+if TYPE_CHECKING:
+    from kdjax.runs.experiment import Experiment
+    from kdjax.runs.teaching import TeacherResult
+    from kdjax.runs.training import Arrays
+
+BASELINE = "scratch"
+ENDS = FINISHED, DIVERGED = "finished", "diverged"
+"""How a training ended, in the log."""
+COLUMNS = ("method", "weights", "seeds", "test %", "gain", "best epoch %", "validation %")
+NOTE = (
+    "Every method has the paper's or its authors' weights, times the factor in the second column, "
+    "which was chosen among the best methods alone, on validation accuracy. 'best epoch' is the "
+    "best test accuracy of any epoch, which the field's tables state; it was chosen on the test "
+    "set, and nothing else was. The gain is that of the last epoch over labels alone, in points; "
+    "nan stands where the loss was not finite."
+)
+CAPTION = (
+    "Test accuracy after the last epoch; a dot is a seed, a bar their mean, the line the mean from "
+    "labels alone."
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(distill.Settings):
-    """What `experiments.distill` asks, and which methods to compare; all in one process."""
+class Settings(MethodSettings):
+    """What a run of any method depends on, and which methods to compare; all in one process."""
 
-    distributed: tyro.conf.Suppress[groups.DistributedSettings] = dataclasses.field(
-        default_factory=groups.DistributedSettings
+    methods: tuple[str, ...] = flag(
+        (),
+        "Which methods, as the help of distill lists them; + joins several into one. Default: all.",
+        METHOD,
     )
-    method: tyro.conf.Suppress[str] = "kd"
-    audit: tyro.conf.Suppress[bool] = False
-    eval_every: tyro.conf.Suppress[int | None] = None
-    methods: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
-    """Which methods, as experiments.distill --help lists them; + joins several into one."""
-    num_best: int = 10
-    """Methods that are tried with other weights and trained from further seeds."""
-    scales: tuple[float, ...] = (1 / 3, 3.0)
-    """What the weights of the best are multiplied by, in trial; 1 is always among them."""
-    num_seeds: int | None = 3
-    """Students of each of the best, and from scratch."""
+    num_best: int = flag(
+        10,
+        "Methods that are tried with other weights and trained from further seeds.",
+        NOT_NEGATIVE._replace(expected="zero or more"),
+    )
+    scales: tuple[float, ...] = flag(
+        (1 / 3, 3.0),
+        "What the weights of the best are multiplied by, to try; 1 is always among them.",
+        POSITIVE,
+    )
+    num_seeds: int | None = flag(3, "Students of each of the best, and from scratch.", POSITIVE)
+
+
+class Trial(NamedTuple):
+    """A method with the weights of its terms multiplied by `scale`, trained from some seeds."""
+
+    method: str
+    scale: float
+    seeds: tuple[int, ...]
+
+    @property
+    def phase(self) -> str:
+        """What its trainings are called."""
+        return self.method if self.scale == 1 else f"{self.method} x {self.scale:.3g}"
+
+
+class Entry(NamedTuple):
+    """What came out of a trial, by seed: accuracies in per cent.
+
+    `last` is on the test set after the last epoch, `best` after the epoch that was best on it
+    (which the field's tables state, and which flatters), `validation` on the validation examples
+    after the last epoch. All are nan where the loss was not finite.
+    """
+
+    method: str
+    scale: float
+    last: tuple[float, ...]
+    best: tuple[float, ...]
+    validation: tuple[float, ...]
+
+
+def run(settings: Settings, command: str) -> None:
+    """Train the teacher if need be, then every method; write the table, the plot and the page."""
+    settings = presets.applied(settings)
+    with runs.experiment.opened(settings) as experiment:
+        names = chosen(experiment, settings.methods)
+        teacher = runs.teaching.obtain_teacher(experiment)
+        entries = train_all(
+            experiment, teacher, names, num_best=settings.num_best, scales=settings.scales
+        )
+        report(experiment, teacher, entries, command)
+
+
+def main(args: list[str] | None = None, program: str = "python -m experiments.compare") -> None:
+    """Run the command line: some flags, or those of the process; a help page names the program."""
+    settings, command = flags.read(
+        Settings,
+        program,
+        __doc__ or "",
+        args,
+        workdir_fn=lambda asked: flags.new_folder("compare-", asked.data.name),
+    )
+    with flags.plain_errors(resume_with=command):
+        flags.check(settings)
+        check(settings)
+        run(settings, command)
 
 
 def check(settings: Settings) -> None:
-    """Raise a ValueError that names the flag of the first setting out of range."""
-    distill.check(settings)
-    for method in settings.methods:
-        known = all(name in distill.METHODS for name in method.split("+"))
-        groups.require(known, "--methods", f"of {', '.join(distill.METHODS)}", method)
-    groups.require(settings.num_best >= 0, "--num-best", "zero or more", settings.num_best)
+    """Raise a ValueError where there is nothing to choose the best by."""
     blind = settings.data.validation_fraction == 0 and settings.preset != "imagenet"
-    groups.require(
+    flags.require(
         not (blind and settings.num_best),
         "--num-best",
         "0 where --data.validation-fraction is: there are no examples to choose by",
         settings.num_best,
     )
-    positive = all(scale > 0 for scale in settings.scales)
-    groups.require(positive, "--scales", "positive", settings.scales)
 
 
-def run(settings: Settings, command: str) -> None:
-    """Train the teacher if need be, then every method; write the table, the plot and the page."""
-    # Seconds of imports: after the flags have been read.
-    from kdjax.runs import comparison, opening
-    from kdjax.runs import distillation as job
+def chosen(experiment: Experiment, asked: Sequence[str]) -> tuple[str, ...]:
+    """Return the methods to compare: those asked for, or all that both networks fit.
 
-    settings = presets.applied(settings)
-    with opening.opened(settings, distill.resolve) as experiment:
-        names = comparison.chosen(experiment, settings.methods)
-        teacher = job.obtain_teacher(experiment)
-        entries = comparison.train_all(
-            experiment,
-            teacher,
-            names,
-            num_best=settings.num_best,
-            scales=settings.scales,
+    Raises:
+        ValueError: if one that was asked for needs features that a network does not have.
+    """
+    settings, dataset, given = experiment.settings, experiment.dataset, experiment.given_teacher
+    teacher = given.spec if given else runs.experiment.spec_of(settings, dataset, settings.teacher)
+    specs = runs.teaching.student_spec(experiment), teacher
+    for name in asked:
+        runs.methods.check(name, *specs)
+    fitting = (name for name in runs.methods.METHODS if runs.methods.fits(name, *specs))
+    return tuple(asked or fitting)
+
+
+def train_all(
+    experiment: Experiment,
+    teacher: TeacherResult,
+    names: Sequence[str],
+    *,
+    num_best: int,
+    scales: Sequence[float],
+) -> list[Entry]:
+    """Train every method once, then the best with other weights and from further seeds.
+
+    Args:
+        experiment: data and settings.
+        teacher: who teaches.
+        names: the methods; from scratch is added.
+        num_best: how many of them go on to the second round.
+        scales: what their weights are multiplied by there; the best by validation accuracy counts.
+
+    Returns:
+        An entry for each method, the best mean accuracy on the test set first.
+    """
+    examples = runs.teaching.student_examples(experiment)
+    examples = runs.teaching.with_answers(experiment, teacher, examples)
+    first, seeds = experiment.settings.seed, tuple(experiment.settings.seeds)
+
+    def trained(method: str, scale: float, seeds: tuple[int, ...]) -> Entry:
+        return _train(experiment, teacher, examples, Trial(method, scale, seeds))
+
+    names = tuple(dict.fromkeys((BASELINE, *names)))
+    entries = {name: trained(name, 1.0, (first,)) for name in names}
+    rivals = [entry for name, entry in entries.items() if name != BASELINE]
+    best = sorted(rivals, key=lambda entry: -_rank(entry.validation))[:num_best]
+    for entry in best:
+        tried = [trained(entry.method, scale, (first,)) for scale in scales]
+        winner = max([entry, *tried], key=lambda e: _rank(e.validation))
+        entries[entry.method] = trained(entry.method, winner.scale, seeds)
+    if best:
+        entries[BASELINE] = trained(BASELINE, 1.0, seeds)
+    return sorted(entries.values(), key=lambda entry: -_rank(entry.last))
+
+
+def report(
+    experiment: Experiment, teacher: TeacherResult, entries: Sequence[Entry], command: str
+) -> None:
+    """Write `comparison.json`, the plot and the page, and print the table."""
+    settings = experiment.settings
+    right = teacher.test["teacher_logits"].argmax(-1) == teacher.test["label"]
+    known = runs.experiment.facts(
+        experiment.run,
+        command,
+        Teacher=f"{teacher.network.spec.name}, {100 * right.mean():.2f} % of the test images",
+        Student=f"{settings.student.name}, {settings.epochs} epochs over "
+        f"{settings.data.student_examples} images in batches of {settings.batch_size}",
+    )
+    figure = runs.report.plot_dots(
+        {entry.method: entry.last for entry in entries},
+        xlabel="test accuracy (%)",
+        baseline=statistics.mean(_named(entries, BASELINE).last),
+    )
+    section = runs.report.Section(
+        tables=[runs.report.Table(COLUMNS, rows(entries))],
+        figures={"comparison": (figure, CAPTION)},
+        notes=[NOTE],
+        facts=known,
+    )
+    runs.report.publish(
+        experiment.run.workdir,
+        runs.report.Page(f"Ways of distilling, {experiment.dataset.name}", [section]),
+        {"facts": known, "entries": [entry._asdict() for entry in entries]},
+        summary_name="comparison.json",
+    )
+
+
+def rows(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
+    """Format entries as rows of text, mean ± sample standard deviation by seed."""
+    entries = list(entries)
+    baseline = statistics.mean(_named(entries, BASELINE).last)
+    formatted = runs.numbers.mean_and_deviation
+    return [
+        (
+            entry.method,
+            "" if entry.method == BASELINE else f"x {entry.scale:.3g}",
+            str(len(entry.last)),
+            formatted(entry.last, 2),
+            "" if entry.method == BASELINE else gain(entry, baseline),
+            formatted(entry.best, 2),
+            formatted(entry.validation, 2),
         )
-        comparison.report(experiment, teacher, entries, command)
+        for entry in entries
+    ]
 
 
-def main(args: Sequence[str] | None = None, *, prog: str = "kdjax compare") -> None:
-    """Run the command line; `prog` is how it was started."""
-    cli.main(Settings, prog, __doc__ or "", check, run, args, prefix="compare-")
+def gain(entry: Entry, baseline: float) -> str:
+    """Format the points of accuracy that a method's last epochs have over labels alone."""
+    points = statistics.mean(entry.last) - baseline
+    return "nan" if math.isnan(points) else f"{points:+.2f}"
+
+
+def read(path: Path) -> list[Entry]:
+    """Read what `report` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    result = runs.workdir.read_json(path)
+    if result is None:
+        raise FileNotFoundError(f"{path} does not exist: python -m experiments.compare writes it")
+    return [
+        Entry(e["method"], e["scale"], *(tuple(e[name]) for name in Entry._fields[2:]))
+        for e in result["entries"]
+    ]
+
+
+def _train(experiment: Experiment, teacher: TeacherResult, examples: Arrays, trial: Trial) -> Entry:
+    """Train what the log does not hold yet."""
+    run, settings = experiment.run, experiment.settings
+    done = _ends(run.log.rows())
+    # What diverged is worth another try where its bad steps are skipped.
+    good = (FINISHED,) if settings.on_nonfinite == "skip" else ENDS
+    missing = [seed for seed in trial.seeds if done.get((trial.phase, seed)) not in good]
+    if missing:
+        plan = runs.teaching.plan_method(
+            experiment, teacher, trial.method, examples, phase=trial.phase, scale=trial.scale
+        )
+        watched = {**plan.watched, "test": experiment.dataset.test._asdict()}
+        plan = dataclasses.replace(plan, watched=watched)
+        each = dataclasses.replace(run, eval_every=-(-plan.num_steps // settings.epochs))
+        for seed in missing:
+            end = FINISHED
+            try:
+                runs.training.train(each, plan, seed)
+            except kdjax.loop.NonFiniteLoss as error:
+                runs.console.say(f"{runs.training.label_of(plan, seed)} diverged: {error}")
+                end = DIVERGED
+            run.log.append(phase=trial.phase, seed=seed, step=plan.num_steps, split=end)
+        runs.training.forget_programs()
+    return _entry(run.log.rows(), trial)
+
+
+def _ends(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], str]:
+    """Return how the trainings ended at last, by phase and seed."""
+    return {(row["phase"], row["seed"]): row["split"] for row in rows if row["split"] in ENDS}
+
+
+def _entry(rows: Sequence[dict[str, Any]], trial: Trial) -> Entry:
+    lost = {key for key, end in _ends(rows).items() if end == DIVERGED}
+
+    def accuracies(split: str, seed: int) -> list[float]:
+        if (trial.phase, seed) in lost:
+            return [float("nan")]
+        found = [
+            (row["step"], 100 * row["accuracy"])
+            for row in rows
+            if (row["phase"], row["seed"], row["split"]) == (trial.phase, seed, split)
+        ]
+        return [accuracy for _, accuracy in sorted(found)] or [float("nan")]
+
+    test = [accuracies("test", seed) for seed in trial.seeds]
+    validation = [accuracies("validation", seed)[-1] for seed in trial.seeds]
+    return Entry(
+        trial.method,
+        trial.scale,
+        last=tuple(values[-1] for values in test),
+        best=tuple(max(values) for values in test),
+        validation=tuple(validation),
+    )
+
+
+def _rank(accuracies: Sequence[float]) -> float:
+    """Return the mean to sort by: behind all others where a training diverged."""
+    mean = statistics.mean(accuracies)
+    return -math.inf if math.isnan(mean) else mean
+
+
+def _named(entries: Iterable[Entry], name: str) -> Entry:
+    return next(entry for entry in entries if entry.method == name)
+
+
+if __name__ == "__main__":
+    main()

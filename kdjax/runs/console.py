@@ -5,8 +5,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from kdjax._extras import needs
+
+with needs("train"):
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
 Update = Callable[[int, str], None]
 _SECONDS_BETWEEN_LINES = 10.0
@@ -19,7 +28,7 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def progress(label: str, start: int, total: int) -> Iterator[Update]:
-    """Show how far a training is.
+    """Show how far a training has come.
 
     Args:
         label: what is being trained.

@@ -1,6 +1,6 @@
 """Distil without data: a generator makes up the images that the student learns from.
 
-    python -m experiments.data_free --data.name mnist --data.dir DIR --teacher.widths 1200 1200 \
+    python -m experiments.data_free --data.name mnist --data.dir DIR --teacher.widths 1200 1200 \\
         --student.widths 800 800 --steps 6000
 
 The data trains the teacher, unless --teacher.checkpoint names one, and measures the student at the
@@ -9,78 +9,175 @@ arXiv:1904.01186, with the adversary of Fang et al., "Data-Free Adversarial Dist
 arXiv:1912.11006.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-import tyro
+import numpy as np
 
-from kdjax.runs import cli, distill
-from kdjax.runs import settings as groups
+import kdjax
+from kdjax import runs
+from kdjax.runs import flags
+from kdjax.runs.flags import flag, group
+from kdjax.runs.settings import POSITIVE, RunSettings, eval_flag
+
+if TYPE_CHECKING:
+    from kdjax.models import Network
+    from kdjax.runs.experiment import Experiment
+    from kdjax.runs.generator import Plan
+    from kdjax.runs.teaching import TeacherResult
+
+COLUMNS = ("network", "images it learned from", "test errors", "test %", "agreement %")
+CAPTION = (
+    "Images that the generator made up at the end, beside the teacher's probabilities at T = 1 "
+    "and softened; the label is the teacher's decision. What they look like does not matter."
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorSettings:
     """The generator, and what it is asked for."""
 
-    noise_size: int = 100
-    """Numbers that an image is made from."""
-    learning_rate: float = 1e-3
-    """Of Adam, with a cosine to zero."""
-    sure: float = 1.0
-    """Weight of the teacher's cross-entropy with its own decisions."""
-    active: float = 0.1
-    """Weight of the size of the teacher's embedding."""
-    balanced: float = 5.0
-    """Weight of the entropy of the mean prediction: every class as often."""
-    new: float = 1.0
-    """Weight of the student's divergence from the teacher: images where it is wrong."""
+    noise_size: int = flag(100, "Numbers that an image is made from.", POSITIVE)
+    learning_rate: float = flag(1e-3, "Of Adam, with a cosine to zero.", POSITIVE)
+    sure: float = flag(1.0, "Weight of the teacher's cross-entropy with its own decisions.")
+    active: float = flag(0.1, "Weight of the size of the teacher's embedding.")
+    balanced: float = flag(
+        5.0, "Weight of the entropy of the mean prediction: every class as often."
+    )
+    new: float = flag(
+        1.0, "Weight of the student's divergence from the teacher: images where it is wrong."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(distill.Settings):
-    """What `experiments.distill` asks, where it applies, and the generator; all in one process."""
+class Settings(RunSettings):
+    """What a run depends on, and the generator; all in one process."""
 
-    distributed: tyro.conf.Suppress[groups.DistributedSettings] = dataclasses.field(
-        default_factory=groups.DistributedSettings
-    )
-    preset: tyro.conf.Suppress[groups.PresetName] = "none"
-    pair: tyro.conf.Suppress[groups.PairName] = "resnet56-resnet20"
-    method: tyro.conf.Suppress[str] = "kd"
-    soft_weight: tyro.conf.Suppress[float] = 1.0
-    audit: tyro.conf.Suppress[bool] = False
-    augment: tyro.conf.Suppress[tuple[groups.Augmentation, ...] | None] = None
-    num_micro_batches: tyro.conf.Suppress[int] = 1
-    rematerialise: tyro.conf.Suppress[bool] = False
-    generator: GeneratorSettings = dataclasses.field(default_factory=GeneratorSettings)
-    steps: int = 6000
-    """Steps of a student; --epochs is the teacher's."""
+    eval_every: int | None = eval_flag()
+    generator: GeneratorSettings = group(GeneratorSettings)
+    steps: int = flag(6000, "Steps of a student; --epochs is the teacher's.", POSITIVE)
 
 
-def check(settings: Settings) -> None:
-    """Raise a ValueError that names the flag of the first setting out of range."""
-    distill.check(settings)
-    made = settings.generator
-    groups.require(settings.steps > 0, "--steps", "positive", settings.steps)
-    groups.require(made.noise_size > 0, "--generator.noise-size", "positive", made.noise_size)
-    groups.require(
-        made.learning_rate > 0, "--generator.learning-rate", "positive", made.learning_rate
-    )
+class Result(NamedTuple):
+    """A trained student, how it did on the test set, and images that it learned from."""
+
+    seed: int
+    student: Network
+    test_errors: int
+    agreement: float
+    images: np.ndarray
 
 
 def run(settings: Settings, command: str) -> None:
     """Train the teacher if need be, then generator and student for every seed; write the page."""
-    # Seconds of imports: after the flags have been read.
-    from kdjax.runs import distillation as job
-    from kdjax.runs import imagined, opening
+    with runs.experiment.opened(settings) as experiment:
+        teacher = runs.teaching.obtain_teacher(experiment)
+        asked = settings.generator
+        plan = runs.generator.plan(
+            experiment,
+            teacher,
+            weights=runs.generator.Weights(asked.sure, asked.active, asked.balanced, asked.new),
+            noise_size=asked.noise_size,
+            learning_rate=asked.learning_rate,
+            num_steps=settings.steps,
+        )
+        found = [train(experiment, teacher, plan, seed) for seed in experiment.settings.seeds]
+        report(experiment, teacher, plan, found, command)
 
-    with opening.opened(settings, distill.resolve) as experiment:
-        teacher = job.obtain_teacher(experiment)
-        plan = imagined.plan(experiment, teacher, settings.generator, settings.steps)
-        seeds = opening.seeds_of(experiment.settings)
-        found = [imagined.train(experiment, teacher, plan, seed) for seed in seeds]
-        imagined.report(experiment, teacher, plan, found, command)
+
+def main(args: list[str] | None = None, program: str = "python -m experiments.data_free") -> None:
+    """Run the command line: some flags, or those of the process; a help page names the program."""
+    settings, command = flags.read(
+        Settings,
+        program,
+        __doc__ or "",
+        args,
+        workdir_fn=lambda asked: flags.new_folder("data-free-", asked.data.name),
+    )
+    with flags.plain_errors(resume_with=command):
+        flags.check(settings)
+        run(settings, command)
 
 
-def main(args: Sequence[str] | None = None, *, prog: str = "kdjax data-free") -> None:
-    """Run the command line; `prog` is how it was started."""
-    cli.main(Settings, prog, __doc__ or "", check, run, args, prefix="data-free-")
+def train(experiment: Experiment, teacher: TeacherResult, plan: Plan, seed: int) -> Result:
+    """Train from a seed, or from where an earlier run left it, and measure the student."""
+    run, spec = experiment.run, runs.teaching.student_spec(experiment)
+    state = runs.generator.train(run, plan, seed)
+    variables = runs.generator.student_variables(state)
+    eval_step = kdjax.step.make_eval_step(plan.student)
+    measured = runs.training.measure(run, eval_step, variables, teacher.test)
+    correct, count = measured["accuracy"]
+    return Result(
+        seed,
+        kdjax.models.Network(spec, plan.student, variables),
+        int(count - correct),
+        kdjax.metrics.value(measured["agreement"]),
+        runs.generator.images_of(
+            plan.generator, state.generator, noise_size=plan.noise_size, count=200, seed=seed
+        ),
+    )
+
+
+def report(
+    experiment: Experiment, teacher: TeacherResult, plan: Plan, found: list[Result], command: str
+) -> None:
+    """Write `summary.json`, the student, pictures and the page; print the table."""
+    directory, student = experiment.run.workdir, found[0].student
+    kdjax.models.save_network(directory / "student", student.spec, student.variables)
+    labels = np.asarray(teacher.test["label"])
+    wrong = int((teacher.test["teacher_logits"].argmax(-1) != labels).sum())
+    known = runs.experiment.facts(
+        experiment.run,
+        command,
+        Training=f"{plan.num_steps} steps of {experiment.settings.batch_size} images made up",
+        Seeds=", ".join(str(r.seed) for r in found),
+    )
+    images = found[0].images
+    logits = runs.training.predict(
+        experiment.run,
+        teacher.network.model,
+        teacher.network.variables,
+        {"image": images, "label": np.zeros(len(images), np.int32)},
+    )
+    pictures = runs.report.plot_instructive(
+        images,
+        logits.argmax(-1),
+        logits,
+        experiment.dataset.label_names,
+        experiment.settings.temperature,
+    )
+    section = runs.report.Section(
+        tables=[runs.report.Table(COLUMNS, _rows(experiment.dataset.name, wrong, found, labels))],
+        figures={"images": (pictures, CAPTION)},
+        facts=known,
+    )
+    each = [{"seed": r.seed, "test_errors": r.test_errors, "agreement": r.agreement} for r in found]
+    runs.report.publish(
+        directory,
+        runs.report.Page(f"Data-free distillation, {experiment.dataset.name}", [section]),
+        {"facts": known, "teacher_errors": wrong, "students": each},
+    )
+    runs.console.say(f"student: {directory / 'student'}")
+
+
+def _rows(
+    name: str, teacher_errors: int, found: list[Result], labels: np.ndarray
+) -> list[tuple[str, ...]]:
+    formatted, errors = runs.numbers.mean_and_deviation, [r.test_errors for r in found]
+    agreement = formatted([100 * r.agreement for r in found], 2)
+    return [
+        ("teacher", name, str(teacher_errors), _percent([teacher_errors], labels), "100.00"),
+        ("student", "none of them", formatted(errors, 1), _percent(errors, labels), agreement),
+    ]
+
+
+def _percent(errors: Sequence[int], labels: np.ndarray) -> str:
+    right = [100 * (1 - count / len(labels)) for count in errors]
+    return str(runs.numbers.mean_and_deviation(right, 2))
+
+
+if __name__ == "__main__":
+    main()

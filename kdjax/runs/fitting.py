@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 
-from kdjax.runs import methods, networks
-from kdjax.runs.networks import NetworkSpec
-from kdjax.runs.places import places_of
+from kdjax import models
+from kdjax.models import NetworkSpec
+from kdjax.runs import methods
 
 SAME_WIDTHS = ("fsp", "cwd")
 
@@ -20,7 +20,7 @@ def check_fit(name: str, student: NetworkSpec, teacher: NetworkSpec) -> None:
         student: describes the student.
         teacher: describes the teacher.
     """
-    methods.check_places(name, places_of(student), places_of(teacher))
+    methods.check_places(name, models.build(student).paths, models.build(teacher).paths)
     for method in methods.methods_in(name):
         if method in SAME_WIDTHS and not _same_widths(method, student, teacher):
             raise ValueError(
@@ -41,8 +41,8 @@ def fits(name: str, student: NetworkSpec, teacher: NetworkSpec) -> bool:
 @functools.cache
 def stage_widths(spec: NetworkSpec) -> tuple[int, ...]:
     """Return the channels of each stage of a network."""
-    stages = places_of(spec).stages
-    model = networks.build(spec, features=stages)
+    stages = models.build(spec).paths.stages
+    model = models.build(spec, features=stages)
 
     def features(images: jax.Array) -> dict[str, jax.Array]:
         variables = model.init(jax.random.key(0), images)

@@ -1,7 +1,7 @@
 """Distil along a chain: born-again generations, or teacher assistants on the way to the student.
 
     python -m experiments.generations --data.name mnist --data.dir DIR --generations 3
-    python -m experiments.generations --data.name cifar100 --data.dir DIR --teacher.name resnet56 \
+    python -m experiments.generations --data.name cifar100 --data.dir DIR --teacher.name resnet56 \\
         --student.name resnet8 --assistants resnet32 resnet20
 
 Each network learns from the one before it. Born again: all are the student's architecture, and
@@ -10,43 +10,111 @@ arXiv:1805.04770). Assistants: sizes between teacher and student bridge their ga
 "Improved Knowledge Distillation via Teacher Assistant", 2019, arXiv:1902.03393).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
-import tyro
+import numpy as np
 
-from kdjax.runs import cli, distill
-from kdjax.runs import settings as groups
-from kdjax.runs.settings import NetworkName, NetworkSettings
+import kdjax
+from kdjax import runs
+from kdjax.runs import flags, presets
+from kdjax.runs.flags import flag
+from kdjax.runs.settings import (
+    POSITIVE,
+    MethodSettings,
+    NetworkName,
+    NetworkSettings,
+    eval_flag,
+    method_flag,
+)
+
+if TYPE_CHECKING:
+    from kdjax.models import Network
+    from kdjax.runs.experiment import Experiment
+    from kdjax.runs.teaching import TeacherResult
+
+DIRECT, TOGETHER = "student, of the teacher alone", "all generations together"
+COLUMNS = ("network", "parameters", "test errors", "test %", "validation %")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(distill.Settings):
-    """What `experiments.distill` asks, and the chain; all in one process."""
+class Settings(MethodSettings):
+    """What a run of any method depends on, and the chain; all in one process."""
 
-    distributed: tyro.conf.Suppress[groups.DistributedSettings] = dataclasses.field(
-        default_factory=groups.DistributedSettings
+    method: str = method_flag()
+    eval_every: int | None = eval_flag()
+    generations: int = flag(
+        3,
+        "Students in a row, each taught by the one before; not used where there are assistants.",
+        POSITIVE,
     )
-    audit: tyro.conf.Suppress[bool] = False
-    generations: int = 3
-    """Students in a row, each taught by the one before; of no account with assistants."""
-    assistants: tuple[str, ...] = ()
-    """Networks between teacher and student, in this order: a name such as resnet14, or the widths
-    of an mlp, such as 128x128."""
+    assistants: tuple[str, ...] = flag(
+        (),
+        "Networks between teacher and student, in this order: a name such as resnet14, or the "
+        "widths of an mlp, such as 128x128.",
+    )
+
+
+class Measured(NamedTuple):
+    """A network of the chain, or several together, by seed."""
+
+    name: str
+    num_params: int
+    test_errors: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    validation_accuracy: tuple[float, ...]
+
+
+class Answers(NamedTuple):
+    """Logits [examples, num_classes] for both splits, or labels [examples]."""
+
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def run(settings: Settings, command: str) -> None:
+    """Train the teacher if need be, then the chain for every seed; print and write the table."""
+    settings = presets.applied(settings)
+    with runs.experiment.opened(settings) as experiment:
+        student = experiment.settings.student
+        if settings.assistants:
+            links = {name: network_of(name) for name in settings.assistants}
+            chain = {**links, "student": student}
+        else:
+            chain = {f"generation {i + 1}": student for i in range(settings.generations)}
+        check_chain(experiment, chain)
+        teacher = runs.teaching.obtain_teacher(experiment)
+        report(experiment, train_chain(experiment, teacher, chain), command)
+
+
+def main(args: list[str] | None = None, program: str = "python -m experiments.generations") -> None:
+    """Run the command line: some flags, or those of the process; a help page names the program."""
+    settings, command = flags.read(
+        Settings,
+        program,
+        __doc__ or "",
+        args,
+        workdir_fn=lambda asked: flags.new_folder("generations-", asked.data.name),
+    )
+    with flags.plain_errors(resume_with=command):
+        flags.check(settings)
+        check(settings)
+        run(settings, command)
 
 
 def check(settings: Settings) -> None:
-    """Raise a ValueError that names the flag of the first setting out of range."""
-    distill.check(settings)
-    groups.require(settings.generations > 0, "--generations", "positive", settings.generations)
+    """Raise a ValueError that names the flag where the chain makes no sense."""
     for name in settings.assistants:
         network_of(name)
     twice = len(set(settings.assistants)) < len(settings.assistants)
-    groups.require(not twice, "--assistants", "different networks", " ".join(settings.assistants))
+    flags.require(not twice, "--assistants", "different networks", " ".join(settings.assistants))
     deploys = "simkd" in settings.method.split("+")
-    groups.require(
+    flags.require(
         not deploys, "--method", "one whose students can teach in their turn", settings.method
     )
 
@@ -60,30 +128,136 @@ def network_of(name: str) -> NetworkSettings:
     if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", name):
         return NetworkSettings("mlp", tuple(int(width) for width in name.split("x")))
     known = [known for known in typing.get_args(NetworkName) if known != "mlp"]
-    groups.require(name in known, "--assistants", f"widths or of {', '.join(known)}", name)
+    flags.require(name in known, "--assistants", f"widths or of {', '.join(known)}", name)
     return NetworkSettings(typing.cast(NetworkName, name), ())
 
 
-def run(settings: Settings, command: str) -> None:
-    """Train the teacher if need be, then the chain for every seed; print and write the table."""
-    # Seconds of imports: after the flags have been read.
-    from kdjax.runs import chain, opening, presets
-    from kdjax.runs import distillation as job
-
-    settings = presets.applied(settings)
-    with opening.opened(settings, distill.resolve) as experiment:
-        student = experiment.settings.student
-        if settings.assistants:
-            links = {name: network_of(name) for name in settings.assistants}
-            chosen = {**links, "student": student}
-        else:
-            chosen = {f"generation {i + 1}": student for i in range(settings.generations)}
-        chain.check(experiment, chosen)
-        teacher = job.obtain_teacher(experiment)
-        found = chain.train_all(experiment, teacher, chosen)
-        chain.report(experiment, found, command)
+def check_chain(experiment: Experiment, chain: Mapping[str, NetworkSettings]) -> None:
+    """Raise a ValueError where a network of the chain cannot learn from the one before it."""
+    settings, dataset, given = experiment.settings, experiment.dataset, experiment.given_teacher
+    specs = {
+        name: runs.experiment.spec_of(settings, dataset, network) for name, network in chain.items()
+    }
+    source = given.spec if given else runs.experiment.spec_of(settings, dataset, settings.teacher)
+    for name, spec in specs.items():
+        runs.networks.check_patches(f"--assistants {name}", spec)
+        runs.methods.check(settings.method, spec, source)
+        source = spec
+    if settings.rematerialise:
+        runs.networks.check_blocks({f"--assistants {name}": s for name, s in specs.items()})
 
 
-def main(args: Sequence[str] | None = None, *, prog: str = "kdjax generations") -> None:
-    """Run the command line; `prog` is how it was started."""
-    cli.main(Settings, prog, __doc__ or "", check, run, args, prefix="generations-")
+def train_chain(
+    experiment: Experiment, teacher: TeacherResult, chain: Mapping[str, NetworkSettings]
+) -> list[Measured]:
+    """Train the chain for every seed, and the last network from the teacher alone.
+
+    Every link has seeds of its own, as born-again networks have; the last network has the same one
+    with the chain and without.
+
+    Args:
+        experiment: data and settings.
+        teacher: where the chain begins.
+        chain: the networks by name, each taught by the one before.
+
+    Returns:
+        The teacher, every network of the chain, the student without the chain, and where all of
+        the chain have one architecture the mean of their probabilities.
+    """
+    seeds, alike = experiment.settings.seeds, len(set(chain.values())) == 1
+    last = list(chain.values())[-1]
+    found: dict[str, list[TeacherResult]] = {"teacher": [teacher]}
+    for seed in seeds:
+        source, own = teacher, seed
+        for name, network in chain.items():
+            # A seed that neither the teacher nor another link has: none must start as its twin.
+            own += len(seeds)
+            source = _student(experiment, source, network, name, own)
+            found.setdefault(name, []).append(source)
+        if not alike:
+            direct = _student(experiment, teacher, last, DIRECT, own)
+            found.setdefault(DIRECT, []).append(direct)
+    dataset = experiment.dataset
+    truth = Answers(np.asarray(dataset.validation.label), np.asarray(dataset.test.label))
+    answers = {name: [_answers(result) for result in results] for name, results in found.items()}
+    measured = [
+        _measured(name, _num_params(results[0].network), answers[name], truth)
+        for name, results in found.items()
+    ]
+    if alike:
+        by_seed = zip(*(answers[name] for name in chain), strict=True)
+        num_params = sum(entry.num_params for entry in measured[1:])
+        together = [_mean(each) for each in by_seed]
+        measured.append(_measured(TOGETHER, num_params, together, truth))
+    return measured
+
+
+def report(experiment: Experiment, measured: list[Measured], command: str) -> None:
+    """Write `summary.json`, the plot and the page; print the table."""
+    settings = experiment.settings
+    how = f"{settings.method}, {settings.epochs} epochs, seeds from {settings.seed}"
+    known = runs.experiment.facts(experiment.run, command, Training=how)
+    accuracies = {m.name: m.accuracy for m in measured}
+    figure = runs.report.plot_dots(accuracies, xlabel="test accuracy (%)")
+    section = runs.report.Section(
+        tables=[runs.report.Table(COLUMNS, [_row(entry) for entry in measured])],
+        figures={"chain": (figure, "A dot is a seed, a bar their mean.")},
+        facts=known,
+    )
+    page = runs.report.Page(f"A chain of students, {experiment.dataset.name}", [section])
+    summary = {"facts": known, "networks": [m._asdict() for m in measured]}
+    runs.report.publish(experiment.run.workdir, page, summary)
+
+
+def _student(
+    experiment: Experiment, teacher: TeacherResult, network: NetworkSettings, phase: str, seed: int
+) -> TeacherResult:
+    """Train one network of the chain; it answers in its turn."""
+    settings = dataclasses.replace(experiment.settings, student=network)
+    own = dataclasses.replace(experiment, settings=settings)
+    examples = runs.teaching.student_examples(own)
+    plan = runs.teaching.plan_method(
+        own, teacher, settings.method, examples, phase=phase.replace(" ", "_")
+    )
+    trained = plan.network(runs.training.train(own.run, plan, seed))
+    return runs.teaching.answered(own, trained)
+
+
+def _answers(result: TeacherResult) -> Answers:
+    none = np.zeros((0, result.network.spec.num_classes), np.float32)
+    return Answers(*(x.get("teacher_logits", none) for x in (result.validation, result.test)))
+
+
+def _mean(answers: tuple[Answers, ...]) -> Answers:
+    return Answers(*(runs.training.mean_of(z, 1.0) for z in zip(*answers, strict=True)))
+
+
+def _num_params(network: Network) -> int:
+    return int(kdjax.models.num_params(network.variables.params))
+
+
+def _measured(name: str, num_params: int, answers: list[Answers], truth: Answers) -> Measured:
+    def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+        return 100 * float((logits.argmax(-1) == labels).mean()) if len(labels) else float("nan")
+
+    return Measured(
+        name,
+        num_params,
+        tuple(int((a.test.argmax(-1) != truth.test).sum()) for a in answers),
+        tuple(accuracy(a.test, truth.test) for a in answers),
+        tuple(accuracy(a.validation, truth.validation) for a in answers),
+    )
+
+
+def _row(entry: Measured) -> tuple[str, ...]:
+    return (
+        entry.name,
+        f"{entry.num_params:,}",
+        runs.numbers.mean_and_deviation(entry.test_errors, 1),
+        runs.numbers.mean_and_deviation(entry.accuracy, 2),
+        runs.numbers.mean_and_deviation(entry.validation_accuracy, 2),
+    )
+
+
+if __name__ == "__main__":
+    main()

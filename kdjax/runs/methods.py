@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import optax
 
-from kdjax.runs.networks import NetworkSpec
-from kdjax.runs.places import Places, classifier_of
+from kdjax.runs.networks import classifier_of
 from kdjax import losses, terms
+from kdjax.models import NetworkSpec
 from kdjax.objective import Weight, combine
-from kdjax.types import Array, Objective, PyTree, Term
+from kdjax.types import Array, FeaturePaths, Objective, PyTree, Term
 
 Weighted = dict[str, tuple[Term, Weight]]
 
@@ -27,8 +27,8 @@ Weighted = dict[str, tuple[Term, Weight]]
 class Setup(NamedTuple):
     """What a method may have to know."""
 
-    student: Places
-    teacher: Places
+    student: FeaturePaths
+    teacher: FeaturePaths
     teacher_params: PyTree
     num_examples: int
     num_steps: int
@@ -72,7 +72,7 @@ def _scaled(weight: Weight, scale: float) -> Weight:
     return (lambda step: scale * weight(step)) if callable(weight) else scale * weight
 
 
-def check_places(name: str, student: Places, teacher: Places) -> None:
+def check_places(name: str, student: FeaturePaths, teacher: FeaturePaths) -> None:
     """Raise a ValueError unless two networks have features where a method needs them."""
     for method in methods_in(name):
         if method in SPATIAL and not (student.spatial and teacher.spatial):
@@ -83,11 +83,11 @@ def check_places(name: str, student: Places, teacher: Places) -> None:
             raise ValueError("--method ofd needs a teacher with BatchNorm right before its ReLUs")
 
 
-def student_of(name: str, spec: NetworkSpec, teacher_params: PyTree) -> NetworkSpec:
+def student_of(name: str, spec: NetworkSpec, setup: Setup) -> NetworkSpec:
     """Describe what a method makes of a student: the same, but for those that deploy more."""
     if "simkd" not in methods_in(name):
         return spec
-    width = classifier_of("simkd", teacher_params)["kernel"].shape[0]
+    width = classifier_of("simkd", setup.teacher, setup.teacher_params)["kernel"].shape[0]
     return dataclasses.replace(spec, reused_width=width)
 
 
@@ -213,7 +213,7 @@ def logit_mse(setup: Setup) -> Weighted:
 
 def skd(setup: Setup) -> Weighted:
     """Soft targets, and cosines between examples' logits (Jeong et al., 2026)."""
-    num_classes = classifier_of("skd", setup.teacher_params)["kernel"].shape[-1]
+    num_classes = classifier_of("skd", setup.teacher, setup.teacher_params)["kernel"].shape[-1]
     # The authors divide the cosines by the classes.
     directions = terms.direction_relation(regularization=0.1 * num_classes**2)
     soft = terms.soft_targets(temperature=4.0)
@@ -306,13 +306,13 @@ def ft(setup: Setup) -> Weighted:
 
 def ab(setup: Setup) -> Weighted:
     """Activation boundaries (Heo et al., 2018), with the labels and not before them."""
-    pairs = _paired(setup.student.bare, setup.teacher.bare)
+    pairs = _paired(setup.student.preactivations, setup.teacher.preactivations)
     return _with_labels(ab=(terms.activation_boundary(*pairs), 3e-3))
 
 
 def ofd(setup: Setup) -> Weighted:
     """What the teacher's ReLU lets through (Heo et al., 2019)."""
-    student, teacher = _paired(setup.student.bare, setup.teacher.bare)
+    student, teacher = _paired(setup.student.preactivations, setup.teacher.preactivations)
     term = terms.overhaul(student, teacher, margins=_margins(setup, len(teacher)))
     return _with_labels(ofd=(term, 1e-3))
 
@@ -324,7 +324,7 @@ def vid(setup: Setup) -> Weighted:
 
 def review(setup: Setup) -> Weighted:
     """Stages fused with all behind them (Chen et al., 2021); warm-up over a twelfth."""
-    stages = _paired(setup.student.bare, setup.teacher.bare)
+    stages = _paired(setup.student.preactivations, setup.teacher.preactivations)
     embeddings = _embeddings(setup)
     paths = ([*own, last] for own, last in zip(stages, embeddings, strict=True))
     return _with_labels(review=(terms.review(*paths), _warm_up(setup, 0.6)))
@@ -347,7 +347,7 @@ def mgd(setup: Setup) -> Weighted:
 
 def simkd(setup: Setup) -> Weighted:
     """The teacher's classifier on a map that learns to be the teacher's (Chen et al., 2022)."""
-    return _with_labels(0.0, simkd=(terms.simkd(setup.teacher.last), 1.0))
+    return _with_labels(0.0, simkd=(terms.simkd(setup.teacher.last_map), 1.0))
 
 
 def semckd(setup: Setup) -> Weighted:
@@ -369,7 +369,7 @@ def pad(setup: Setup) -> Weighted:
 
 def srrl(setup: Setup) -> Weighted:
     """Features that the teacher's classifier can read (Yang et al., 2021)."""
-    classifier = classifier_of("srrl", setup.teacher_params)
+    classifier = classifier_of("srrl", setup.teacher, setup.teacher_params)
     term = terms.softmax_regression(*_embeddings(setup), classifier=classifier)
     return _with_labels(srrl=(term, 1.0))
 
@@ -446,3 +446,13 @@ BY_DESIGN: Mapping[str, tuple[str, ...]] = {
     "wttm": ("zero at equality",),
 }
 """What terms break on purpose, of the checks that `--audit` makes."""
+
+
+def check(name, student, teacher):
+    from kdjax.runs import fitting
+    fitting.check_fit(name, student, teacher)
+
+
+def fits(name, student, teacher):
+    from kdjax.runs import fitting
+    return fitting.fits(name, student, teacher)

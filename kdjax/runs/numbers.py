@@ -5,18 +5,26 @@ import statistics
 from collections.abc import Sequence
 
 
-def spread(values: Sequence[float], digits: int | None = None) -> str:
+def mean_and_deviation(values: Sequence[float], digits: int | None = None) -> str:
     """Format mean and sample standard deviation, or the one value there is.
 
     Args:
-        values: by seed.
+        values: by seed; a single whole number is written without digits.
         digits: after the point; by default one, below one as many as show two that count.
     """
     mean = sum(values) / len(values)
-    if math.isnan(mean):
-        return "nan"
-    if digits is None:
+    if len(values) == 1 and mean.is_integer():
+        return f"{mean:g}"
+    if digits is None and math.isfinite(mean):
         digits = 1 if abs(mean) >= 1 or not mean else 1 - math.floor(math.log10(abs(mean)))
-    if len(values) == 1:
-        return f"{mean:g}" if mean == round(mean) else f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    return "".join(format_parts(values, digits or 0))
+
+
+def format_parts(values: Sequence[float], digits: int, separator: str = "") -> tuple[str, str]:
+    """Format the mean, and " ± " with the deviation where there are several finite values."""
+    if not values:
+        return "", ""
+    mean = sum(values) / len(values)
+    number = f"{separator}.{digits}f"
+    several = len(values) > 1 and math.isfinite(mean)
+    return f"{mean:{number}}", f" ± {statistics.stdev(values):{number}}" if several else ""

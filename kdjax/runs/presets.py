@@ -3,10 +3,9 @@
 import dataclasses
 from typing import NamedTuple, TypeVar
 
-from kdjax.runs.distill import Settings
-from kdjax.runs.settings import NetworkName, OptimizerSettings, PairName
+from kdjax.runs.settings import MethodSettings, NetworkName, OptimizerSettings, PairName
 
-SettingsT = TypeVar("SettingsT", bound=Settings)
+SettingsT = TypeVar("SettingsT", bound=MethodSettings)
 
 
 class Pair(NamedTuple):

@@ -1,15 +1,15 @@
-"""Groups of flags that scripts share, and the defaults that depend on the data."""
+"""The flags that scripts share, and the defaults that depend on the data."""
 
-import ast
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from kdjax._extras import needs
+from kdjax.runs.flags import Limit, flag, group, require
+from kdjax.runs.method_names import LINES
 
-with needs("train"):
-    import tyro
+if TYPE_CHECKING:
+    from kdjax.data import Dataset
 
 Augmentation = Literal["crop", "flip", "jitter", "translate", "warp", "resized-crop", "none"]
 NetworkName = Literal[
@@ -24,184 +24,390 @@ PairName = Literal[
     "vgg13-mobilenet_v2", "cifar_resnet50-mobilenet_v2", "cifar_resnet50-vgg8",
     "resnet32x4-shufflenet_v1", "resnet32x4-shufflenet_v2", "wrn_40_2-shufflenet_v1",
 ]  # fmt: skip
-PresetName = Literal["none", "repdistiller", "imagenet"]
 Precision = Literal["float32", "bfloat16"]
+T = TypeVar("T")
+
+STEPS_PER_CALL = 50
+"""Most steps that one call of a compiled program takes where nothing is said."""
+POSITIVE = Limit("positive", lambda x: x > 0)
+FINITE = Limit("positive and finite", lambda x: 0 < x < math.inf)
+NOT_NEGATIVE = Limit("zero or positive", lambda x: 0 <= x < math.inf)
+SHARE = Limit("in [0, 1]", lambda x: 0 <= x <= 1)
+PART = Limit("in [0, 1)", lambda x: 0 <= x < 1)
+METHOD = Limit(f"of {', '.join(LINES)}", lambda name: all(x in LINES for x in name.split("+")))
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
     """Which data, from where, and how it is split."""
 
-    name: str = "digits"
-    """A TFDS image-classification set: digits (embedded), mnist, cifar100, name/config, ..."""
-    dir: Path | None = None
-    """Directory with prepared TFDS sets; TFDS's own by default."""
-    validation_fraction: float = 0.1
-    """Share of the training examples that is set aside to make choices on."""
-    student_examples: int | None = None
-    """Training examples that both students see, balanced over classes. Default: 100 on digits,
-    all elsewhere."""
-    image_size: int | None = None
-    """Resize all images to this many pixels a side; needed where their sizes differ."""
-    resize: Literal["stretch", "crop"] = "stretch"
-    """What is resized: stretch takes all of an image, crop the middle, in its proportions."""
-    streaming: bool = False
-    """Read and decode examples while they are used, and load nothing before; always so where the
-    training files have more than 4 GiB."""
-    workers: int = 0
-    """Processes that read and decode where examples stream; 0 for threads of this one."""
+    name: str = flag(
+        "digits", "A TFDS image-classification set: digits (embedded), mnist, name/config, ..."
+    )
+    dir: Path | None = flag(None, "Directory with prepared TFDS sets; TFDS's own by default.")
+    validation_fraction: float = flag(
+        0.1, "Share of the training examples that is set aside to make choices on.", PART
+    )
+    student_examples: int | None = flag(
+        None,
+        "Training examples that both students see, balanced over classes. Default: 100 on digits, "
+        "all elsewhere.",
+        POSITIVE,
+    )
+    image_size: int | None = flag(
+        None,
+        "Resize all images to this many pixels a side; needed where their sizes differ.",
+        POSITIVE,
+    )
+    resize: Literal["stretch", "crop"] = flag(
+        "stretch",
+        "What is resized: stretch takes all of an image, crop the middle, in its proportions.",
+    )
+    streaming: bool = flag(
+        False,
+        "Read and decode examples while they are used, and load nothing before; always so where "
+        "the training files have more than 4 GiB.",
+    )
+    workers: int = flag(
+        0,
+        "Processes that read and decode where examples stream; 0 for threads of this one.",
+        NOT_NEGATIVE,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSettings:
-    """A network and its regularisation."""
+    """A network and its regularization."""
 
-    name: NetworkName | None = None
-    """The architecture. Default: mlp, or what the folder of --teacher.checkpoint holds; a PyTorch
-    state dict does not say what it is of."""
-    widths: tuple[int, ...] | None = None
-    """Units of each hidden layer of an mlp. Default: 256 256 for a teacher, 32 for a student."""
-    patch_size: int | None = None
-    """Pixels a side of a vit's patches. Default: 16 on images of 112 pixels or more, 8 from 64 on,
-    4 from 16 on, else 2."""
-    dropout: float = 0.0
-    """Share of hidden units that an mlp or a vit drops in training."""
-    input_dropout: float = 0.0
-    """Share of inputs that an mlp drops in training."""
-    max_norm: float | None = None
-    """Largest Euclidean norm of a unit's incoming weights."""
+    name: NetworkName | None = flag(
+        None,
+        "The architecture. Default: mlp, or what the folder of --teacher.checkpoint holds; a "
+        "PyTorch state dict does not name its own.",
+    )
+    widths: tuple[int, ...] | None = flag(
+        None,
+        "Units of each hidden layer of an mlp. Default: 256 256 for a teacher, 32 for a student.",
+        POSITIVE,
+    )
+    patch_size: int | None = flag(
+        None,
+        "Pixels a side of a vit's patches. Default: 16 on images of 112 pixels or more, 8 from 64 "
+        "on, 4 from 16 on, else 2.",
+        POSITIVE,
+    )
+    dropout: float = flag(
+        0.0, "Share of hidden units that an mlp or a vit drops in training.", PART
+    )
+    input_dropout: float = flag(0.0, "Share of inputs that an mlp drops in training.", PART)
+    max_norm: float | None = flag(
+        None, "Largest Euclidean norm of a unit's incoming weights.", POSITIVE
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSettings(NetworkSettings):
     """The teacher: trained first, or read from a checkpoint."""
 
-    checkpoint: Path | None = None
-    """A trained teacher: W/teacher of an earlier run, or a PyTorch state dict (.npz,
-    .safetensors)."""
-    epochs: int | None = None
-    """Passes over the training examples. Default: as --epochs, over the teacher's examples."""
-    learning_rate: float | None = None
-    """Peak learning rate while the teacher trains. Default: as --optimizer.learning-rate."""
-    augment: tuple[Augmentation, ...] | None = None
-    """Augmentation while the teacher trains. Default: jitter on large grey images, else as
-    --augment."""
-    mean: tuple[float, ...] | None = None
-    """Channel means, in [0, 1], that a PyTorch teacher's inputs were normalised with."""
-    std: tuple[float, ...] | None = None
-    """Channel standard deviations likewise."""
-    precision: Precision | None = None
-    """Of the teacher's arithmetic and stored arrays while it teaches. Default: as it was
-    trained."""
-
-
-SettingsT = TypeVar("SettingsT", bound=NetworkSettings)
+    checkpoint: Path | None = flag(
+        None,
+        "A trained teacher: W/teacher of an earlier run, or a PyTorch state dict (.npz, "
+        ".safetensors).",
+    )
+    epochs: int | None = flag(
+        None,
+        "Passes over the training examples. Default: as --epochs, over the teacher's examples.",
+        POSITIVE,
+    )
+    learning_rate: float | None = flag(
+        None,
+        "Peak learning rate while the teacher trains. Default: as --optimizer.learning-rate.",
+        FINITE,
+    )
+    augment: tuple[Augmentation, ...] | None = flag(
+        None,
+        "Augmentation while the teacher trains. Default: jitter on large gray images, else as "
+        "--augment.",
+    )
+    mean: tuple[float, ...] | None = flag(
+        None, "Channel means, in [0, 1], that a PyTorch teacher's inputs were normalized with."
+    )
+    std: tuple[float, ...] | None = flag(
+        None, "Channel standard deviations that a PyTorch teacher's inputs were normalized with."
+    )
+    precision: Precision | None = flag(
+        None,
+        "Of the teacher's arithmetic and stored arrays while it teaches. Default: as it was "
+        "trained.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
     """The optimizer, and how its learning rate changes."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd with momentum 0.9."""
-    learning_rate: float | None = None
-    """Peak learning rate. Default: 0.001 for adamw, 0.05 for sgd, scaled with batches above
-    128."""
-    weight_decay: float = 0.0
-    """Decoupled for adamw, added to the gradient for sgd."""
-    schedule: Literal["cosine", "steps"] = "cosine"
-    """cosine: up over 2 % of the steps, then down to zero; steps: divided by ten after 62.5, 75 and
-    87.5 % of them."""
-    nesterov: bool | None = None
-    """Whether the momentum of sgd is Nesterov's. Default: it is."""
+    name: Literal["adamw", "sgd"] = flag("adamw", "adamw, or sgd with momentum 0.9.")
+    learning_rate: float | None = flag(
+        None,
+        "Peak learning rate. Default: 0.001 for adamw, 0.05 for sgd, scaled with batches above "
+        "128.",
+        FINITE,
+    )
+    weight_decay: float = flag(
+        0.0, "Decoupled for adamw, added to the gradient for sgd.", NOT_NEGATIVE
+    )
+    schedule: Literal["cosine", "steps"] = flag(
+        "cosine",
+        "cosine: up over 2 % of the steps, then down to zero; steps: divided by ten after 62.5, 75 "
+        "and 87.5 % of them.",
+    )
+    nesterov: bool | None = flag(None, "Whether the momentum of sgd is Nesterov's. Default: it is.")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
     """How devices are arranged."""
 
-    data: int = -1
-    """Devices that split the batch; -1 for all that the others leave."""
-    fsdp: int = 1
-    """Devices that split the batch, and parameters and optimizer state with it."""
-    tensor: int = 1
-    """Devices that split the units of layers."""
-    split_teacher: bool = False
-    """Split the teacher over the devices of data as well, where each holds the whole student."""
+    data: int = flag(
+        -1,
+        "Devices that split the batch; -1 for all that the others leave.",
+        Limit("positive, or -1 for all", lambda n: n == -1 or n > 0),
+    )
+    fsdp: int = flag(
+        1,
+        "Devices that split the batch, and parameters and optimizer state with it.",
+        POSITIVE,
+    )
+    tensor: int = flag(1, "Devices that split the units of layers.", POSITIVE)
+    split_teacher: bool = flag(
+        False,
+        "Split the teacher over the devices of data as well, where each holds the whole student.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributedSettings:
     """Several processes, on one machine or many, that train together."""
 
-    auto: Annotated[bool, tyro.conf.arg(aliases=("--distributed",))] = False
-    """Join the processes that TPU, SLURM or MPI have started, as JAX finds them."""
-    coordinator: str | None = None
-    """HOST:PORT where process 0 listens, if nothing can be found out; also joins."""
-    num_processes: int | None = None
-    """How many processes there are."""
-    process_id: int | None = None
-    """Which of them this one is, from 0."""
-    timeout: float = 60.0
-    """Seconds without a sign of life after which a process counts as missing and all end."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Defaults:
-    """What a setting of None becomes on a given set of data."""
-
-    student_examples: int
-    epochs: int
-    teacher_epochs: int
-    batch_size: int
-    teacher_augment: tuple[Augmentation, ...]
-    augment: tuple[Augmentation, ...]
-    num_seeds: int
-
-
-def defaults_for(
-    name: str,
-    num_examples: int,
-    image_shape: tuple[int, ...],
-    label_names: tuple[str, ...],
-    student_examples: int | None,
-) -> Defaults:
-    """Choose the settings that depend on the data.
-
-    Small sets get small batches and many epochs: at least 2,000 steps, at least 30 epochs. Colour
-    images are cropped, and flipped when their classes have names that are words: digits and
-    letters have a reading direction. Large grey images are jittered while the teacher trains, as
-    in section 3 of Hinton, Vinyals & Dean (2015), and left alone while the students do.
-
-    Args:
-        name: the set's name.
-        num_examples: its training examples, without validation.
-        image_shape: height, width, channels.
-        label_names: the names of its classes.
-        student_examples: how many of them students see, None for the default.
-
-    Returns:
-        A value for every such setting.
-    """
-    seen = student_examples or (min(100, num_examples) if name == "digits" else num_examples)
-    batch_size = 128 if seen >= 10_000 else 64
-    large, colour = min(image_shape[:2]) >= 24, image_shape[2] >= 3
-    words = all(len(label) > 1 and not label.isdigit() for label in label_names)
-    augment: tuple[Augmentation, ...] = ()
-    if large and colour:
-        augment = ("crop", "flip") if words else ("crop",)
-    return Defaults(
-        student_examples=seen,
-        epochs=_epochs(seen, batch_size),
-        teacher_epochs=_epochs(num_examples, batch_size),
-        batch_size=batch_size,
-        teacher_augment=augment if colour or not large else ("jitter",),
-        augment=augment,
-        num_seeds=5 if seen < 10_000 else 1,
+    auto: bool = flag(
+        False,
+        "Join the processes that TPU, SLURM or MPI have started, as JAX finds them.",
+        alias="--distributed",
+    )
+    coordinator: str | None = flag(
+        None, "HOST:PORT where process 0 listens, if nothing can be found out; also joins."
+    )
+    num_processes: int | None = flag(None, "How many processes there are.", POSITIVE)
+    process_id: int | None = flag(None, "Which of them this one is, from 0.")
+    timeout: float = flag(
+        60.0,
+        "Seconds without a sign of life after which a process counts as missing and all end.",
+        Limit("3 or more, in seconds", lambda x: 3 <= x < math.inf),
     )
 
 
-def with_architecture(network: SettingsT, widths: tuple[int, ...]) -> SettingsT:
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """What every run of a teacher and its students depends on; None leaves it to the data."""
+
+    data: DataSettings = group(DataSettings)
+    teacher: TeacherSettings = group(TeacherSettings)
+    student: NetworkSettings = group(NetworkSettings)
+    optimizer: OptimizerSettings = group(OptimizerSettings)
+    mesh: MeshSettings = group(MeshSettings)
+    temperature: float = flag(4.0, "Of kd: softens both networks' probabilities.", FINITE)
+    epochs: int | None = flag(
+        None,
+        "Passes of a student over its examples. Default: at least 30, and at least 2,000 steps of "
+        "the default --batch-size.",
+        POSITIVE,
+    )
+    batch_size: int | None = flag(
+        None,
+        "Examples in a step, over all devices. Default: 128, on small sets 64.",
+        POSITIVE,
+    )
+    crop_padding: int = flag(4, "Pixels of padding before the crop.")
+    jitter_pixels: int = flag(
+        2, "Largest shift of jitter (whole pixels), translate (real numbers) and warp (of parts)."
+    )
+    precision: Precision = flag(
+        "float32",
+        "Of the networks' arithmetic; parameters, losses and statistics stay float32.",
+    )
+    seed: int = flag(0, "Of the teacher and of the first student.")
+    num_seeds: int | None = flag(
+        None,
+        "Students of each kind. Default: 5 where students see less than 10,000 examples, else 1.",
+        POSITIVE,
+    )
+    workdir: Path | None = flag(
+        None, "Where everything is written. Default: a new folder in runs/."
+    )
+    checkpoint_every: int | None = flag(
+        None,
+        "Steps between checkpoints. Default: 20 in a training, but 500 steps apart at least.",
+        POSITIVE,
+    )
+    keep_last: int = flag(
+        2,
+        "How many of the newest checkpoints of a training stay, two at least: one may be damaged.",
+        Limit("2 or more: one can be damaged", lambda n: n >= 2),
+    )
+    keep_best: bool = flag(
+        False, "Also write a checkpoint at every validation that is the best so far, and keep it."
+    )
+    on_nonfinite: Literal["stop", "skip"] = flag(
+        "stop",
+        "What a loss that is nan or infinite does: stop the run, naming step and term, or skip the "
+        "step, leaving everything as it was, also where only the gradient is not finite.",
+    )
+    log_every: int = flag(50, "Steps between lines in metrics.jsonl.", POSITIVE)
+    steps_per_call: int | None = flag(
+        None,
+        "Most steps that one call of the compiled program takes; a single process ends it after "
+        "about 0.25 s. With more than 1 every device holds the examples. Default: 50 where they "
+        "fit and one process trains, but 1 for convolutions on CPUs.",
+        POSITIVE,
+    )
+    profile: bool = flag(
+        False,
+        "Write traces of the steps 10 to 15 of each training to W/profile, for TensorBoard, XProf "
+        "or Perfetto.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodSettings(RunSettings):
+    """What a run depends on whose students learn from examples, by some method."""
+
+    preset: Literal["none", "repdistiller", "imagenet"] = flag(
+        "none",
+        "A setting of the field's tables, for an accelerator: repdistiller for CIFAR-100, imagenet "
+        "for ImageNet (TFDS imagenet2012), which take the place of what decides on the training.",
+    )
+    pair: PairName = flag("resnet56-resnet20", "Teacher and student of repdistiller.")
+    soft_weight: float = flag(
+        0.9, "Of kd: weight of the soft targets; the labels have the rest.", SHARE
+    )
+    augment: tuple[Augmentation, ...] | None = flag(
+        None,
+        "Views of the images that teacher and student share. Default: crop on large color images, "
+        "flip too unless the classes are digits or letters; none switches it off.",
+    )
+    num_micro_batches: int = flag(
+        1, "Parts of a batch over which the gradient is accumulated.", POSITIVE
+    )
+    rematerialise: bool = flag(
+        False,
+        "Compute the insides of networks' blocks again for the gradient: less memory, more time.",
+    )
+
+
+def method_flag() -> Any:
+    """Declare the flag that names a method."""
+    lines = "\n".join(f"{name}: {line}" for name, line in LINES.items())
+    return flag(
+        "kd", f"How the student is taught; + joins several, as in kd+crd.\n{lines}\n", METHOD
+    )
+
+
+def eval_flag() -> Any:
+    """Declare the flag that spaces validations."""
+    return flag(None, "Steps between validations. Default: 20 in a training.", POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedData(DataSettings):
+    """Which data, from where, and how it is split."""
+
+    student_examples: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedTeacher(TeacherSettings):
+    """The teacher, and how it is trained unless there is a checkpoint."""
+
+    epochs: int
+    augment: tuple[Augmentation, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedOptimizer(OptimizerSettings):
+    """The optimizer, and how its learning rate changes."""
+
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resolved(MethodSettings):
+    """Everything that a run depends on, with nothing left to the data."""
+
+    data: ResolvedData
+    teacher: ResolvedTeacher
+    optimizer: ResolvedOptimizer
+    epochs: int
+    batch_size: int
+    augment: tuple[Augmentation, ...]
+    num_seeds: int
+    workdir: Path
+    method: str = "kd"
+    audit: bool = False
+    eval_every: int | None = None
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the students."""
+        return range(self.seed, self.seed + self.num_seeds)
+
+
+def resolve(settings: RunSettings, dataset: "Dataset") -> Resolved:
+    """Put the data's defaults where a setting is None.
+
+    Small sets get small batches and many epochs: at least 2,000 steps, at least 30 epochs. Color
+    images are cropped, and flipped when their classes have names that are words: digits and
+    letters have a reading direction. Large gray images are jittered while the teacher trains, as
+    in section 3 of Hinton, Vinyals & Dean (2015), and left alone while the students do.
+
+    Args:
+        settings: as the flags gave them, with a work directory.
+        dataset: the examples that they name.
+
+    Returns:
+        The same settings, every one of them decided.
+    """
+    data, optimizer, given = settings.data, settings.optimizer, settings.teacher
+    num_examples = len(dataset.train.label)
+    few = min(100, num_examples) if data.name == "digits" else num_examples
+    seen = data.student_examples or few
+    usual_batch = 128 if seen >= 10_000 else 64
+    batch_size = settings.batch_size or usual_batch
+    asked: tuple[Augmentation, ...] | None = getattr(settings, "augment", None)
+    shared, of_teacher = _views(dataset) if asked is None else (asked, asked)
+    rate = optimizer.learning_rate or default_learning_rate(optimizer.name, batch_size)
+    teacher = _narrowed(
+        ResolvedTeacher,
+        with_architecture(given, (256, 256)),
+        epochs=given.epochs or settings.epochs or _epochs(num_examples, usual_batch),
+        augment=of_teacher if given.augment is None else given.augment,
+    )
+    return _narrowed(
+        Resolved,
+        settings,
+        data=_narrowed(ResolvedData, data, student_examples=seen),
+        teacher=teacher,
+        student=with_architecture(settings.student, (32,)),
+        optimizer=_narrowed(ResolvedOptimizer, optimizer, learning_rate=rate),
+        epochs=settings.epochs or _epochs(seen, usual_batch),
+        batch_size=batch_size,
+        augment=shared,
+        num_seeds=settings.num_seeds or (5 if seen < 10_000 else 1),
+    )
+
+
+NetworkSettingsT = TypeVar("NetworkSettingsT", bound=NetworkSettings)
+
+
+def with_architecture(network: NetworkSettingsT, widths: tuple[int, ...]) -> NetworkSettingsT:
     """Settle name and widths: those of a checkpoint of ours are read later, with the checkpoint."""
     if isinstance(network, TeacherSettings) and network.checkpoint is not None:
         return network
@@ -215,58 +421,8 @@ def default_learning_rate(optimizer: str, batch_size: int) -> float:
     return {"adamw": 1e-3, "sgd": 0.05}[optimizer] * max(1.0, batch_size / 128)
 
 
-def method_lines() -> dict[str, str]:
-    """Return a line for every method of `kdjax.runs.methods`, read without importing it."""
-    tree = ast.parse(Path(__file__).with_name("methods.py").read_text())
-    return {
-        node.name.replace("_", "-"): (ast.get_docstring(node) or "").split("\n", 1)[0]
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef)
-        and [arg.arg for arg in node.args.args] == ["setup"]
-        and not node.name.startswith("_")
-    }
-
-
-def require(condition: bool, flag: str, expected: str, got: object) -> None:
-    """Raise a ValueError that names the flag unless the condition holds."""
-    if not condition:
-        raise ValueError(f"{flag} must be {expected}, got {got}")
-
-
-def check_network(flag: str, network: NetworkSettings) -> None:
-    """Raise a ValueError that names the flag of the first network setting out of range."""
-    widths = network.widths or ()
-    require(all(width > 0 for width in widths), f"{flag}.widths", "positive", widths)
-    require(0 <= network.dropout < 1, f"{flag}.dropout", "in [0, 1)", network.dropout)
-    require(
-        0 <= network.input_dropout < 1, f"{flag}.input-dropout", "in [0, 1)", network.input_dropout
-    )
-    patch = network.patch_size
-    require(patch is None or patch > 0, f"{flag}.patch-size", "positive", patch)
-    limit = network.max_norm
-    require(limit is None or limit > 0, f"{flag}.max-norm", "positive", limit)
-
-
-def check_mesh(mesh: MeshSettings) -> None:
-    """Raise a ValueError that names the flag of the first mesh setting out of range."""
-    require(mesh.data == -1 or mesh.data > 0, "--mesh.data", "positive, or -1 for all", mesh.data)
-    require(mesh.fsdp > 0, "--mesh.fsdp", "positive", mesh.fsdp)
-    require(mesh.tensor > 0, "--mesh.tensor", "positive", mesh.tensor)
-
-
-def check_data(data: DataSettings) -> None:
-    """Raise a ValueError that names the flag of the first data setting out of range."""
-    fraction, seen, size = data.validation_fraction, data.student_examples, data.image_size
-    require(0 <= fraction < 1, "--data.validation-fraction", "in [0, 1)", fraction)
-    require(seen is None or seen > 0, "--data.student-examples", "positive", seen)
-    require(size is None or size > 0, "--data.image-size", "positive", size)
-    require(data.workers >= 0, "--data.workers", "zero or positive", data.workers)
-
-
 def check_distributed(distributed: DistributedSettings) -> None:
-    """Raise a ValueError that names the flag of the first of these settings out of range."""
-    flag, timeout = "--distributed.timeout", distributed.timeout
-    require(3 <= timeout < math.inf, flag, "3 or more, in seconds", timeout)
+    """Raise a ValueError that names the flag where those of the processes do not go together."""
     explicit = (distributed.coordinator, distributed.num_processes, distributed.process_id)
     if all(value is None for value in explicit):
         return
@@ -276,21 +432,26 @@ def check_distributed(distributed: DistributedSettings) -> None:
     address, count, own = explicit
     port = (address or "a:1").rpartition(":")[2]
     require(port.isdecimal(), "--distributed.coordinator", "HOST:PORT", address)
-    require(count is None or count > 0, "--distributed.num-processes", "positive", count)
     below = own is None or 0 <= own < (count or math.inf)
     require(below, "--distributed.process-id", f"from 0 to {count} - 1", own)
 
 
-def check_optimizer(optimizer: OptimizerSettings) -> None:
-    """Raise a ValueError that names the flag of the first optimizer setting out of range."""
-    decay = optimizer.weight_decay
-    check_rate("--optimizer.learning-rate", optimizer.learning_rate)
-    require(0 <= decay < math.inf, "--optimizer.weight-decay", "zero or positive", decay)
+def _narrowed(wanted: type[T], settings: Any, **decided: Any) -> T:
+    """Make settings of another type of the fields that both have, and of what was decided."""
+    fields: Any = dataclasses.fields(wanted)  # type: ignore[arg-type]
+    known = {f.name: getattr(settings, f.name) for f in fields if hasattr(settings, f.name)}
+    return wanted(**{**known, **decided})
 
 
-def check_rate(flag: str, rate: float | None) -> None:
-    """Raise a ValueError that names the flag unless a learning rate can be used."""
-    require(rate is None or 0 < rate < math.inf, flag, "positive and finite", rate)
+def _views(dataset: "Dataset") -> tuple[tuple[Augmentation, ...], tuple[Augmentation, ...]]:
+    """Return the views of images that students and teachers see where nothing is said."""
+    height, width, channels = dataset.image_shape
+    large, color = min(height, width) >= 24, channels >= 3
+    words = all(len(label) > 1 and not label.isdigit() for label in dataset.label_names)
+    shared: tuple[Augmentation, ...] = ()
+    if large and color:
+        shared = ("crop", "flip") if words else ("crop",)
+    return shared, shared if color or not large else ("jitter",)
 
 
 def _epochs(num_examples: int, batch_size: int) -> int:

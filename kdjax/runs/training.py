@@ -1,28 +1,29 @@
-"""Training one network of an experiment: resumable, logged, measured. Shared by the scripts."""
+"""Training, alone or together with others in one program: resumable, logged, measured."""
 
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 
-from kdjax.runs.console import progress, say
-from kdjax.runs.settings import Augmentation, OptimizerSettings, default_learning_rate
-from kdjax.runs.workdir import MetricsLog
-from kdjax import checkpoint, data, loop, metrics, resident, scans, sharding, step, teachers
+from kdjax import checkpoint, data, loop, many, metrics, models, sharding, step, teachers
 from kdjax.distributed import gathered
-from kdjax.sharding import local_rows, shard_batch
-from kdjax.transforms import max_norm
+from kdjax.runs.console import progress, say
+from kdjax.runs.settings import STEPS_PER_CALL
+from kdjax.runs.workdir import MetricsLog
 from kdjax.types import (
     Array,
     Batch,
+    Metrics,
     Model,
     Objective,
     Outputs,
@@ -34,8 +35,11 @@ from kdjax.types import (
 
 Arrays = Mapping[str, Any]
 """NumPy arrays by name, or columns of `kdjax.data` that are read while they are used."""
+RowsFn = Callable[[int, int], Iterator[dict[str, np.ndarray]]]
+"""The examples of every batch: (seed, first step) -> an iterator of `index` [batch]."""
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+StepFn = Callable[[PyTree, Teacher], Step]
 EVAL_BATCH_SIZE = 500
-_STEPS_PER_CALL = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +50,9 @@ class Run:
     mesh: Mesh
     log: MetricsLog
     stop_fn: Callable[[], bool]
-    log_every: int
-    eval_every: int | None
-    checkpoint_every: int | None
+    log_every: int = 50
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
     keep_last: int = 2
     keep_best: bool = False
     profile: bool = False
@@ -56,73 +60,60 @@ class Run:
     steps_per_call: int | None = None
 
     def layout_fn(self, tree: PyTree) -> PyTree:
-        """Say where arrays of ours live: a training's state, a network's variables."""
+        """Return where arrays of ours live: a training's state, a network's variables."""
         return sharding.shardings(tree, self.mesh, sharding.NETWORK_RULES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How one network is trained, whatever the seed: the compiled step is shared by all seeds."""
+    """How a network is trained, whatever the seed: the compiled step is shared by all seeds.
+
+    `step_fn` makes the step of a setting, which networks that train together each have, and of the
+    teacher. `watched` are the splits that are measured now and then, by name. `start` is where the
+    network starts, `rows_fn` the order of the examples; by default both come from the seed.
+    """
 
     phase: str
+    spec: models.NetworkSpec
     model: Model
     objective: Objective
     optimizer: optax.GradientTransformation
     teacher: Teacher
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Any]]
-    eval_step: Callable[[Variables, Batch], Any]
+    step_fn: StepFn
     examples: Arrays
-    watched: Mapping[str, Arrays]
-    """Splits that are measured now and then, by name; empty ones are left out."""
     batch_size: int
     num_steps: int
+    eval_step: Callable[[Variables, Batch], Any] | None = None
+    watched: Mapping[str, Arrays] = dataclasses.field(default_factory=dict)
+    start: Variables | None = None
+    rows_fn: RowsFn | None = None
+
+    @functools.cached_property
+    def train_step(self) -> Step:
+        """The step of a network that trains alone."""
+        return self.step_fn(None, self.teacher)
+
+    def network(self, variables: Variables) -> models.Network:
+        """Return what is deployed of trained variables."""
+        return models.Network(self.spec, models.build(self.spec), variables)
 
 
-def make_optimizer(
-    settings: OptimizerSettings, *, batch_size: int, num_steps: int, norm_limit: float | None
-) -> optax.GradientTransformation:
-    """Make the optimizer of some settings for a training of that length."""
-    peak = settings.learning_rate or default_learning_rate(settings.name, batch_size)
-    schedule = _schedule(settings.schedule, peak, num_steps)
-    if settings.name == "sgd":
-        decay = optax.add_decayed_weights(settings.weight_decay)
-        chain = [decay, optax.sgd(schedule, momentum=0.9, nesterov=settings.nesterov is not False)]
-    else:
-        chain = [optax.adamw(schedule, weight_decay=settings.weight_decay)]
-    return optax.chain(*chain, *([max_norm(norm_limit)] if norm_limit else []))
+class _Feed(NamedTuple):
+    """A step, what it is called with, and the most steps that it takes in a call."""
+
+    train_step: Callable[..., tuple[TrainState, Metrics]]
+    batches: Iterator[Any]
+    steps_per_call: int
 
 
-def _schedule(name: str, peak: float, num_steps: int) -> optax.Schedule:
-    if name == "steps":
-        drops = {round(share * num_steps): 0.1 for share in (0.625, 0.75, 0.875)}
-        return optax.piecewise_constant_schedule(peak, drops)
-    return optax.warmup_cosine_decay_schedule(
-        0.0, peak, warmup_steps=max(1, num_steps // 50), decay_steps=max(2, num_steps)
-    )
-
-
-def make_views(
-    augment: tuple[Augmentation, ...], *, crop_padding: int, jitter_pixels: int
-) -> step.ViewFn | None:
-    """Compose the augmentations of the command line, None if there are none on the device."""
-    functions = {
-        "crop": lambda key, images: data.pad_and_crop(key, images, padding=crop_padding),
-        "flip": data.flip,
-        "jitter": lambda key, images: data.jitter(key, images, max_shift=jitter_pixels),
-        "translate": lambda key, images: data.translate(key, images, max_shift=jitter_pixels),
-        "warp": lambda key, images: data.warp(key, images, max_shift=jitter_pixels),
-    }
-    chosen = [functions[name] for name in augment if name in functions]
-    return data.augment(*chosen) if chosen else None
-
-
-def train(run: Run, training: Training, seed: int) -> Variables:
+def train(run: Run, training: Training, seed: int, *, directory: Path | None = None) -> Variables:
     """Train a network from a seed, or from where an earlier run in this directory left it.
 
     Args:
-        run: where to log and save.
+        run: where to log, and when to stop.
         training: what to train and how.
         seed: where its initial values, batches, dropout and views come from.
+        directory: where its checkpoints are. Default: a folder of the work directory.
 
     Returns:
         The trained variables of the network alone.
@@ -131,85 +122,74 @@ def train(run: Run, training: Training, seed: int) -> Variables:
         loop.NonFiniteLoss: if a loss was nan or infinite.
         loop.Stopped: if the run was asked to stop; the state is saved.
     """
-    directory = run.workdir / "checkpoints" / f"{training.phase}-{seed}"
-    state = _restored_or_made(run, training, directory, seed)
-    start = int(state.step)
-    label = label_of(training, seed)
-    run.log.rewind(training.phase, seed, start)
-    if start:
-        done = "is trained" if start == training.num_steps else f"goes on from step {start}"
-        say(f"{label:<14} {done} (read from its checkpoint)")
-    if start < training.num_steps:
-        with (
-            contextlib.ExitStack() as stack,
-            progress(label, start, training.num_steps) as update,
-            checkpoint.saving(directory, keep=run.keep_last, keep_best=run.keep_best) as save_fn,
-            _fed(run, training, seed, state) as (train_step, batches, steps_per_call),
-        ):
-            log_fn, eval_fn = _observers(run, training, seed, update, save_fn)
-            trace = run.workdir / "profile" / f"{training.phase}-{seed}"
-            cadence = max(1, training.num_steps // 20)
-            if run.profile:
-                train_step = stack.enter_context(loop.profiled(train_step, trace))
-            state = loop.fit(
-                train_step,
-                state,
-                batches,
-                num_steps=training.num_steps,
-                steps_per_call=steps_per_call,
-                log_every=run.log_every,
-                log_fn=log_fn,
-                eval_every=run.eval_every or cadence,
-                eval_fn=eval_fn if training.watched else None,
-                checkpoint_every=run.checkpoint_every or max(500, cadence),
-                save_fn=save_fn,
-                stop_fn=run.stop_fn,
-            )
+    directory = directory or run.workdir / "checkpoints" / f"{training.phase}-{seed}"
+    batch = _first_batch(run, training, seed)
+    state = _restored_or_made(run, training, directory, seed, batch)
+    most = 1
+    if _may_take_several(run, training):
+        # Traced here, for what it is made of, and not again where it is compiled.
+        traced = jax.make_jaxpr(training.train_step)(state, batch)
+        most = _steps_per_call(run, traced)
+    log = _Log(run, training.phase, seed, label_of(training, seed), training.num_steps)
+    eval_every = run.eval_every or max(1, training.num_steps // 20)
+    with _fed(run, training, seed, state, most) as feed:
+        watch = functools.partial(_validate, run, training) if training.watched else None
+        state = _fit(run, log, state, feed, directory, eval_every, watch)
     return Variables(state.params["student"], state.model_state)
 
 
-@contextlib.contextmanager
-def _fed(
-    run: Run, training: Training, seed: int, state: TrainState
-) -> Iterator[tuple[Any, Any, int]]:
-    """Feed a training, and end the threads and processes that read ahead, if there are any.
+def train_together(
+    run: Run,
+    training: Training,
+    seeds: Sequence[int],
+    *,
+    settings: PyTree = None,
+    directory: Path,
+    watch_fn: Callable[[int, Variables], None] | None = None,
+    watch_every: int | None = None,
+) -> tuple[Variables, float]:
+    """Train networks of one architecture in one program, each as if it were alone.
 
-    Yields:
-        A step, what it is called with, and the most steps that it takes in a call.
+    Args:
+        run: where to log, and when to stop.
+        training: what they have in common.
+        seeds: one per member: initial values, order of the batches, dropout and views.
+        settings: arrays [members, ...] that steps depend on.
+        directory: where the checkpoints are.
+        watch_fn: called with a step and the variables [members, ...] now and then, and at the end;
+            a training that was interrupted calls it for the remaining steps only.
+        watch_every: steps between these calls.
+
+    Returns:
+        The trained variables, whose arrays have a leading axis [members], and the seconds that
+        their training took.
+
+    Raises:
+        loop.NonFiniteLoss: if a member's loss was nan or infinite.
+        loop.Stopped: if the run was asked to stop; the state is saved.
     """
-    train_step, examples, start = training.train_step, training.examples, int(state.step)
-    most = _steps_per_call(run, training, seed, state)
-    if most > 1:
-        size = training.batch_size
-        held = resident.with_examples(train_step, examples, run.mesh)
-        rows = data.train_rows(len(examples["label"]), seed=seed, batch_size=size, start_step=start)
-        yield resident.several(held), rows, most
-        return
-    batches = _batches(run, training, seed, start)
-    try:
-        yield train_step, batches, 1
-    finally:
-        getattr(batches, "close", lambda: None)()
+    members = [_made(training, seed) for seed in seeds]
+    states = many.stack(members)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), states)
+    found = checkpoint.restore(directory, like)
+    states = found[1] if found else states
+    examples = sharding.replicate(dict(training.examples), run.mesh)
+    program = _program(training)
+    source = jax.tree.map(jnp.asarray, training.teacher.variables)
+    held = Partial(program, settings=settings, examples=examples, variables=source)
+    most = min(STEPS_PER_CALL, training.num_steps)
+    feed = _Feed(held, _rows_together(training, seeds, _step_of(states)), most)
+    log = _Log(run, training.phase, None, training.phase, training.num_steps)
 
+    def watch(at: int, states: TrainState) -> dict[str, Any]:
+        assert watch_fn is not None
+        watch_fn(at, Variables(states.params["student"], states.model_state))
+        return {}
 
-def _steps_per_call(run: Run, training: Training, seed: int, state: TrainState) -> int:
-    """Settle how many steps a call takes at most: several where the examples are on the devices.
-
-    A trace is one of single steps. Processes that train together cannot each go by their clock;
-    they take one step a call unless they are told.
-    """
-    asked, examples = run.steps_per_call, training.examples
-    if run.profile or data.is_lazy(examples) or asked == 1:
-        return 1
-    fits = resident.fits(examples, run.mesh)
-    if asked is not None and not fits:
-        raise ValueError(f"--steps-per-call {asked}: the examples do not fit on every device")
-    if asked is not None or not fits or jax.process_count() > 1:
-        return asked or 1
-    rows, platform = np.arange(training.batch_size), run.mesh.devices.flat[0].platform
-    batch = data.train_batch(examples, 0, seed=seed, batch_size=len(rows), rows=rows)
-    pays = scans.loops_well(training.train_step, state, batch, platform=platform)
-    return _STEPS_PER_CALL if pays else 1
+    eval_every = watch_every or training.num_steps
+    states = _fit(run, log, states, feed, directory, eval_every, watch if watch_fn else None)
+    seconds = run.log.seconds(training.phase, None)
+    return Variables(states.params["student"], states.model_state), seconds
 
 
 def label_of(training: Training, seed: int) -> str:
@@ -249,29 +229,21 @@ def audit(
 
 def measure(run: Run, eval_step: Any, variables: Variables, arrays: Arrays) -> dict[str, Any]:
     """Evaluate a network on every example once, as `{name: (total, count)}`."""
-    return loop.evaluate(eval_step, variables, eval_batches(run, arrays))
+    return loop.evaluate(eval_step, variables, _eval_batches(run, arrays, EVAL_BATCH_SIZE))
 
 
-def eval_batches(run: Run, arrays: Arrays) -> Iterator[Batch]:
-    """Cut examples into padded, masked batches on the mesh."""
-    devices = run.mesh.size
-    size = -(-min(EVAL_BATCH_SIZE, len(arrays["label"])) // devices) * devices
-    rows = local_rows(run.mesh, size)
-    batches = data.eval_batches(arrays, batch_size=size, rows=rows, workers=run.workers)
-    yield from _placed(run, arrays, batches)
-
-
-def predict_logits(run: Run, model: Model, variables: Variables, arrays: Arrays) -> np.ndarray:
+def predict(
+    run: Run,
+    model: Model,
+    variables: Variables,
+    arrays: Arrays,
+    *,
+    batch_size: int = EVAL_BATCH_SIZE,
+) -> np.ndarray:
     """Compute the logits of a network on the mesh for every example, [examples, num_classes]."""
-    layout = sharding.layout_of(variables)
-
-    @jax.jit
-    def apply(variables: Variables, batch: Batch) -> Any:
-        variables = sharding.gather(variables, layout)
-        outputs, _ = model.apply(*variables, batch["image"], train=False)
-        return outputs.logits.astype(np.float32)
-
-    return loop.predict(lambda batch: apply(variables, batch), eval_batches(run, arrays))
+    leaves, tree = jax.tree.flatten(sharding.layout_of(variables))
+    answer = functools.partial(_logits, model, (tuple(leaves), tree), variables)
+    return loop.predict(answer, _eval_batches(run, arrays, batch_size))
 
 
 def mean_of(logits: Sequence[np.ndarray] | np.ndarray, temperature: float) -> np.ndarray:
@@ -289,7 +261,213 @@ def mean_of(logits: Sequence[np.ndarray] | np.ndarray, temperature: float) -> np
     return np.asarray(mean.apply(mean.variables, {}).logits)
 
 
-def _restored_or_made(run: Run, training: Training, directory: Path, seed: int) -> TrainState:
+def forget_programs() -> None:
+    """Free the memory of compiled programs that nothing will call again."""
+    jax.clear_caches()
+
+
+class _Log:
+    """What a training says while it runs, in the log of the run and on the console."""
+
+    def __init__(self, run: Run, phase: str, seed: int | None, label: str, num_steps: int):
+        self.run, self.label, self.num_steps = run, label, num_steps
+        self.phase, self.seed = phase, seed
+        self.notes = {"train": ""}
+        self.update: Callable[[int, str], None] = lambda step, note: None
+
+    def goes_on(self, start: int) -> None:
+        """Drop what was logged behind the step that training goes on from."""
+        self.run.log.rewind(self.phase, self.seed, start)
+        if start:
+            done = "is trained" if start == self.num_steps else f"goes on from step {start}"
+            say(f"{self.label:<14} {done} (read from its checkpoint)")
+        self.began = time.perf_counter() - self.run.log.seconds(self.phase, self.seed)
+
+    def write(self, at: int, split: str, measured: Mapping[str, Any]) -> None:
+        """Log metrics of a split, and show them."""
+        numbers = {name: _number(metric) for name, metric in measured.items()}
+        seconds = round(time.perf_counter() - self.began, 3)
+        of = {"phase": self.phase, "seed": self.seed, "step": at, "split": split}
+        self.run.log.append(**of, **numbers, seconds=seconds)
+        loss = numbers["loss"] if split == "train" else numbers["nll"]
+        self.notes[split] = f"{split} loss {loss:.3f}, {numbers['accuracy']:.1%} right"
+        if split == "train" and (skipped := int(np.sum(measured.get("skipped", (0, 0))[0]))):
+            say(f"{self.label} skipped {skipped} non-finite steps up to step {at}")
+        self.update(at, "  ".join(filter(None, self.notes.values())))
+
+
+def _number(metric: tuple[Any, Any]) -> float:
+    """Turn a metric into a number, those of several members into their mean."""
+    total, count = metric
+    if np.ndim(count) == 0:
+        return metrics.value(metric)
+    return float(np.mean([metrics.value(own) for own in zip(total, count, strict=True)]))
+
+
+def _fit(
+    run: Run,
+    log: _Log,
+    state: TrainState,
+    feed: _Feed,
+    directory: Path,
+    eval_every: int,
+    watch: Callable[[int, TrainState], Mapping[str, Any]] | None,
+) -> TrainState:
+    """Take the steps that are missing.
+
+    `watch` measures a state: metrics by split, of which the accuracy of `validation` chooses the
+    best checkpoint.
+    """
+    start = _step_of(state)
+    log.goes_on(start)
+    if start == log.num_steps:
+        return state
+    best = [-np.inf]
+    with (
+        contextlib.ExitStack() as stack,
+        progress(log.label, start, log.num_steps) as log.update,
+        checkpoint.saving(directory, keep=run.keep_last, keep_best=run.keep_best) as save_fn,
+    ):
+        train_step = feed.train_step
+        if run.profile:
+            trace = run.workdir / "profile" / directory.name
+            train_step = stack.enter_context(loop.profiled(train_step, trace))
+
+        def eval_fn(at: int, state: TrainState) -> None:
+            assert watch is not None
+            for split, measured in watch(at, state).items():
+                log.write(at, split, {"loss": measured["nll"], **measured})
+                score = metrics.value(measured["accuracy"])
+                if split == "validation" and run.keep_best and score > best[0]:
+                    best[0] = score
+                    save_fn(at, state, score=score)
+
+        return loop.fit(
+            train_step,
+            state,
+            feed.batches,
+            num_steps=log.num_steps,
+            steps_per_call=feed.steps_per_call,
+            log_every=run.log_every,
+            log_fn=lambda at, measured: log.write(at, "train", measured),
+            eval_every=eval_every,
+            eval_fn=eval_fn if watch else None,
+            checkpoint_every=run.checkpoint_every or max(500, log.num_steps // 20),
+            save_fn=save_fn,
+            stop_fn=run.stop_fn,
+        )
+
+
+def _validate(run: Run, training: Training, at: int, state: TrainState) -> dict[str, Any]:
+    variables = Variables(state.params["student"], state.model_state)
+    return {
+        split: measure(run, training.eval_step, variables, arrays)
+        for split, arrays in training.watched.items()
+    }
+
+
+@contextlib.contextmanager
+def _fed(run: Run, training: Training, seed: int, state: TrainState, most: int) -> Iterator[_Feed]:
+    """Feed a training, and end the threads and processes that read ahead, if there are any."""
+    start = _step_of(state)
+    if most > 1 or training.rows_fn:
+        held = many.with_examples(training.train_step, training.examples, run.mesh)
+        step_of_rows = many.several(held) if most > 1 else held
+        yield _Feed(step_of_rows, _rows(training, seed, start), most)
+        return
+    batches = _batches(run, training, seed, start)
+    try:
+        yield _Feed(training.train_step, batches, 1)
+    finally:
+        getattr(batches, "close", lambda: None)()
+
+
+def _may_take_several(run: Run, training: Training) -> bool:
+    """Whether a call may take several steps: the examples are to be on the devices.
+
+    A trace is one of single steps.
+    """
+    asked, examples = run.steps_per_call, training.examples
+    if run.profile or data.is_lazy(examples) or asked == 1:
+        return False
+    fits = many.has_room(examples, run.mesh)
+    if asked is not None and not fits:
+        raise ValueError(f"--steps-per-call {asked}: the examples do not fit on every device")
+    return fits
+
+
+def _steps_per_call(run: Run, traced: Any) -> int:
+    """Return how many steps a call takes at most.
+
+    Processes that train together cannot each go by their clock; they take one step a call unless
+    they are told.
+    """
+    if run.steps_per_call is not None or jax.process_count() > 1:
+        return run.steps_per_call or 1
+    on_cpu = run.mesh.devices.flat[0].platform == "cpu"
+    return 1 if on_cpu and many.has_convolutions(traced) else STEPS_PER_CALL
+
+
+def _rows(training: Training, seed: int, start: int) -> Iterator[dict[str, np.ndarray]]:
+    if training.rows_fn:
+        return training.rows_fn(seed, start)
+    count, size = len(training.examples["label"]), training.batch_size
+    return data.train_rows(count, seed=seed, batch_size=size, start_step=start)
+
+
+def _rows_together(
+    training: Training, seeds: Sequence[int], start: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the rows of all members, `index` [members, batch]; those of one seed are drawn once."""
+    orders = {seed: _rows(training, seed, start) for seed in dict.fromkeys(seeds)}
+    while True:
+        drawn = {seed: next(rows)["index"] for seed, rows in orders.items()}
+        yield {"index": np.stack([drawn[seed] for seed in seeds])}
+
+
+def _program(training: Training) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Make the program of several steps of all members."""
+
+    def member(
+        state: TrainState, rows: Batch, setting: PyTree, count: Array, examples: Batch, held: PyTree
+    ) -> tuple[TrainState, Metrics]:
+        source = training.teacher._replace(variables=held)
+        one_step = training.step_fn(setting, source)
+
+        def step_of_rows(state: TrainState, rows: Batch) -> tuple[TrainState, Metrics]:
+            return one_step(state, {name: x[rows["index"]] for name, x in examples.items()})
+
+        return many.take_steps(step_of_rows, state, rows, count)
+
+    sweep = many.make_sweep_step(member, in_axes=(0, 0, 0, None, None, None))
+
+    def steps(
+        states: TrainState, batches: Batch, count: Array, *, settings: PyTree, **held: PyTree
+    ) -> tuple[TrainState, Metrics]:
+        rows = {"index": np.swapaxes(batches["index"], 0, 1)}
+        states, taken = sweep(states, rows, settings, count, held["examples"], held["variables"])
+        return states, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), taken)
+
+    return steps
+
+
+def _step_of(state: TrainState) -> int:
+    """Return the step that a state is at, which members of one program share."""
+    return int(np.max(state.step))
+
+
+def _made(training: Training, seed: int) -> TrainState:
+    """Make the state that a member of a program starts from."""
+    batch = {name: x[:2] for name, x in training.examples.items()}
+    outputs = training.teacher.apply(training.teacher.variables, batch)
+    return step.init_train_state(
+        jax.random.key(seed), training.model, training.objective, training.optimizer, batch, outputs
+    )
+
+
+def _restored_or_made(
+    run: Run, training: Training, directory: Path, seed: int, batch: Batch
+) -> TrainState:
     """Read the newest state, or make one, where its arrays live on this run's mesh."""
 
     def make(key: Array, batch: Batch, outputs: Outputs | None) -> TrainState:
@@ -297,15 +475,26 @@ def _restored_or_made(run: Run, training: Training, directory: Path, seed: int) 
             key, training.model, training.objective, training.optimizer, batch, outputs
         )
 
-    size = training.batch_size
-    rows = local_rows(run.mesh, size)
-    first = data.train_batch(training.examples, 0, seed=seed, batch_size=size, rows=rows)
-    batch = shard_batch(first, run.mesh)
     outputs = jax.jit(training.teacher.apply)(training.teacher.variables, batch)
     args = jax.random.key(seed), batch, outputs
     like = sharding.abstract(make, *args, layout_fn=run.layout_fn)
     found = checkpoint.restore(directory, like)
-    return found[1] if found else sharding.initialise(make, *args, layout_fn=run.layout_fn)
+    if found:
+        return found[1]
+    state = sharding.initialize(make, *args, layout_fn=run.layout_fn)
+    if training.start is None:
+        return state
+    # The step donates its buffers, and the start must survive.
+    params, model_state = jax.tree.map(jnp.copy, training.start)
+    params = {**state.params, "student": params}
+    return dataclasses.replace(state, params=params, model_state=model_state)
+
+
+def _first_batch(run: Run, training: Training, seed: int) -> Batch:
+    size = training.batch_size
+    rows = sharding.local_rows(run.mesh, size)
+    first = data.train_batch(training.examples, 0, seed=seed, batch_size=size, rows=rows)
+    return sharding.shard_batch(first, run.mesh)
 
 
 def _batches(run: Run, training: Training, seed: int, start: int) -> Iterator[Batch]:
@@ -315,45 +504,30 @@ def _batches(run: Run, training: Training, seed: int, start: int) -> Iterator[Ba
         seed=seed,
         batch_size=size,
         start_step=start,
-        rows=local_rows(run.mesh, size),
+        rows=sharding.local_rows(run.mesh, size),
         workers=run.workers,
     )
     return _placed(run, training.examples, batches)
 
 
+def _eval_batches(run: Run, arrays: Arrays, batch_size: int) -> Iterator[Batch]:
+    """Cut examples into padded, masked batches on the mesh."""
+    devices = run.mesh.size
+    size = -(-min(batch_size, len(arrays["label"])) // devices) * devices
+    rows = sharding.local_rows(run.mesh, size)
+    batches = data.eval_batches(arrays, batch_size=size, rows=rows, workers=run.workers)
+    yield from _placed(run, arrays, batches)
+
+
 def _placed(run: Run, arrays: Arrays, batches: Iterator[Any]) -> Iterator[Batch]:
     """Put batches on the mesh: ahead of their use where it takes time to make them."""
-    place_fn = functools.partial(shard_batch, mesh=run.mesh)
+    place_fn = functools.partial(sharding.shard_batch, mesh=run.mesh)
     return data.prefetch(batches, place_fn) if data.is_lazy(arrays) else map(place_fn, batches)
 
 
-def _observers(
-    run: Run, training: Training, seed: int, update: Any, save_fn: checkpoint.Save
-) -> tuple[Any, Any]:
-    """Make the functions that log metrics and move the progress bar.
-
-    Where the best checkpoint is kept, that of validation saves it.
-    """
-    notes, best = dict.fromkeys(("train", *training.watched), ""), [-np.inf]
-
-    def write(at: int, split: str, measured: Mapping[str, Any]) -> None:
-        numbers = {name: metrics.value(metric) for name, metric in measured.items()}
-        run.log.append(phase=training.phase, seed=seed, step=at, split=split, **numbers)
-        loss = numbers["loss"] if split == "train" else numbers["nll"]
-        notes[split] = f"{split} loss {loss:.3f}, {numbers['accuracy']:.1%} right"
-        if split == "train" and (skipped := int(measured.get("skipped", (0, 0))[0])):
-            say(f"{label_of(training, seed)} skipped {skipped} non-finite steps up to step {at}")
-        update(at, "  ".join(filter(None, notes.values())))
-
-    def eval_fn(at: int, state: TrainState) -> None:
-        variables = Variables(state.params["student"], state.model_state)
-        scores = {}
-        for split, arrays in training.watched.items():
-            measured = measure(run, training.eval_step, variables, arrays)
-            scores[split] = metrics.value(measured["accuracy"])
-            write(at, split, {"loss": measured["nll"], **measured})
-        if run.keep_best and scores.get("validation", -np.inf) > best[0]:
-            best[0] = scores["validation"]
-            save_fn(at, state, score=best[0])
-
-    return lambda at, measured: write(at, "train", measured), eval_fn
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(model: Model, layout: Any, variables: Variables, batch: Batch) -> Array:
+    leaves, tree = layout
+    whole: Variables = sharding.gather(variables, jax.tree.unflatten(tree, leaves))
+    outputs, _ = model.apply(whole.params, whole.state, batch["image"], train=False)
+    return outputs.logits.astype(np.float32)

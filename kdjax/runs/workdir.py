@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-# What may differ between a run and its continuation: where it runs, what it keeps (also for the
-# gradient), how often it speaks, what it does about a loss that is not finite, which it may just
-# have stopped at, and what is a training of its own.
+# What may differ between a run and its continuation, because no number of a training depends on
+# it: where the run takes place, what it keeps and logs, how it uses memory and processes. A loss
+# that is not finite may just have stopped the run. Methods and scales of a comparison are trainings
+# of their own.
 FREE_SETTINGS = (
     *("workdir", "log_every", "audit", "profile", "keep_last", "keep_best", "on_nonfinite"),
     *("methods", "num_best", "scales", "data.workers", "rematerialise", "steps_per_call"),
@@ -54,12 +55,13 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged ({error})") from error
 
 
-def changed_setting(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+def changed_setting(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "--") -> str | None:
     """Name the first setting that differs, apart from those that may.
 
     Args:
         old: nested settings of the run that the directory holds.
         new: those of the run that wants to go on in it.
+        prefix: what comes before a setting's name.
 
     Returns:
         "--flag was OLD, is now NEW", or None.
@@ -68,33 +70,37 @@ def changed_setting(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     for name in sorted(before.keys() | after.keys()):
         free = name in FREE_SETTINGS or name.startswith(FREE_GROUPS)
         if not free and before.get(name) != after.get(name):
-            flag = "--" + name.replace("_", "-")
-            return f"{flag} was {before.get(name)}, is now {after.get(name)}"
+            flag = name.replace("_", "-")
+            return f"{prefix}{flag} was {before.get(name)}, is now {after.get(name)}"
     return None
 
 
-def claim(directory: Path, config: dict[str, Any], requested: dict[str, Any]) -> bool:
-    """Write `config.json`, or hold the one that is there against these settings.
+def claim(
+    path: Path, settings: dict[str, Any], *, otherwise: str, prefix: str = "--", **beside: Any
+) -> bool:
+    """Write into a folder what it is for, or hold these settings against what is written there.
 
     Args:
-        directory: an existing directory.
-        config: the settings, every None resolved.
-        requested: the settings as they were asked for.
+        path: the JSON file, in an existing folder.
+        settings: nested, as JSON holds them.
+        otherwise: what to say of the folder where they differ from what is written.
+        prefix: what comes before the name of the first setting that does.
+        **beside: what else is written into a new file; it is not compared.
 
     Returns:
-        Whether the directory held a run with these settings already.
+        Whether the folder was claimed already.
 
     Raises:
         ValueError: naming the first setting that differs.
     """
-    old = read_json(directory / "config.json")
+    old = read_json(path)
     if old is None:
-        write_json(directory / "config.json", {**config, "requested": requested})
+        write_json(path, {**settings, **beside})
         return False
-    old.pop("requested", None)
-    changed = changed_setting(old, config)
+    compared = {name: value for name, value in old.items() if name not in beside}
+    changed = changed_setting(compared, settings, prefix=prefix)
     if changed:
-        raise ValueError(f"{directory} holds a run with other settings: {changed}")
+        raise ValueError(f"{path.parent} holds {otherwise}: {changed}")
     return True
 
 
@@ -130,7 +136,12 @@ class MetricsLog:
         with self.path.open("a") as file:
             file.write(line + "\n")
 
-    def rewind(self, phase: str, seed: int, step: int) -> None:
+    def seconds(self, phase: str, seed: int | None) -> float:
+        """Return how long a training has taken until its last line, interruptions left out."""
+        own = [r for r in self.rows() if (r["phase"], r["seed"]) == (phase, seed)]
+        return max((row.get("seconds", 0.0) for row in own), default=0.0)
+
+    def rewind(self, phase: str, seed: int | None, step: int) -> None:
         """Drop the lines of a phase behind a step: it is about to be trained again from there."""
         if not self.writes or not self.path.exists():
             return
@@ -144,9 +155,11 @@ class MetricsLog:
     def rows(self) -> list[dict[str, Any]]:
         """Read all complete lines; a line that a kill tore apart is left out."""
         rows = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(row, dict):
+                rows.append(row)
         return rows

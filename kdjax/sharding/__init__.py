@@ -1,5 +1,6 @@
 """The mesh, and how arrays are laid out on it. One device is a mesh of one."""
 
+from kdjax._renamed import moved
 from kdjax.sharding._mesh import (
     AXES,
     BATCH_AXES,
@@ -16,12 +17,12 @@ from kdjax.sharding._placement import (
     LOGICAL_AXES,
     Rules,
     abstract,
-    initialise,
+    initialize,
     place,
     shardings,
 )
 from kdjax.sharding._tables import MLP_RULES, NETWORK_RULES, RESNET_RULES, TRANSFORMER_RULES
-from kdjax.sharding._use import LayoutFn, gather, gathering, hold, layout_of
+from kdjax.sharding._use import LayoutFn, gather, gathered_again, hold, layout_of
 
 __all__ = [
     "AXES",
@@ -37,9 +38,9 @@ __all__ = [
     "batch_sharding",
     "check_batch_size",
     "gather",
-    "gathering",
+    "gathered_again",
     "hold",
-    "initialise",
+    "initialize",
     "layout_of",
     "local_rows",
     "make_mesh",
@@ -50,3 +51,5 @@ __all__ = [
     "shard_batch",
     "shardings",
 ]
+
+_, __getattr__ = moved(__name__)

@@ -1,6 +1,7 @@
 """The mesh itself, and batches on it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,10 @@ from kdjax.types import PyTree
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+
+MeshAxes = str | tuple[str, ...] | None
+split_by: Callable[..., PartitionSpec] = PartitionSpec
+"""Makes a `PartitionSpec` of what splits each axis of an array: mesh axes, or None."""
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -28,22 +33,16 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         ValueError: if the product is more than the number of devices, or leaves a process without
             one. Fewer are allowed: the mesh has the first ones.
     """
-    num_devices = jax.device_count()
-    others = fsdp * tensor
+    num_devices, others = jax.device_count(), fsdp * tensor
     if data == -1 and others >= 1 and num_devices % others == 0:
         data = num_devices // others
+    asked = f"make_mesh: a mesh of {data} x {fsdp} x {tensor} (data x fsdp x tensor)"
     if min(data, fsdp, tensor) < 1 or data * others > num_devices:
-        raise ValueError(
-            f"make_mesh: a mesh of {data} x {fsdp} x {tensor} (data x fsdp x tensor) "
-            f"does not fit on {num_devices} devices"
-        )
+        raise ValueError(f"{asked} does not fit on {num_devices} devices")
     devices = jax.devices()[: data * others]
     idle = set(range(jax.process_count())) - {device.process_index for device in devices}
     if idle:
-        raise ValueError(
-            f"make_mesh: a mesh of {data} x {fsdp} x {tensor} (data x fsdp x tensor) "
-            f"has no device of process {min(idle)}"
-        )
+        raise ValueError(f"{asked} has no device of process {min(idle)}")
     # Under Explicit axes, the default, Linen's Dropout fails.
     return jax.make_mesh(
         (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
@@ -52,16 +51,16 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the layout of an array that every device holds whole."""
-    return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, split_by())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Return the layout of an array whose first axis, the batch, is split."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return NamedSharding(mesh, split_by(BATCH_AXES))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Put a copy of every array on every device of the mesh."""
+    """Copy every array to every device of the mesh."""
     return put(tree, replicated(mesh))
 
 
@@ -93,7 +92,8 @@ def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
+        whole: dict[str, jax.Array] = jax.device_put(batch, sharding)
+        return whole
     return {name: _global(np.asarray(x), mesh, sharding) for name, x in batch.items()}
 
 
@@ -138,7 +138,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, num_micro_batches: int = 1)
         num_micro_batches: the parts that the gradient is accumulated over.
 
     Raises:
-        ValueError: with the nearest sizes that fit.
+        ValueError: with the nearest sizes that divide.
     """
     devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     unit = devices * num_micro_batches

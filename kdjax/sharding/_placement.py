@@ -10,14 +10,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kdjax.sharding._mesh import put
+from kdjax.sharding._mesh import MeshAxes, put, split_by
 from kdjax.sharding._use import LayoutFn
 from kdjax.types import PyTree
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 """Patterns that are searched for in an array's path, and how such an array is split."""
-
-MeshAxes = str | tuple[str, ...] | None
 
 LOGICAL_AXES: Mapping[str, MeshAxes] = {
     "embed": "fsdp",
@@ -39,7 +37,7 @@ def shardings(
     axes: Mapping[str, MeshAxes] = LOGICAL_AXES,
     min_size: int = _MIN_SIZE,
 ) -> PyTree:
-    """Say where every array of a tree lives.
+    """Return where every array of a tree lives.
 
     The first of these that applies decides:
 
@@ -71,8 +69,8 @@ def shardings(
         value, names, meaning = leaf, None, axes
         if isinstance(leaf, nn.Partitioned):
             value, names, meaning = leaf.value, leaf.names, {**axes, **_flax_rules(leaf)}
-        spec = PartitionSpec()
-        if value.ndim and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        spec = split_by()
+        if value.ndim and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             found = _ruled(_join(path), value.ndim, rules)
             if found is not None:
                 spec = _fitted(found, value.shape, mesh, axes)
@@ -97,14 +95,14 @@ def place(
     min_size: int = _MIN_SIZE,
     dtype: Any = None,
 ) -> PyTree:
-    """Put arrays where `shardings` says, such as the variables of a teacher.
+    """Move arrays to where `shardings` says, such as the variables of a teacher.
 
     Args:
         tree: arrays of NumPy or jax.
         mesh: see `make_mesh`.
         rules: see `shardings`.
-        axes: likewise.
-        min_size: likewise.
+        axes: see `shardings`.
+        min_size: see `shardings`.
         dtype: what floating-point arrays are stored in, None to leave them as they are.
 
     Returns:
@@ -119,7 +117,7 @@ def place(
     return put(tree, shardings(tree, mesh, rules, axes=axes, min_size=min_size))
 
 
-def initialise(make_fn: Callable[..., PyTree], *args: Any, layout_fn: LayoutFn) -> PyTree:
+def initialize(make_fn: Callable[..., PyTree], *args: Any, layout_fn: LayoutFn) -> PyTree:
     """Make arrays where they will live: no device ever holds them all.
 
     Args:
@@ -136,21 +134,20 @@ def initialise(make_fn: Callable[..., PyTree], *args: Any, layout_fn: LayoutFn) 
 
 
 def abstract(make_fn: Callable[..., PyTree], *args: Any, layout_fn: LayoutFn) -> PyTree:
-    """Describe what `initialise` would make, without making it: what a checkpoint is read into.
+    """Describe what `initialize` would make, without making it: what a checkpoint is read into.
 
     Args:
-        make_fn: see `initialise`.
-        *args: likewise.
-        layout_fn: likewise.
+        make_fn: see `initialize`.
+        *args: see `initialize`.
+        layout_fn: see `initialize`.
 
     Returns:
         A `jax.ShapeDtypeStruct` with its sharding for every array.
     """
+    describe: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
     shapes = jax.eval_shape(make_fn, *args)
     return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        layout_fn(shapes),
+        lambda x, at: describe(x.shape, x.dtype, sharding=at), shapes, layout_fn(shapes)
     )
 
 
@@ -165,7 +162,7 @@ def _ruled(path: str, ndim: int, rules: Rules) -> PartitionSpec | None:
     return None
 
 
-def _flax_rules(box: nn.Partitioned) -> dict[str, MeshAxes]:
+def _flax_rules(box: nn.Partitioned[Any]) -> dict[str, MeshAxes]:
     """Return what an annotation itself, or Flax's context around us, says that names mean."""
     own = getattr(box, "rules", None) or ()
     return dict(reversed([*own, *nn.get_logical_axis_rules()]))
@@ -187,7 +184,7 @@ def _fitted(
         entries.append(tuple(kept) if len(kept) > 1 else kept[0] if kept else None)
     while entries and entries[-1] is None:
         entries.pop()
-    return PartitionSpec(*entries)
+    return split_by(*entries)
 
 
 def _by_size(shape: tuple[int, ...], mesh: Mesh, axes: Mapping[str, MeshAxes]) -> PartitionSpec:

@@ -4,15 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from kdjax.sharding._mesh import BATCH_AXES
+from kdjax.sharding._mesh import BATCH_AXES, split_by
 from kdjax.types import PyTree
 
 LayoutFn = Callable[[PyTree], PyTree]
 """Makes a tree of shardings for a tree of arrays or shapes: `shardings` with its mesh filled in."""
 
 _NOWHERE = object()
+_constrained: Callable[[PyTree, PyTree], PyTree] = jax.lax.with_sharding_constraint
 
 
 def hold(tree: PyTree, layout_fn: LayoutFn | None) -> PyTree:
@@ -25,9 +26,7 @@ def hold(tree: PyTree, layout_fn: LayoutFn | None) -> PyTree:
     Returns:
         The same arrays.
     """
-    if layout_fn is None:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, layout_fn(tree))
+    return tree if layout_fn is None else _constrained(tree, layout_fn(tree))
 
 
 def layout_of(tree: PyTree) -> PyTree:
@@ -35,73 +34,67 @@ def layout_of(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: getattr(x, "sharding", _NOWHERE), tree)
 
 
-def gather(tree: PyTree, layout: PyTree) -> PyTree:
+def gather(tree: PyTree, layout: PyTree | LayoutFn | None) -> PyTree:
     """Make arrays whole along the axes that split the batch, as what a network computes with.
 
     Otherwise the compiler might gather the batch instead, and all would compute the same.
 
     Args:
         tree: arrays that are traced.
-        layout: where each lives; what has no `NamedSharding` is left alone.
+        layout: where each lives, or a function that says so; None changes nothing, and what has no
+            `NamedSharding` is left alone.
 
     Returns:
         The same arrays; along `tensor` they are split as they were.
     """
+    if layout is None:
+        return tree
 
     def whole(x: Any, sharding: Any) -> Any:
-        if not _is_split(sharding):
-            return x
-        return jax.lax.with_sharding_constraint(x, _used(sharding))
+        return _constrained(x, _used(sharding)) if _is_split(sharding) else x
 
-    return jax.tree.map(whole, tree, layout)
+    return jax.tree.map(whole, tree, layout(tree) if callable(layout) else layout)
 
 
-def gathering(loss_fn: Callable[..., Any], layout_fn: LayoutFn | None) -> Callable[..., Any]:
-    """Gather a function's parameters before it uses them, and again for its gradient.
+def gathered_again(
+    loss_fn: Callable[..., Any], params: PyTree, layout_fn: LayoutFn | None
+) -> Callable[..., Any]:
+    """Gather what a loss gathers a second time for its gradient, instead of keeping it.
 
-    Between the two no device holds more of them than its share.
+    Between the two no device holds more of the parameters than its share.
 
     Args:
-        loss_fn: a function of parameters and other arguments.
-        layout_fn: where the parameters live; None changes nothing.
+        loss_fn: a function that calls `gather`.
+        params: the parameters that it gathers.
+        layout_fn: where they live; where none is split, nothing changes.
 
     Returns:
         The same function.
     """
-    if layout_fn is None:
-        return loss_fn
-
-    def gathered_loss(params: PyTree, *args: Any) -> Any:
-        return loss_fn(gather(params, layout_fn(params)), *args)
-
-    again = jax.checkpoint(gathered_loss, policy=_is_computed)
-
-    def chosen(params: PyTree, *args: Any) -> Any:
-        split = any(map(_is_split, jax.tree.leaves(layout_fn(params))))
-        return (again if split else loss_fn)(params, *args)
-
-    return chosen
+    split = layout_fn is not None and any(map(_is_split, jax.tree.leaves(layout_fn(params))))
+    return jax.checkpoint(loss_fn, policy=_is_computed) if split else loss_fn
 
 
 def _is_computed(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether a value is kept for the gradient: all but what was merely moved."""
-    return primitive.name != "sharding_constraint"
+    """Return whether a value is kept for the gradient: all but what was merely moved."""
+    return str(primitive.name) != "sharding_constraint"
+
+
+def _names(entry: Any) -> tuple[Any, ...]:
+    return entry if isinstance(entry, tuple) else (entry,)
 
 
 def _used(sharding: NamedSharding) -> NamedSharding:
     """Drop the axes that split the batch."""
 
     def without(entry: Any) -> Any:
-        names = entry if isinstance(entry, tuple) else (entry,)
-        return tuple(name for name in names if name is not None and name not in BATCH_AXES) or None
+        return tuple(name for name in _names(entry) if name and name not in BATCH_AXES) or None
 
-    return NamedSharding(sharding.mesh, PartitionSpec(*map(without, sharding.spec)))
+    return NamedSharding(sharding.mesh, split_by(*map(without, sharding.spec)))
 
 
 def _is_split(sharding: Any) -> bool:
-    """Whether an axis that splits the batch splits an array of this layout too."""
+    """Return whether an axis that splits the batch splits an array of this layout too."""
     return isinstance(sharding, NamedSharding) and any(
-        name in BATCH_AXES
-        for entry in sharding.spec
-        for name in (entry if isinstance(entry, tuple) else (entry,))
+        name in BATCH_AXES for entry in sharding.spec for name in _names(entry)
     )

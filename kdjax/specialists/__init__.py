@@ -2,7 +2,8 @@
 
 `confusable_classes` finds their classes; `specialist_labels`, `specialist_indices` and
 `specialist_head` make their labels, batches and initial values; `dustbin_shift` corrects what they
-were trained on; `active_specialists` and `combine` ask them.
+were trained on; `active_specialists` and `combine` ask them. `match_class_prior` corrects a student
+that has not seen all classes, section 3.
 """
 
 from kdjax.specialists._clusters import (
@@ -17,11 +18,10 @@ from kdjax.specialists._inference import (
     default_optimizer,
     disagreement,
 )
+from kdjax.specialists._priors import dustbin_shift, match_class_prior, shift_dustbin
 from kdjax.specialists._training import (
     collapse,
-    dustbin_shift,
     membership,
-    shift_dustbin,
     specialist_head,
     specialist_indices,
     specialist_labels,
@@ -35,6 +35,7 @@ __all__ = [
     "default_optimizer",
     "disagreement",
     "dustbin_shift",
+    "match_class_prior",
     "membership",
     "nearest_centroids",
     "online_kmeans",

@@ -15,7 +15,7 @@ def prediction_covariance(logits: Array | np.ndarray, *, temperature: float = 1.
         covariance over examples of softmax(logits / temperature)
 
     Args:
-        logits: the generalist's, for any examples, labelled or not, [examples, num_classes].
+        logits: the generalist's, for any examples, labeled or not, [examples, num_classes].
         temperature: softens the predictions; above 1 it shows more of what a confident classifier
             holds for likely besides the class it predicts.
 
@@ -33,7 +33,8 @@ def prediction_covariance(logits: Array | np.ndarray, *, temperature: float = 1.
         )
     if not temperature > 0:
         raise ValueError(f"prediction_covariance: temperature must be positive, got {temperature}")
-    return _covariance(logits, temperature)
+    covariance: Array = _covariance(logits, temperature)
+    return covariance
 
 
 def confusable_classes(
@@ -85,7 +86,7 @@ def confusable_classes(
     if num_tries < 1:
         raise ValueError(f"confusable_classes: num_tries is {num_tries}, expected at least 1")
     columns = covariance / jnp.maximum(
-        jnp.linalg.norm(covariance, axis=-1, keepdims=True), jnp.finfo(covariance.dtype).tiny
+        jnp.linalg.norm(covariance, axis=-1, keepdims=True), np.finfo(np.float32).tiny
     )
     tries = [
         online_kmeans(k, columns, num_clusters=num_sets) for k in jax.random.split(key, num_tries)
@@ -143,7 +144,8 @@ def online_kmeans(
             f"online_kmeans: batch_size is {batch_size} and num_steps {num_steps}, "
             "expected at least 1 and 0"
         )
-    return _kmeans(key, points, num_clusters, batch_size, num_steps)
+    centroids: Array = _kmeans(key, points, num_clusters, batch_size, num_steps)
+    return centroids
 
 
 def nearest_centroids(points: Array | np.ndarray, centroids: Array | np.ndarray) -> Array:
@@ -169,7 +171,12 @@ def _covariance(logits: Array, temperature: float) -> Array:
 
 def _distances(points: Array, centroids: Array) -> Array:
     """Return squared distances [clusters, points]: from differences, so that equals are at zero."""
-    return jax.lax.map(lambda c: jnp.sum(jnp.square(points - c[None]), axis=-1), centroids)
+
+    def from_one(centroid: Array) -> Array:
+        return jnp.sum(jnp.square(points - centroid[None]), axis=-1)
+
+    distances: Array = jax.lax.map(from_one, centroids)
+    return distances
 
 
 @functools.partial(jax.jit, static_argnames=("num_clusters", "batch_size", "num_steps"))
@@ -205,7 +212,8 @@ def _spread_out(key: Array, points: Array, num_clusters: int) -> Array:
 
     chosen = jnp.zeros((num_clusters, points.shape[1])).at[0].set(first)
     distance = jnp.sum(jnp.square(points - first[None]), axis=-1)
-    return jax.lax.fori_loop(1, num_clusters, body, (chosen, distance))[0]
+    found: tuple[Array, Array] = jax.lax.fori_loop(1, num_clusters, body, (chosen, distance))
+    return found[0]
 
 
 def _without_empty(points: Array, centroids: Array) -> Array:
@@ -225,4 +233,5 @@ def _without_empty(points: Array, centroids: Array) -> Array:
         centroids = centroids.at[jnp.argmin(used)].set(points[jnp.argmax(distance)])
         return centroids, *survey(centroids)
 
-    return jax.lax.while_loop(unfinished, body, (centroids, *survey(centroids)))[0]
+    moved: Array = jax.lax.while_loop(unfinished, body, (centroids, *survey(centroids)))[0]
+    return moved

@@ -58,7 +58,7 @@ def disagreement(
 
     Args:
         logits: of q, [num_classes].
-        generalist_logits: likewise.
+        generalist_logits: [num_classes].
         specialist_logits: corrected by `dustbin_shift`, [specialists, set_size + 1].
         class_sets: the specialists' classes, [specialists, set_size].
         active: whom to listen to, bool [specialists].
@@ -106,7 +106,7 @@ def combine(
         Logits of the distributions, float32 or wider [batch, num_classes].
 
     Raises:
-        ValueError: if shapes do not fit, `num_steps` is negative, or as `membership`.
+        ValueError: if shapes differ, `num_steps` is negative, or as `membership`.
 
     References:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
@@ -131,7 +131,8 @@ def combine(
     check_sets("combine", class_sets, logits.shape[1])
     wide = jnp.promote_types(jnp.promote_types(logits.dtype, specialists.dtype), jnp.float32)
     given = logits.astype(wide), specialists.astype(wide), sets, chosen
-    return _descend(*given, optimizer or default_optimizer(num_steps), num_steps)
+    found: Array = _descend(*given, optimizer or default_optimizer(num_steps), num_steps)
+    return found
 
 
 @functools.cache

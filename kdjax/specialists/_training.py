@@ -1,7 +1,5 @@
 """What a specialist is trained on and starts from: labels with a dustbin, batches, a head."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from kdjax.types import Array
 
 
 def membership(class_sets: Array | np.ndarray, num_classes: int) -> Array:
-    """Say which classes are in which set.
+    """Return which classes are in which set.
 
     Args:
         class_sets: [..., set_size], each without repetitions.
@@ -31,7 +29,7 @@ def membership(class_sets: Array | np.ndarray, num_classes: int) -> Array:
 def specialist_labels(
     labels: Array | np.ndarray, classes: Array | np.ndarray, *, num_classes: int
 ) -> Array:
-    """Name classes as a specialist does.
+    """Return the names that a specialist has for classes.
 
     Args:
         labels: the generalist's classes, integers [...].
@@ -87,7 +85,7 @@ def specialist_indices(
 
 
 def collapse(logits: Array | np.ndarray, classes: Array | np.ndarray) -> Array:
-    """Put all classes but a specialist's into the dustbin: the logarithm of their summed mass.
+    """Merge all classes but a specialist's into the dustbin: the logarithm of their summed mass.
 
         collapsed_i = logits[classes_i],  collapsed_dustbin = log sum over the rest of exp(logits)
 
@@ -123,14 +121,14 @@ def specialist_head(
 
     Args:
         kernel: the generalist's, [width, num_classes].
-        bias: likewise, [num_classes].
+        bias: the generalist's, [num_classes].
         classes: those of the specialist, [set_size].
 
     Returns:
         Kernel [width, set_size + 1] and bias [set_size + 1], the dustbin last.
 
     Raises:
-        ValueError: if the shapes do not fit, or as `membership`.
+        ValueError: if the shapes differ, or as `membership`.
     """
     kernel, bias = jnp.asarray(kernel), jnp.asarray(bias)
     if kernel.ndim != 2 or bias.shape != kernel.shape[1:]:
@@ -145,50 +143,6 @@ def specialist_head(
     dustbin = jnp.mean(rows, axis=-1, keepdims=True, where=jnp.broadcast_to(others, rows.shape))
     rows = jnp.concatenate([rows[:, classes], dustbin], axis=-1)
     return rows[:-1], rows[-1].at[-1].add(jnp.log(num_classes - classes.shape[-1]))
-
-
-def dustbin_shift(special_share: float, *, sampled_share: float = 0.5) -> float:
-    """Return by how much a specialist's training has lowered its dustbin's logit.
-
-        log(sampled / special) - log((1 - sampled) / (1 - special))
-
-    A class that is shown r times too often gets r times the odds that it deserves. The special
-    classes are shown sampled / special times as often as they occur, the others
-    (1 - sampled) / (1 - special) times: the quotient is how much the special ones are oversampled,
-    and its logarithm, added to the dustbin's logit, gives the odds of the real world.
-
-    Args:
-        special_share: share of the specialist's classes in the real world, in (0, 1).
-        sampled_share: their share in its batches, in (0, 1).
-
-    Returns:
-        What to add to the dustbin's logit; positive where special classes were oversampled.
-
-    Raises:
-        ValueError: if a share is out of range.
-
-    References:
-        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
-        arXiv:1503.02531, section 5.2.
-    """
-    for name, share in (("special_share", special_share), ("sampled_share", sampled_share)):
-        if not 0 < share < 1:
-            raise ValueError(f"dustbin_shift: {name} is {share}, expected a share in (0, 1)")
-    odds = [np.log(share) - np.log1p(-share) for share in (sampled_share, special_share)]
-    return float(odds[0] - odds[1])
-
-
-def shift_dustbin(logits: Array | np.ndarray, shift: Any) -> Array:
-    """Add a number to the dustbin's logit, the last.
-
-    Args:
-        logits: a specialist's, [..., set_size + 1].
-        shift: what `dustbin_shift` returns.
-
-    Returns:
-        Logits of the same shape and type.
-    """
-    return jnp.asarray(logits).at[..., -1].add(shift)
 
 
 def check_sets(function: str, class_sets: Array | np.ndarray, num_classes: int) -> Array:

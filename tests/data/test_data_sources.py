@@ -13,6 +13,7 @@ from PIL import Image
 from sets import draw, encoded, features, prepare, rows
 
 from kdjax.data import LazyImages, eval_batches, load, records, sources, take, train_batches
+from kdjax.runs import experiment, flags, settings
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "tfds"
 INFO = "dataset_info.json"
@@ -107,7 +108,7 @@ def test_two_labels_need_supervised_keys(tmp_path):
     columns = {**features(), "other": tfds.features.ClassLabel(num_classes=2)}
     examples = [{**row, "other": 0} for row in rows(4)]
     prepare(tmp_path, {"train": examples}, columns=columns, supervised=None)
-    message = r"no set of labelled images: .*'label'.* do not choose one of each"
+    message = r"no set of labeled images: .*'label'.* do not choose one of each"
     with pytest.raises(ValueError, match=message):
         load("toy", data_dir=tmp_path)
 
@@ -116,7 +117,7 @@ def test_no_images_at_all(tmp_path):
     columns = {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
     examples = [{"text": "word", "label": 0}]
     prepare(tmp_path, {"train": examples}, columns=columns, supervised=("text", "label"))
-    with pytest.raises(ValueError, match=r"toy is no set of labelled images: its image .* \[\]"):
+    with pytest.raises(ValueError, match=r"toy is no set of labeled images: its image .* \[\]"):
         load("toy", data_dir=tmp_path)
 
 
@@ -164,12 +165,12 @@ def test_no_split_to_train_on(tmp_path):
         load("toy", data_dir=tmp_path)
 
 
-def test_varying_sizes_need_a_flag(tmp_path):
+def test_varying_sizes_need_a_size(tmp_path):
     small, large = rows(5, shape=(4, 4, 3)), rows(15, shape=(9, 6, 3))
     prepare(
         tmp_path, {"train": large + small}, columns=features(shape=(None, None, 3), kind="jpeg")
     )
-    message = r"toy: images differ in size .*\(9, 6, 3\).*\(4, 4, 3\).*--data\.image-size"
+    message = r"toy: images differ in size .*\(9, 6, 3\).*\(4, 4, 3\).*resize them with image_size"
     with pytest.raises(ValueError, match=message):
         load("toy", data_dir=tmp_path)
     toy = load("toy", data_dir=tmp_path, image_size=8)
@@ -178,11 +179,20 @@ def test_varying_sizes_need_a_flag(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [1, 2**30])
-def test_test_images_of_another_size_need_the_flag_too(tmp_path, limit):
+def test_test_images_of_another_size_need_a_size_too(tmp_path, limit):
     splits = {"train": rows(9), "test": rows(3, shape=(4, 4, 3))}
     prepare(tmp_path, splits, columns=features(shape=(None, None, 3)))
-    with pytest.raises(ValueError, match=r"--data\.image-size"):
+    with pytest.raises(ValueError, match="resize them with image_size"):
         load("toy", data_dir=tmp_path, memory_limit=limit)
+
+
+def test_scripts_name_their_flag_for_the_size(tmp_path, capsys):
+    splits = {"train": rows(9), "test": rows(3, shape=(4, 4, 3))}
+    prepare(tmp_path, splits, columns=features(shape=(None, None, 3)))
+    asked = settings.RunSettings(data=settings.DataSettings(name="toy", dir=tmp_path))
+    with pytest.raises(SystemExit, match="2"), flags.plain_errors(resume_with=""):
+        experiment.load_dataset(asked)
+    assert capsys.readouterr().err.endswith("; resize them with --data.image-size\n")
 
 
 def test_jpeg_of_unknown_size(tmp_path):
@@ -377,7 +387,7 @@ def test_lazy_images_make_the_same_batches(both, start):
 
 
 def test_lazy_images_make_the_same_shares(both):
-    share = {"seed": 1, "batch_size": 8, "process_index": 1, "process_count": 2}
+    share = {"seed": 1, "batch_size": 8, "rows": np.arange(4, 8)}
     assert_same_batches(*(list(islice(train_batches(x.train._asdict(), **share), 4)) for x in both))
 
 
@@ -410,8 +420,7 @@ def test_real_sets(name):
     assert sources._choose_splits(name, info, lambda split: True) == ("train", "test")
     assert info.features["label"].num_classes == num_classes
     assert [info.splits[split].num_examples for split in ("train", "test")] == [num_train, 10_000]
-    image, label = info.features["image"], info.features["label"]
-    reader = records.Reader(name, sources._find(name, SHARED), "image", "label", image, label, None)
+    reader = records.Reader(name, sources._find(name, SHARED), "image", "label", None)
     found = records.Records(reader, "train", np.arange(num_train))
     images = LazyImages(found, shape)[np.arange(5)]
     assert images.shape == (5, *shape)

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 from test_data_sources import assert_same_batches, encoded, features, prepare, rows
 
+from kdjax import data
 from kdjax.data import (
     LazyImages,
     LazyLabels,
-    centre_crop,
+    center_crop,
     eval_batches,
     is_lazy,
     load,
@@ -157,7 +158,7 @@ def test_crops_are_a_function_of_seed_and_step(photos, start):
     assert len(seen) < sum(map(len, seen.values()))
 
 
-@pytest.mark.parametrize("crop_fn", [stretch, centre_crop])
+@pytest.mark.parametrize("crop_fn", [stretch, center_crop])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_images_become_of_one_size(photos, crop_fn, streaming):
     root, images = photos
@@ -180,9 +181,16 @@ def test_images_become_of_one_size(photos, crop_fn, streaming):
 
 
 def test_the_middle_keeps_proportions():
-    left, top, right, bottom = centre_crop((300, 400), (224, 224), ())
+    left, top, right, bottom = center_crop((300, 400), (224, 224), ())
     np.testing.assert_allclose([(right - left) * 400, (bottom - top) * 300], 300 * 7 / 8)
     np.testing.assert_allclose([left + right, top + bottom], 1)
+
+
+def test_the_british_name_still_works():
+    with pytest.warns(DeprecationWarning, match=r"kdjax\.data\.centre_crop is now .*\.center_crop"):
+        assert data.centre_crop is center_crop
+    with pytest.raises(AttributeError, match="no attribute 'center'"):
+        _ = data.center
 
 
 def test_random_windows_have_the_areas_and_proportions_of_the_paper():
@@ -250,7 +258,7 @@ def test_prefetching_stays_a_few_batches_ahead():
     assert waiting.wait(5)
     ahead.close()
     assert len(asked) <= 5
-    assert not [t for t in threading.enumerate() if t.name == "prefetch"]
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
 def test_an_error_while_reading_or_placing_is_raised_where_batches_are_used():

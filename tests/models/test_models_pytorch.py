@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from kdjax import models
-from kdjax.models import from_pytorch, normalisation_of, read_state_dict
+from kdjax.models import from_pytorch, normalization_of, read_state_dict
 
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
@@ -158,7 +158,7 @@ def test_wrappers_and_other_usual_names(prefix):
         for name, array in arrays.items()
     }
     chex.assert_trees_all_equal(from_pytorch(renamed, resnet_like()), expected)
-    assert normalisation_of(renamed) is None
+    assert normalization_of(renamed) is None
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_normalisation_travels_along(prefix):
         prefix + "normalisation.mean": np.array([0.1, 0.2, 0.3]),
         prefix + "normalisation.std": np.array([0.4, 0.5, 0.6]),
     }
-    mean, std = normalisation_of(arrays | both)
+    mean, std = normalization_of(arrays | both)
     np.testing.assert_allclose(mean, [0.1, 0.2, 0.3], rtol=1e-6)
     np.testing.assert_allclose(std, [0.4, 0.5, 0.6], rtol=1e-6)
     assert mean.dtype == std.dtype == np.float32
@@ -257,9 +257,9 @@ def test_normalisation_travels_along(prefix):
         from_pytorch(arrays | both, resnet_like()), from_pytorch(arrays, resnet_like())
     )
     with pytest.raises(ValueError, match=r"normalisation.std without its counterpart"):
-        normalisation_of({"normalisation.std": np.ones(3)})
+        normalization_of({"normalisation.std": np.ones(3)})
     with pytest.raises(ValueError, match=r"mean has shape \(2,\) and std \(3,\)"):
-        normalisation_of({"normalisation.mean": np.ones(2), "normalisation.std": np.ones(3)})
+        normalization_of({"normalisation.mean": np.ones(2), "normalisation.std": np.ones(3)})
 
 
 def write(file, arrays):
@@ -331,8 +331,8 @@ def test_the_cifar100_teacher_gives_pytorchs_logits():
     arrays = read_state_dict(TEACHERS / "cifar100_resnet20.npz")
     with np.load(TEACHERS / "cifar100_resnet20_check.npz") as check:
         images, expected = check["images_first_256"], check["logits_first_256"]
-        np.testing.assert_array_equal(normalisation_of(arrays), [check["mean"], check["std"]])
-    model = models.normalized(models.resnet20(100), *normalisation_of(arrays))
+        np.testing.assert_array_equal(normalization_of(arrays), [check["mean"], check["std"]])
+    model = models.normalized(models.resnet20(100), *normalization_of(arrays))
     variables = from_pytorch(arrays, jax.eval_shape(model.init, KEY, images[:1]))
     apply = jax.jit(lambda v, x: model.apply(*v, x, train=False)[0].logits)
     error = np.abs(np.asarray(apply(variables, images)) - expected).max()

@@ -64,7 +64,7 @@ def test_gradient_state_logits_and_features_are_the_same(name):
     model = network(name, FEATURES[name])
     variables = jax.jit(model.init)(jax.random.key(0), images())
     plain = outputs_of(model, variables)
-    again = outputs_of(models.rematerialised(model), variables)
+    again = outputs_of(models.rematerialized(model), variables)
     assert again[1][0].features.keys() == set(FEATURES[name])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, again)
     if variables.state:
@@ -74,13 +74,13 @@ def test_gradient_state_logits_and_features_are_the_same(name):
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_less_is_kept_for_the_gradient(name):
-    assert kept(models.rematerialised(network(name))) < 0.5 * kept(network(name))
+    assert kept(models.rematerialized(network(name))) < 0.5 * kept(network(name))
 
 
 def test_patterns_choose_the_blocks():
     model = network("resnet")
-    some = kept(models.rematerialised(model, blocks=("stage_1/block_*",)))
-    assert kept(models.rematerialised(model)) < some < kept(model)
+    some = kept(models.rematerialized(model, blocks=("stage_1/block_*",)))
+    assert kept(models.rematerialized(model)) < some < kept(model)
 
 
 def test_a_block_may_be_told_to_train_by_position():
@@ -96,16 +96,16 @@ def test_a_block_may_be_told_to_train_by_position():
 
     model = models.from_linen(Net(), features=("block_0",))
     variables = model.init(jax.random.key(0), images())
-    plain, again = (outputs_of(m, variables) for m in (model, models.rematerialised(model)))
+    plain, again = (outputs_of(m, variables) for m in (model, models.rematerialized(model)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, again)
 
 
 def test_misuse_names_the_patterns():
     model = models.mlp(5, widths=(3,))
     variables = model.init(jax.random.key(0), images())
-    lean = models.rematerialised(model)
+    lean = models.rematerialized(model)
     lean.apply(*variables, images(), train=False)
     with pytest.raises(ValueError, match=r"blocks is \('block_\*',\), but the network calls no"):
         lean.apply(*variables, images(), train=True)
     with pytest.raises(TypeError, match="blocks is the string 'block_0'"):
-        models.rematerialised(model, blocks="block_0")
+        models.rematerialized(model, blocks="block_0")

@@ -11,7 +11,6 @@ import torch_networks
 
 from kdjax import models
 from kdjax.models import from_pytorch
-from kdjax.runs.convolutions import maps_of
 
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
@@ -58,9 +57,8 @@ def reference(name):
 
 @functools.cache
 def network(name):
-    maps = maps_of(name)
-    paths = dict.fromkeys((*maps.stages, *maps.bare, maps.last, "pool"))
-    model = getattr(models, name)(CLASSES, features=list(paths))
+    paths = getattr(models, name)(CLASSES).paths
+    model = getattr(models, name)(CLASSES, features=paths.all)
     return model, jax.eval_shape(model.init, KEY, IMAGES)
 
 
@@ -84,11 +82,13 @@ def test_network_equals_a_numpy_reference_of_pytorchs(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(variables, like)
     outputs, _ = jax.jit(lambda v, x: model.apply(*v, x, train=False))(variables, IMAGES)
     assert close(outputs.logits, logits)
-    maps, found = maps_of(name), outputs.features
+    maps, found = model.paths, outputs.features
     assert len(maps.stages) == len(stages)
     assert all(close(found[path], x) for path, x in zip(maps.stages, stages, strict=True))
-    assert all(close(found[path], x) for path, x in zip(maps.bare, bare, strict=True))
-    np.testing.assert_allclose(found["pool"], found[maps.last].mean((1, 2)), rtol=1e-5, atol=1e-5)
+    assert all(close(found[path], x) for path, x in zip(maps.preactivations, bare, strict=True))
+    np.testing.assert_allclose(
+        found["pool"], found[maps.last_map].mean((1, 2)), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", [*REFERENCES, *deep(DEEP)])
@@ -99,8 +99,9 @@ def test_network_has_the_size_that_is_known_of_it(name):
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_norms_are_those_before_the_bare_maps(name):
-    params, maps = network(name)[1].params, maps_of(name)
-    assert len(maps.norms) in (0, len(maps.bare))
+    model, variables = network(name)
+    params, maps = variables.params, model.paths
+    assert len(maps.norms) in (0, len(maps.preactivations))
     for path in maps.norms:
         assert set(functools.reduce(dict.__getitem__, path.split("/"), params)) == {"scale", "bias"}
 
@@ -147,7 +148,7 @@ def test_maps_of_cifar_images(name, sizes):
     model, variables = network(name)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
     outputs, state = jax.eval_shape(lambda v, x: model.apply(*v, x, train=True), variables, images)
-    found = [outputs.features[path].shape for path in maps_of(name).stages]
+    found = [outputs.features[path].shape for path in model.paths.stages]
     assert [shape[1] for shape in found] == [shape[2] for shape in found] == list(sizes)
     assert outputs.logits.shape == (2, CLASSES)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, variables.state)

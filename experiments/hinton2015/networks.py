@@ -1,0 +1,241 @@
+"""The networks of the paper's sections: trained together, many in one program, and kept."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from experiments.hinton2015.study import Recipe, Study
+from kdjax import checkpoint, many, models, step, teachers, terms
+from kdjax.models import NetworkSpec
+from kdjax.objective import combine
+from kdjax.runs import recipes, teaching, training, workdir
+from kdjax.runs.settings import OptimizerSettings
+from kdjax.runs.training import Arrays, Run, Training
+from kdjax.types import Array, Model, Objective, PyTree, Teacher, Variables
+
+EVAL_BATCH_SIZE = 1000
+
+
+class Networks(NamedTuple):
+    """Trained networks of one architecture; `variables` have a leading axis [members]."""
+
+    model: Model
+    variables: Variables
+
+    def member(self, index: int) -> Variables:
+        """Return one network's variables."""
+        variables: Variables = many.member(self.variables, index)
+        return variables
+
+    def logits(self, run: Run, images: np.ndarray) -> np.ndarray:
+        """Compute the logits of all members, [members, images, num_classes]."""
+        members = jax.tree.leaves(self.variables)[0].shape[0]
+        return np.stack([predict(run, self.model, self.member(i), images) for i in range(members)])
+
+
+def mlp_spec(
+    study: Study, widths: Sequence[int], dropout: float = 0.0, input_dropout: float = 0.0
+) -> NetworkSpec:
+    """Describe a perceptron for the data of a study."""
+    return NetworkSpec(
+        name="mlp",
+        widths=tuple(widths),
+        num_classes=len(study.label_names),
+        image_shape=study.image_shape,
+        mean=study.mean,
+        std=study.std,
+        dropout=dropout,
+        input_dropout=input_dropout,
+    )
+
+
+def labels_only(setting: Any) -> Objective:
+    """Make the objective of training from labels alone, whatever the setting."""
+    return teaching.labels_only()
+
+
+def soft_and_hard(setting: Mapping[str, Array]) -> Objective:
+    """Make the objective of distillation at a setting's `temperature` and `soft_weight`."""
+    soft = terms.soft_targets(temperature=setting["temperature"])
+    weights = {"soft": setting["soft_weight"], "hard": 1 - setting["soft_weight"]}
+    return combine({"soft": soft, "hard": terms.cross_entropy()}, weights)
+
+
+def distil(
+    study: Study,
+    name: str,
+    spec: NetworkSpec,
+    recipe: Recipe,
+    examples: Arrays,
+    *,
+    seeds: Sequence[int],
+    temperature: float | Sequence[float],
+    soft_weight: float = 1.0,
+    **watch: Any,
+) -> Networks:
+    """Train networks on the stored soft targets of a teacher, at one temperature or each its own.
+
+    Args, returns and raises as those of `train`.
+    """
+    settings = {"temperature": temperature, "soft_weight": soft_weight}
+    return train(
+        study,
+        name,
+        spec,
+        recipe,
+        examples,
+        seeds=seeds,
+        settings={k: np.broadcast_to(np.float32(v), len(seeds)) for k, v in settings.items()},
+        objective_fn=soft_and_hard,
+        teacher=teachers.stored(),
+        **watch,
+    )
+
+
+def train(
+    study: Study,
+    name: str,
+    spec: NetworkSpec,
+    recipe: Recipe,
+    examples: Arrays,
+    *,
+    seeds: Sequence[int],
+    settings: PyTree = None,
+    objective_fn: Callable[[Any], Objective] = labels_only,
+    teacher: Teacher | None = None,
+    watch_fn: Callable[[int, Variables], None] | None = None,
+    watch_every: int | None = None,
+) -> Networks:
+    """Train networks together, or read them where an earlier run has trained them.
+
+    Args:
+        study: where, and when to stop.
+        name: their folder below the work directory.
+        spec: the architecture.
+        recipe: how they are trained.
+        examples: `image`, `label` and what the teacher needs, [examples, ...]: a stored teacher's
+            logits are what tells students of one teacher from those of another.
+        seeds: one per member: initial values, order of the batches, dropout and views.
+        settings: arrays [members] that the objective depends on.
+        objective_fn: one member's setting -> objective.
+        teacher: where the teacher's outputs come from; None for none.
+        watch_fn: called with a step and the variables [members, ...] now and then; a training that
+            was interrupted calls it for the remaining steps only.
+        watch_every: steps between these calls.
+
+    Returns:
+        The trained networks.
+
+    Raises:
+        NonFiniteLoss: if a member's loss was nan or infinite.
+        Stopped: if the run was asked to stop; the state is saved.
+        ValueError: if the folder holds networks of another recipe, or of other examples.
+        OSError: if another run is at work in the folder.
+    """
+    directory = study.root / name
+    asked = {
+        "spec": dataclasses.asdict(spec),
+        "recipe": dataclasses.asdict(recipe),
+        "seeds": list(seeds),
+        "settings": jax.tree.map(lambda x: np.asarray(x).tolist(), settings),
+        "examples": checkpoint.params_sha256(dict(examples)),
+        "objective": objective_fn.__name__,
+    }
+    if not (directory / "trained").exists():
+        with checkpoint.lock(directory):
+            claim(directory, asked)
+            plan = _plan(name, spec, recipe, examples, settings, objective_fn, teacher)
+            variables, seconds = training.train_together(
+                study.run,
+                plan,
+                seeds,
+                settings=settings,
+                directory=directory / "state",
+                watch_fn=watch_fn,
+                watch_every=watch_every,
+            )
+            checkpoint.save_variables(directory / "trained", variables, {"seconds": seconds})
+            shutil.rmtree(directory / "state", ignore_errors=True)
+    claim(directory, asked)
+    variables, found = checkpoint.load_variables(directory / "trained")
+    study.trainings[name] = len(seeds), found["seconds"]
+    return Networks(models.build(spec), variables)
+
+
+def claim(directory: Any, asked: Mapping[str, Any]) -> None:
+    """Write into a folder what is trained there, or hold it against what an earlier run wrote.
+
+    Raises:
+        ValueError: if it was something else.
+    """
+    path, otherwise = directory / "asked.json", "networks trained otherwise"
+    if (directory / "trained").exists() and not path.exists():
+        raise ValueError(f"{directory} holds {otherwise}: {path.name} is missing")
+    workdir.claim(path, workdir.plain(asked), otherwise=otherwise, prefix="")
+
+
+def predict(run: Run, model: Model, variables: Variables, images: np.ndarray) -> np.ndarray:
+    """Compute one network's logits for all images, [images, num_classes]."""
+    arrays = {"image": images, "label": np.zeros(len(images), np.int32)}
+    return training.predict(run, model, variables, arrays, batch_size=EVAL_BATCH_SIZE)
+
+
+def errors(logits: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:
+    """Count the wrong answers of every member, logits [members, examples, num_classes]."""
+    return tuple(float(x) for x in (logits.argmax(-1) != labels).sum(-1))
+
+
+def test_errors(study: Study, trained: Networks) -> tuple[float, ...]:
+    """Count every member's errors on the examples to measure on."""
+    return errors(trained.logits(study.run, study.test.image), study.test.label)
+
+
+def deviation(values: np.ndarray) -> np.ndarray:
+    """Return the sample standard deviation over the last axis, zero where it has one entry."""
+    return values.std(-1, ddof=1) if values.shape[-1] > 1 else np.zeros(values.shape[:-1])
+
+
+def optimizer_of(recipe: Any, num_steps: int) -> optax.GradientTransformation:
+    """Make the optimizer of a recipe."""
+    return recipes.make_optimizer(
+        OptimizerSettings(learning_rate=recipe.learning_rate),
+        batch_size=recipe.batch_size,
+        num_steps=num_steps,
+        norm_limit=getattr(recipe, "max_norm", None),
+    )
+
+
+def _plan(
+    name: str,
+    spec: NetworkSpec,
+    recipe: Recipe,
+    examples: Arrays,
+    settings: PyTree,
+    objective_fn: Callable[[Any], Objective],
+    teacher: Teacher | None,
+) -> Training:
+    model, num_steps = models.build(spec), recipe.num_steps(len(examples["label"]))
+    optimizer = optimizer_of(recipe, num_steps)
+    view_fn = recipes.make_views(recipe.augment, crop_padding=4, jitter_pixels=2)
+
+    def step_fn(setting: PyTree, source: Teacher) -> training.Step:
+        train_step = step.make_train_step(model, objective_fn(setting), optimizer)
+        return step.with_teacher(train_step, source, view_fn=view_fn)
+
+    return Training(
+        phase=name,
+        spec=spec,
+        model=model,
+        objective=objective_fn(jax.tree.map(lambda x: float(x[0]), settings)),
+        optimizer=optimizer,
+        teacher=teacher or teachers.absent(),
+        step_fn=step_fn,
+        examples=examples,
+        batch_size=recipe.batch_size,
+        num_steps=num_steps,
+    )

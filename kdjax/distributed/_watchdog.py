@@ -1,0 +1,223 @@
+"""The watchdog: every process gives a sign of life, one judges, and all say who is missing.
+
+Signs of life go into the key-value store of JAX's coordination service; process 0, where that
+service runs, judges. Only the death of process 0 is noticed by the runtime first; its abort is held
+up for the line that names it.
+
+The store's client and its address are private parts of JAX, and this is the one file that uses
+them. With a JAX that has them elsewhere there is a line that says so, and no watchdog.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import importlib
+import itertools
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import jax
+
+__all__ = ["MISSING", "client", "leaving", "retire", "start"]
+
+MISSING = 75
+"""Exit status where another process went missing: EX_TEMPFAIL, the same command may go on."""
+
+_PRIVATE = "jax._src.distributed"
+_PULSE = 1.0
+_PULSES, _LEFT, _VERDICT = "kdjax/pulse/", "kdjax/left/", "kdjax/verdict/"
+# The statuses that processes end with together: done, or asked to stop.
+_AGREED = (0, 130)
+
+
+def client() -> Any:
+    """Return the client of the coordination service's store, None where JAX does not have it."""
+    found = _private("client")
+    used = ("key_value_set", "key_value_dir_get", "blocking_key_value_get", "key_value_delete")
+    return found if all(hasattr(found, name) for name in used) else None
+
+
+def _private(name: str) -> Any:
+    """Return what JAX knows of the processes it has joined, None where this JAX does not say."""
+    try:
+        state = importlib.import_module(_PRIVATE).global_state
+    except (ImportError, AttributeError):
+        return None
+    return getattr(state, name, None)
+
+
+def start(timeout: float) -> None:
+    """Watch over the processes that have been joined, until `retire`.
+
+    Args:
+        timeout: seconds without a sign of life after which a process counts as missing.
+    """
+    if client() is None:
+        line = f"warning: no watchdog: JAX {jax.__version__} does not have the store that it uses"
+        print(line, file=sys.stderr, flush=True)
+        return
+    _silence[0], _heard[0] = timeout, time.monotonic()
+    _watching.set()
+    threading.Thread(target=_pulse, name="kdjax-pulse", daemon=True).start()
+    threading.Thread(target=_time, name="kdjax-watchdog", daemon=True).start()
+    # Behind JAX's own hook, and so before it: the coordination service is still there.
+    atexit.register(retire)
+    if jax.process_index():
+        _libc.signal(int(signal.SIGABRT), _abort_handler)
+
+
+def retire() -> None:
+    """Leave in order: from now on silence means nothing."""
+    if _watching.is_set():
+        _watching.clear()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            _set(f"{_LEFT}{jax.process_index()}", "0")
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """End this process so that the others learn of it at once, if what runs inside fails.
+
+    Processes that wait for a failed one in a collective, or in JAX's own barrier at exit, would do
+    so for minutes. Nothing changes where `initialize` has not joined several processes.
+
+    Raises:
+        SystemExit: as it came, with status 0 or 130, the end that all processes agree on.
+    """
+    try:
+        yield
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if not _watching.is_set() or status in _AGREED:
+            raise
+        if isinstance(stop.code, str):
+            # Python prints it where this exception reaches the top, which it does not.
+            print(stop.code, file=sys.stderr)
+        _leave(status)
+    except BaseException as error:
+        if not _watching.is_set():
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # A collective broke, most likely because a process went missing: let it be named.
+            time.sleep(_silence[0] + 5 * _PULSE)
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
+    """End after telling the others, past JAX's barrier at exit."""
+    me = jax.process_index()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _set(f"{_LEFT}{me}", str(status))
+    if me == 0:
+        _pass_verdict(f"process 0 ended with status {status}, see its own output")
+    os._exit(status)
+
+
+def _pulse() -> None:
+    """Give a sign of life and ask for the verdict; on process 0, judge."""
+    me, count = jax.process_index(), itertools.count()
+    seen: dict[int, tuple[str, float]] = {}
+    who = f"{socket.gethostname()}, pid {os.getpid()}"
+    while _watching.is_set():
+        try:
+            _set(f"{_PULSES}{me}", f"{next(count)} {who}")
+            verdict = _entries(_VERDICT).get("0") if me else _judge(seen)
+        except jax.errors.JaxRuntimeError as error:
+            if _watching.is_set():
+                _end(f"process 0, the coordinator, is gone ({str(error).splitlines()[0][:80]})")
+            return
+        _heard[0] = time.monotonic()
+        if verdict is not None:
+            if me == 0:
+                _pass_verdict(verdict)
+            _end(verdict)
+        time.sleep(_PULSE)
+
+
+def _time() -> None:
+    """End this process when the coordination service itself gives no answer."""
+    while _watching.is_set():
+        silence = time.monotonic() - _heard[0]
+        if silence > _silence[0]:
+            _end(f"process 0, the coordinator, has given no answer for {silence:.0f} s")
+        time.sleep(_PULSE)
+
+
+def _judge(seen: dict[int, tuple[str, float]]) -> str | None:
+    """Return which process is missing, None if there is none.
+
+    Args:
+        seen: the last sign of life of every process, and when it was first seen.
+    """
+    now, signs, left = time.monotonic(), _entries(_PULSES), _entries(_LEFT)
+    for process in range(jax.process_count()):
+        sign, status = signs.get(str(process), ""), left.get(str(process))
+        if status is not None:
+            if int(status) not in _AGREED:
+                return f"process {process} ended with status {status}, see its own output"
+            continue
+        if seen.get(process, (None, now))[0] != sign:
+            seen[process] = sign, now
+        silence = now - seen[process][1]
+        if silence > _silence[0]:
+            who = sign.partition(" ")[2] or "never heard of"
+            return f"process {process} ({who}) has given no sign of life for {silence:.0f} s"
+    return None
+
+
+def _pass_verdict(verdict: str) -> None:
+    """Publish a verdict and leave the others the time to read it: process 0 is who they ask."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _set(f"{_VERDICT}0", verdict)
+        time.sleep(3 * _PULSE)
+
+
+def _set(key: str, text: str) -> None:
+    client().key_value_set(key, text, allow_overwrite=True)
+
+
+def _entries(folder: str) -> dict[str, str]:
+    """Read a folder of the coordination service's key-value store, by the last part of the key."""
+    try:
+        found = client().key_value_dir_get(folder)
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" in str(error):
+            return {}
+        raise
+    return {key.rpartition("/")[2]: value for key, value in found}
+
+
+def _end(verdict: str) -> NoReturn:
+    """End with one line that says who is missing: the runtime would hang or abort."""
+    with _last_words:
+        me = jax.process_index()
+        line = f"error: {verdict}; process {me} ends, the same command goes on from the checkpoint"
+        print(line, file=sys.stderr, flush=True)
+        os._exit(MISSING)
+
+
+def _on_abort(number: int) -> None:
+    """Name process 0 if it is why the runtime is about to abort this one."""
+    host, _, port = (_private("coordinator_address") or "").rpartition(":")
+    if not port:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except OSError:
+        _end("process 0, the coordinator, is gone")
+
+
+_watching, _last_words = threading.Event(), threading.Lock()
+_silence, _heard = [0.0], [0.0]
+# The runtime aborts in a thread of its own, where no handler of Python's would ever be called.
+_libc = ctypes.CDLL(None)
+_abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(_on_abort)

@@ -1,0 +1,169 @@
+"""Losses on how alike the examples of a batch are to each network; see `_relations`."""
+
+import math
+
+import jax.numpy as jnp
+from jax import Array
+
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import norms, relations
+
+
+def similarity_preserving_loss(
+    student_features: Array, teacher_features: Array, *, mask: Array | None = None
+) -> Array:
+    """Keep which examples activate a network alike.
+
+    value_i = 1/n sum_j (g_ij / |g_i| - g'_ij / |g'_i|)^2, g_ij = <x_i, x_j>
+
+    over the n examples that count, features flattened, g_i a row of inner products, g' the
+    teacher's. A row without activation is 0, with gradient 0.
+
+    Args:
+        student_features: [batch, ...], any floating type.
+        teacher_features: [batch, ...], of any width; constant, its gradient is zero.
+        mask: [batch], boolean: the examples that count; None for all.
+
+    Returns:
+        [batch], float32 or wider: one value per anchor, 0 where the mask is False.
+
+    Raises:
+        TypeError: if features are not of a floating type, or the mask is not boolean.
+        ValueError: if the batches differ, or a shape does not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import similarity_preserving_loss
+        >>> student, teacher = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[3.0], [4.0]])
+        >>> print(similarity_preserving_loss(student, teacher).round(3))
+        [0.4 0.2]
+
+    References:
+        Tung, Mori, "Similarity-Preserving Knowledge Distillation", 2019, arXiv:1907.09682,
+        section 3.
+    """
+    batch = _inputs.as_feature_batch(
+        "similarity_preserving_loss", student_features, teacher_features, mask
+    )
+    student, teacher = (relations.gram(x) for x in (batch.student, batch.teacher))
+    unit, teacher_unit = (norms.l2_norm(x, keepdims=True) for x in (student, teacher))
+    gap = relations.gap_in_units(
+        jnp.where(unit > 0, student, 0),  # a row of zeros has no gradient
+        teacher,
+        jnp.where(unit > 0, jnp.maximum(unit, 1e-12), 1),
+        jnp.where(teacher_unit > 0, jnp.maximum(teacher_unit, 1e-12), 1),
+    )
+    return jnp.sum(jnp.square(gap), axis=-1) / jnp.maximum(batch.num_valid, 1)
+
+
+def correlation_congruence_loss(
+    student_features: Array,
+    teacher_features: Array,
+    *,
+    gamma: float | Array = 0.4,
+    max_power: int = 2,
+    normalize: bool = True,
+    mask: Array | None = None,
+) -> Array:
+    """Keep how examples correlate, in the kernel exp(-gamma |x - y|^2) expanded to a few powers.
+
+    value_i = 1/n sum_j (k(x_i, x_j) - k'(x_i, x_j))^2
+    k(x, y) = exp(-2 gamma) sum_{p = 0 .. max_power} (2 gamma)^p / p! <x, y>^p
+
+    over the n examples that count, k' the teacher's. The series is that of the kernel for rows of
+    length 1, which is why they are normalized first; a row of zeros stays one, with gradient 0.
+
+    Args:
+        student_features: [batch, ...], any floating type.
+        teacher_features: [batch, ...], of any width; constant, its gradient is zero.
+        gamma: the inverse square of the kernel's width, positive.
+        max_power: the last power of the series, positive.
+        normalize: whether rows are brought to length 1; False takes them as they are.
+        mask: [batch], boolean: the examples that count; None for all.
+
+    Returns:
+        [batch], float32 or wider: one value per anchor, 0 where the mask is False.
+
+    Raises:
+        TypeError: if features are not of a floating type, or the mask is not boolean.
+        ValueError: if the batches differ, a shape does not fit, or a number is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import correlation_congruence_loss
+        >>> student, teacher = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[3.0], [4.0]])
+        >>> print(correlation_congruence_loss(student, teacher))
+        [0.127 0.127]
+
+    References:
+        Peng, Jin, Liu, Zhou, Wu, Liu, Li, Zhang, "Correlation Congruence for Knowledge
+        Distillation", 2019, arXiv:1904.01802.
+    """
+    name = "correlation_congruence_loss"
+    _inputs.check_number(name, "gamma", gamma, low=0.0, open_low=True)
+    _inputs.check_count(name, "max_power", max_power)
+    batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
+    student, teacher = (
+        relations.gram(norms.normalize(x) if normalize else x)
+        for x in (batch.student, batch.teacher)
+    )
+    gap = _kernel_gap(student, teacher, jnp.asarray(gamma, student.dtype), max_power)
+    return jnp.sum(jnp.square(gap), axis=-1) / jnp.maximum(batch.num_valid, 1)
+
+
+def _kernel_gap(a: Array, b: Array, gamma: Array, max_power: int) -> Array:
+    """Subtract the kernels of two inner products as (a - b) times a sum: nothing cancels.
+
+    a^p - b^p = (a - b) q_p with q_1 = 1 and q_{p + 1} = a q_p + b^p.
+    """
+    total, quotient = jnp.zeros_like(a), jnp.ones_like(a)
+    for p in range(1, max_power + 1):
+        total += (2 * gamma) ** p / math.factorial(p) * quotient
+        quotient = a * quotient + b**p
+    return jnp.exp(-2 * gamma) * (a - b) * total
+
+
+def consecutive_correlation_loss(
+    student_features: Array, teacher_features: Array, *, mask: Array | None = None
+) -> Array:
+    """Multiply the errors of each example and the next: correlation congruence as RepDistiller's.
+
+    value_i = n / (n - 1) sum_w |x_iw - x'_iw| |x_jw - x'_jw|, j the next example that counts
+
+    over the n examples that count, x' the teacher's; the last one has the value 0.
+
+    Args:
+        student_features: [batch, ...], any floating type.
+        teacher_features: likewise, of the same shape; constant, its gradient is zero.
+        mask: [batch], boolean: the examples that count; None for all.
+
+    Returns:
+        [batch], float32 or wider: one value per anchor, 0 where the mask is False.
+
+    Raises:
+        TypeError: if features are not of a floating type, or the mask is not boolean.
+        ValueError: if the shapes differ or do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import consecutive_correlation_loss
+        >>> student = jnp.array([[1.0], [2.0], [4.0]])
+        >>> print(consecutive_correlation_loss(student, jnp.zeros((3, 1))))
+        [ 3. 12.  0.]
+
+    References:
+        Peng, Jin, Liu, Zhou, Wu, Liu, Li, Zhang, "Correlation Congruence for Knowledge
+        Distillation", 2019, arXiv:1904.01802.
+
+    Differs from the paper: its kernel is `correlation_congruence_loss`. This is the form behind
+    the row "CC" of the tables that RepDistiller prints.
+    """
+    name = "consecutive_correlation_loss"
+    pair = _inputs.as_pair(name, student_features, teacher_features)
+    batch = _inputs.as_feature_batch(name, *pair, mask)
+    order = jnp.argsort(~batch.mask, stable=True)
+    gaps = batch.student - batch.teacher
+    errors = norms.absolute(gaps)[order]
+    following = jnp.concatenate([errors[1:], jnp.zeros_like(errors[:1])])
+    products = jnp.sum(errors * following, axis=-1)[jnp.argsort(order)]
+    return products * (batch.num_valid / jnp.maximum(batch.num_valid - 1, 1))

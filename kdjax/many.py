@@ -1,0 +1,310 @@
+"""Many steps, or many trainings, in one compiled program.
+
+Three programs, from one ordinary step `(state, batch) -> (state, metrics)`:
+
+- `make_sweep_step` trains many members at once, over states that `stack` has put together and
+  `member` takes apart; `scan_steps` and `take_steps` let each call of it take several steps;
+- `with_examples` and `several` take many steps of one training, on a set that the devices hold
+  (`has_room` says whether they can): `kdjax.loop.fit` calls them with its `steps_per_call`;
+- `scan` is `jax.lax.scan` for what both repeat, without a loop where XLA's loops are slow
+  (`has_convolutions`).
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from kdjax import sharding
+from kdjax.types import Array, Batch, Metrics, PyTree, TrainState
+
+__all__ = [
+    "has_convolutions",
+    "has_room",
+    "make_sweep_step",
+    "member",
+    "scan",
+    "scan_steps",
+    "several",
+    "stack",
+    "take_steps",
+    "with_examples",
+]
+
+Method = Literal["map", "vmap"]
+AnyStep = Callable[..., tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Steps = Callable[[TrainState, PyTree, Any], tuple[TrainState, Metrics]]
+
+# Most of a device's memory is left to the training itself.
+_SHARE_OF_MEMORY = 0.2
+_BYTES_WHERE_UNKNOWN = 2**30
+_carrying: Callable[..., Step] = Partial
+_constrained: Callable[[Batch, Any], Batch] = jax.lax.with_sharding_constraint
+
+
+def stack(members: Sequence[PyTree]) -> PyTree:
+    """Stack trees of one structure on top of each other.
+
+    Args:
+        members: trees of arrays, for example the initial states of several seeds.
+
+    Returns:
+        One tree whose arrays have a leading axis, [members, ...].
+
+    Raises:
+        ValueError: if there is none, or if their structures or shapes differ.
+    """
+    if not members:
+        raise ValueError("stack: members is empty, expected at least one")
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+
+
+def member(stacked: PyTree, index: int) -> PyTree:
+    """Return one training of a stack: the inverse of `stack`."""
+    return jax.tree.map(lambda leaf: leaf[index], stacked)
+
+
+def make_sweep_step(
+    step: AnyStep, *, in_axes: Sequence[int | None], method: Method | None = None
+) -> AnyStep:
+    """Compile a step that trains all members of a sweep, each as if it were alone.
+
+    The member's step is ordinary code: it may build its objective from a traced setting, such as a
+    temperature, and call `kdjax.step.make_train_step` on it.
+
+        def step(state, batch, temperature, teacher_outputs):
+            soft = terms.soft_targets(temperature=temperature)
+            objective = combine({"soft": soft}, {"soft": 1.0})
+            return make_train_step(student, objective, optimizer)(state, batch, teacher_outputs)
+
+        sweep_step = make_sweep_step(step, in_axes=(0, None, 0, None))
+        states, metrics = sweep_step(states, batch, jnp.array([1.0, 4.0, 20.0]), outputs)
+
+    Args:
+        step: `(state, *rest) -> (state, metrics)` for one member.
+        in_axes: for every argument 0 if its arrays have a leading axis [members, ...], None if all
+            members share it, as for `jax.vmap`; the state's is 0.
+        method: `vmap` computes all members at once, which fills an accelerator; `map` computes them
+            in turn, which is faster on CPUs (`python -m benchmarks.sweep`). By default what is
+            faster on the backend. The results agree within rounding.
+
+    Returns:
+        The same function over stacks, jitted; the buffers of the states are donated. Metrics have a
+        leading axis [members].
+
+    Raises:
+        ValueError: if `in_axes` does not begin with 0 or the method has another name.
+    """
+    if not in_axes or in_axes[0] != 0 or not {0, None}.issuperset(in_axes):
+        raise ValueError(f"make_sweep_step: in_axes must be (0, ...) of 0 and None, got {in_axes}")
+    chosen = method or ("map" if jax.default_backend() == "cpu" else "vmap")
+    if chosen not in ("map", "vmap"):
+        raise ValueError(f"make_sweep_step: method must be 'map' or 'vmap', got {method!r}")
+    axes = tuple(in_axes)
+    mapped = jax.vmap(step, in_axes=axes) if chosen == "vmap" else _in_turn(step, axes)
+    return jax.jit(mapped, donate_argnums=0)
+
+
+def scan_steps(step: AnyStep) -> AnyStep:
+    """Make one call of several steps: fewer calls, and under `map` fewer copies of the states.
+
+    It is always a loop: on CPUs not for steps with convolutions, see `has_convolutions`.
+
+    Args:
+        step: `(state, batch, *rest) -> (state, metrics)`.
+
+    Returns:
+        `(state, batches, *rest) -> (state, metrics)`: arrays of `batches` are [steps, batch, ...],
+        metrics are summed over the steps as totals and counts are.
+    """
+
+    def steps(state: TrainState, batches: PyTree, *rest: Any) -> tuple[TrainState, Metrics]:
+        state, metrics = jax.lax.scan(lambda s, b: step(s, b, *rest), state, batches)
+        return state, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+
+    return steps
+
+
+def with_examples(step: Step, examples: Mapping[str, Any], mesh: Mesh) -> Step:
+    """Make a step that takes its batches from a set that lives on every device of a mesh.
+
+    The host names the rows of a batch, and every device gathers its own.
+
+    Args:
+        step: `(state, batch) -> (state, metrics)`, as `kdjax.step.with_teacher` makes it.
+        examples: arrays [examples, ...] by name; they are put on the devices here, once.
+        mesh: the devices; see `has_room`.
+
+    Returns:
+        `step(state, {"index": [batch]}) -> (state, metrics)`: the batch is what
+        `kdjax.data.train_batch` makes of the same rows.
+    """
+    held = sharding.replicate(dict(examples), mesh)
+    return _carrying(_gathering(mesh), _as_tree(step), held)
+
+
+def several(step: Step) -> Steps:
+    """Compile several steps, one after the other, as one loop.
+
+    It is compiled once for any number of steps, so that where a call ends changes no bit of the
+    state.
+
+    Args:
+        step: `(state, batch) -> (state, metrics)`. Arrays that it carries as those of
+            `kdjax.step.with_teacher` and `with_examples` do are passed on as arguments.
+
+    Returns:
+        `steps(state, batches, count) -> (state, metrics)`, jitted, the state's buffers donated:
+        arrays of `batches` are [most, ...], of which the first `count` are used. The metrics have
+        a leading axis [most], zero behind the steps that were taken. `kdjax.loop.fit` calls it
+        with `steps_per_call=most`.
+    """
+    make_steps: Callable[..., Steps] = Partial
+    return make_steps(_several, _as_tree(step))
+
+
+def has_room(arrays: Mapping[str, Any], mesh: Mesh) -> bool:
+    """Return whether every device of a mesh can hold arrays beside a training.
+
+    Args:
+        arrays: NumPy arrays by name.
+        mesh: the devices.
+
+    Returns:
+        Whether the arrays take a fifth of a device's memory at most; of devices that do not say
+        what they have, as CPUs, whether the copies of all together take a gibibyte at most.
+    """
+    size = sum(int(array.nbytes) for array in arrays.values())
+    devices = mesh.local_devices
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+    known = [_SHARE_OF_MEMORY * limit for limit in limits if limit]
+    return size <= min(known, default=_BYTES_WHERE_UNKNOWN / len(devices))
+
+
+def scan(
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], init: PyTree, xs: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Do what `jax.lax.scan` does, without a loop where loops are slow: see `has_convolutions`.
+
+    There the turns are compiled one after the other: the time to compile grows with their number,
+    and XLA does not use the memory of one turn again for the next.
+
+    Args:
+        body: `(carry, x) -> (carry, y)`; it is traced once.
+        init: the first carry.
+        xs: arrays [turns, ...].
+
+    Returns:
+        The last carry, and the ys, [turns, ...].
+    """
+    turns = jax.tree.leaves(xs)[0].shape[0]
+    first = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), xs)
+    program, results = jax.make_jaxpr(body, return_shape=True)(init, first)
+    run, structure = jaxpr_as_fun(program), jax.tree.structure(results)
+
+    def traced(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+        carry, y = jax.tree.unflatten(structure, run(*jax.tree.leaves((carry, x))))
+        return carry, y
+
+    slow = jax.default_backend() == "cpu" and has_convolutions(program)
+    turned: tuple[PyTree, PyTree] = jax.lax.scan(traced, init, xs, unroll=turns if slow else 1)
+    return turned
+
+
+def has_convolutions(program: Jaxpr | ClosedJaxpr) -> bool:
+    """Return whether a traced program convolves, and so is slow in a compiled loop on CPUs.
+
+    XLA for CPUs brings convolutions into the form of its fast kernels outside of loops alone
+    (https://github.com/jax-ml/jax/issues/12868); the gradient of their weights takes some thirty
+    times as long inside of one.
+
+    Args:
+        program: such as `jax.make_jaxpr(step)(state, batch)`.
+    """
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    return any(
+        equation.primitive is jax.lax.conv_general_dilated_p
+        or any(map(has_convolutions, _programs_in(equation.params)))
+        for equation in jaxpr.eqns
+    )
+
+
+def _programs_in(params: Mapping[str, Any]) -> list[Jaxpr | ClosedJaxpr]:
+    """Return the programs that an equation runs, as a loop its body or a branch its cases."""
+    return [x for x in jax.tree.leaves(dict(params)) if isinstance(x, Jaxpr | ClosedJaxpr)]
+
+
+def _in_turn(step: AnyStep, axes: tuple[int | None, ...]) -> AnyStep:
+    """Compute the members one after the other."""
+
+    def mapped(*args: Any) -> tuple[TrainState, Metrics]:
+        def one(_: None, own: Sequence[Any]) -> tuple[None, tuple[TrainState, Metrics]]:
+            rest = iter(own)
+            pairs = zip(args, axes, strict=True)
+            return None, step(*(next(rest) if axis == 0 else arg for arg, axis in pairs))
+
+        own = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
+        trained: tuple[TrainState, Metrics] = scan(one, None, own)[1]
+        return trained
+
+    return mapped
+
+
+def take_steps(
+    step: Step, state: TrainState, batches: PyTree, count: Array
+) -> tuple[TrainState, Metrics]:
+    """Take several steps, one after the other, inside a program: what `several` compiles.
+
+    Args:
+        step: `(state, batch) -> (state, metrics)`.
+        state: where to start.
+        batches: arrays [most, ...], of which the first `count` are used.
+        count: how many steps.
+
+    Returns:
+        The last state, and the metrics with a leading axis [most], zero behind the steps that were
+        taken.
+    """
+
+    def at(index: Array | int) -> PyTree:
+        return jax.tree.map(lambda x: x[index], batches)
+
+    def body(index: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, metrics = step(carry[0], at(index))
+        return state, jax.tree.map(lambda all_, x: all_.at[index].set(x), carry[1], metrics)
+
+    most = len(jax.tree.leaves(batches)[0])
+    _, metrics = jax.eval_shape(step, state, at(0))
+    none: Metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), metrics)
+    state, metrics = jax.lax.fori_loop(0, count, body, (state, none))
+    return state, metrics
+
+
+_several = jax.jit(take_steps, donate_argnums=1)
+
+
+@functools.cache
+def _gathering(mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Make the function that gathers; one for a mesh, so that what is compiled is found again."""
+    split = sharding.batch_sharding(mesh)
+
+    @functools.partial(jax.jit, donate_argnums=2)
+    def step_of_rows(
+        step: Step, examples: Batch, state: TrainState, rows: Batch
+    ) -> tuple[TrainState, Metrics]:
+        index = rows["index"]
+        batch = {name: x.at[index].get(mode="promise_in_bounds") for name, x in examples.items()}
+        return step(state, _constrained({**batch, "index": index}, split))
+
+    return step_of_rows
+
+
+def _as_tree(step: Step) -> Step:
+    """Make a function an argument of a compiled one, with the arrays that it carries."""
+    return step if isinstance(step, Partial) else _carrying(step)

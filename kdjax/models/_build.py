@@ -1,0 +1,149 @@
+"""Networks by name, as data: built, saved and read back."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.models import _mlp, _mobile, _residual, _shuffle, _transformer, _vgg, _wide
+from kdjax.models._heads import Classifier, simkd, with_class_maps
+from kdjax.models._wrappers import normalized
+from kdjax.types import Model, Variables
+
+NETWORKS: Mapping[str, Callable[..., Model]] = {
+    "mlp": _mlp.mlp, "resnet8": _residual.resnet8, "resnet14": _residual.resnet14,
+    "resnet20": _residual.resnet20, "resnet32": _residual.resnet32, "resnet44": _residual.resnet44,
+    "resnet56": _residual.resnet56, "resnet110": _residual.resnet110,
+    "resnet8x4": _residual.resnet8x4, "resnet32x4": _residual.resnet32x4,
+    "cifar_resnet50": _residual.cifar_resnet50, "wrn_16_1": _wide.wrn_16_1,
+    "wrn_16_2": _wide.wrn_16_2, "wrn_40_1": _wide.wrn_40_1, "wrn_40_2": _wide.wrn_40_2,
+    "vgg8": _vgg.vgg8, "vgg13": _vgg.vgg13, "mobilenet_v2": _mobile.mobilenet_v2,
+    "shufflenet_v1": _shuffle.shufflenet_v1, "shufflenet_v2": _shuffle.shufflenet_v2,
+    "resnet18": _residual.resnet18, "resnet34": _residual.resnet34, "vit_mu": _transformer.vit_mu,
+    "vit_ti": _transformer.vit_ti, "vit_s": _transformer.vit_s, "vit_b": _transformer.vit_b,
+}  # fmt: skip
+_OWN_FIELDS = {"mlp": ("widths", "dropout", "input_dropout"), "vit": ("patch_size", "dropout")}
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSpec:
+    """All that it takes to build a network; it is stored beside the variables.
+
+    `reused_width` is not zero where a network answers through the classifier of its teacher, whose
+    embedding has that width; see `kdjax.models.simkd`.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    num_classes: int
+    image_shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+    precision: str = "float32"
+    patch_size: int = 0
+    reused_width: int = 0
+
+
+class Network(NamedTuple):
+    """A trained network: raw images [batch, height, width, channels] of 0 to 255 in, logits out.
+
+    `logits = network.model.apply(*network.variables, images, train=False)[0].logits`
+    """
+
+    spec: NetworkSpec
+    model: Model
+    variables: Variables
+
+
+def build(
+    spec: NetworkSpec, *, features: Sequence[str] = (), classifier: Classifier | None = None
+) -> Model:
+    """Make the network that a specification describes; it normalizes raw images itself.
+
+    Args:
+        spec: describes it.
+        features: paths to capture; `build(spec).paths.all` is all that a method may look at, and
+            what none looks at costs nothing. With `paths.last_map` come `class_maps`, see
+            `with_class_maps`.
+        classifier: the teacher's, for a network that answers through it; None where trained
+            variables that hold it will be read.
+
+    Returns:
+        A model.
+
+    Raises:
+        ValueError: if there is no network of that name, or a number in the specification is out of
+            range.
+    """
+    if classifier is None:
+        # Networks of one description share what is compiled for them.
+        return _built(spec, tuple(features))
+    return _made(spec, features, classifier)
+
+
+def save_network(directory: str | Path, spec: NetworkSpec, variables: Variables) -> None:
+    """Write a trained network, to be read by `load_network`."""
+    from kdjax import checkpoint  # Most who build networks save none, and Orbax loads slowly.
+
+    checkpoint.save_variables(Path(directory), variables, dataclasses.asdict(spec))
+
+
+def load_network(directory: str | Path) -> Network:
+    """Read a trained network, such as the `student` folder of a work directory.
+
+    Args:
+        directory: where `save_network` wrote it.
+
+    Returns:
+        The specification, the model and its variables.
+
+    Raises:
+        FileNotFoundError: if there is no network.
+        ValueError: if the files are damaged, or hold something else.
+    """
+    from kdjax import checkpoint
+
+    variables, metadata = checkpoint.load_variables(Path(directory))
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in metadata.items()
+    }
+    try:
+        spec = NetworkSpec(**fields)
+    except TypeError as error:
+        raise ValueError(f"{directory} holds no network of a work directory") from error
+    return Network(spec, build(spec), variables)
+
+
+@functools.cache
+def _built(spec: NetworkSpec, features: tuple[str, ...]) -> Model:
+    return _made(spec, features, None)
+
+
+def _made(spec: NetworkSpec, features: Sequence[str], classifier: Classifier | None) -> Model:
+    if spec.name not in NETWORKS:
+        raise ValueError(f"build: there is no network {spec.name!r}, only {', '.join(NETWORKS)}")
+    make_fn = functools.partial(
+        NETWORKS[spec.name],
+        spec.num_classes,
+        dtype={"float32": None, "bfloat16": jnp.bfloat16}[spec.precision],
+        **{name: getattr(spec, name) for name in _OWN_FIELDS.get(spec.name.split("_")[0], ())},
+    )
+    last_map = make_fn().paths.last_map
+    captured = [*features, last_map] if spec.reused_width else features
+    model = normalized(make_fn(features=captured), np.array(spec.mean), np.array(spec.std))
+    if last_map in features:
+        model = with_class_maps(model)
+    return simkd(model, classifier or _no_classifier(spec)) if spec.reused_width else model
+
+
+def _no_classifier(spec: NetworkSpec) -> Classifier:
+    return {
+        "kernel": np.zeros((spec.reused_width, spec.num_classes), np.float32),
+        "bias": np.zeros(spec.num_classes, np.float32),
+    }

@@ -1,0 +1,261 @@
+"""An experiment: data, mesh and work directory, and whether they fit together."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+import kdjax
+from kdjax import data, distributed, sharding
+from kdjax.checkpoint import lock
+from kdjax.loop import stop_on_signals
+from kdjax.models import Network, NetworkSpec
+from kdjax.runs import methods, networks, workdir
+from kdjax.runs.console import say
+from kdjax.runs.report import format_table
+from kdjax.runs.settings import NetworkSettings, Resolved, RunSettings, resolve
+from kdjax.runs.training import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Data, resolved settings and what all trainings of the run share."""
+
+    settings: Resolved
+    dataset: data.Dataset
+    run: Run
+    given_teacher: Network | None
+
+
+def is_finished(settings: RunSettings) -> bool:
+    """Whether the work directory holds this run, finished; its table is shown again then."""
+    assert settings.workdir is not None
+    summary = workdir.read_json(settings.workdir / "summary.json")
+    config = workdir.read_json(settings.workdir / "config.json")
+    if summary is None or config is None:
+        return False
+    asked = workdir.plain(dataclasses.asdict(settings))
+    if workdir.changed_setting(config["requested"], asked):
+        return False
+    say(format_table(summary))
+    say(f"finished: nothing left to do in {settings.workdir}")
+    return True
+
+
+@contextlib.contextmanager
+def opened(settings: RunSettings) -> Iterator[Experiment]:
+    """Read the data and open the experiment; Ctrl-C and SIGTERM ask it to stop meanwhile.
+
+    Args:
+        settings: as the flags gave them, with a work directory.
+
+    Yields:
+        The experiment; see `open_experiment`.
+    """
+    with stop_on_signals() as stop_fn:
+        dataset = load_dataset(settings)
+        with open_experiment(settings, dataset, stop_fn) as experiment:
+            yield experiment
+
+
+def load_dataset(settings: RunSettings) -> data.Dataset:
+    """Read the examples that the settings name."""
+    try:
+        return data.load(
+            settings.data.name,
+            data_dir=settings.data.dir,
+            validation_fraction=settings.data.validation_fraction,
+            image_size=settings.data.image_size,
+            crop_fn={"stretch": data.stretch, "crop": data.center_crop}[settings.data.resize],
+            streaming=settings.data.streaming,
+        )
+    except ValueError as error:
+        # What the library calls by its parameter, a user knows as a flag.
+        raise ValueError(str(error).replace("image_size", "--data.image-size")) from error
+
+
+@contextlib.contextmanager
+def open_experiment(
+    asked: RunSettings, dataset: data.Dataset, stop_fn: Callable[[], bool]
+) -> Iterator[Experiment]:
+    """Claim the work directory: write `config.json`, or hold it against that of an earlier run.
+
+    It is locked against other runs meanwhile.
+
+    Args:
+        asked: the settings as the flags gave them.
+        dataset: the examples.
+        stop_fn: whether the run should stop.
+
+    Yields:
+        The experiment.
+
+    Raises:
+        ValueError: if the directory holds a run with other settings, or a setting does not fit the
+            data or the devices.
+        OSError: if the directory cannot be written, or another run is at work in it.
+    """
+    settings = resolve(asked, dataset)
+    mesh = _mesh(settings)
+    _check_examples(settings, dataset)
+    _check_batches(settings, mesh)
+    # Before the directory is claimed: a teacher that does not fit must not leave a trace.
+    given_teacher = _checked_networks(settings, dataset)
+    with lock(settings.workdir):
+        if _claim(settings.workdir, asked, settings):
+            say(f"resuming the run in {settings.workdir}")
+        run = _run(settings, mesh, stop_fn)
+        _describe(settings, dataset, run)
+        yield Experiment(settings, dataset, run, given_teacher)
+
+
+def open_run(directory: Path, stop_fn: Callable[[], bool]) -> Run:
+    """Return a run on all devices, with a log in a directory and everything else by default."""
+    log = workdir.MetricsLog(directory / "metrics.jsonl", writes=distributed.is_leader())
+    return Run(directory, sharding.make_mesh(), log, stop_fn)
+
+
+def spec_of(settings: Resolved, dataset: data.Dataset, network: NetworkSettings) -> NetworkSpec:
+    """Describe a network of the settings for the data."""
+    return networks.make_spec(
+        network,
+        num_classes=dataset.num_classes,
+        image_shape=dataset.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        precision=settings.precision,
+    )
+
+
+def facts(run: Run, command: str, **own: str) -> dict[str, str]:
+    """Return where results come from.
+
+    Args:
+        run: what was done.
+        command: what did it.
+        **own: what else a reader has to know, by name.
+
+    Returns:
+        Text by name: command, commit and device, what is given, and versions.
+    """
+    device = jax.devices()[0]
+    return {
+        "Command": command,
+        "Commit": workdir.commit(),
+        "Device": f"{run.mesh.size} x {device.device_kind} ({device.platform})",
+        **own,
+        "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",
+    }
+
+
+def config_of(asked: RunSettings, settings: Resolved) -> dict[str, Any]:
+    """Return what `config.json` holds: what was decided, and what a script asks besides."""
+    both = (workdir.plain(dataclasses.asdict(x)) for x in (asked, settings))
+    own, decided = both
+    return {**own, **decided}
+
+
+def _checked_networks(settings: Resolved, dataset: data.Dataset) -> Network | None:
+    """Read the teacher that is given, if one is; raise a ValueError where networks do not fit."""
+    student, teacher = (spec_of(settings, dataset, x) for x in (settings.student, settings.teacher))
+    networks.check_patches("--student", student)
+    networks.check_patches("--teacher", teacher)
+    given = None
+    if settings.teacher.checkpoint is not None:
+        given = networks.load_teacher(settings.teacher, teacher)
+        teacher = given.spec
+    if settings.rematerialise:
+        trained = {"--student": student} | ({} if given else {"--teacher": teacher})
+        networks.check_blocks(trained)
+    methods.check(settings.method, student, teacher)
+    return given
+
+
+def _run(settings: Resolved, mesh: Mesh, stop_fn: Callable[[], bool]) -> Run:
+    return Run(
+        workdir=settings.workdir,
+        mesh=mesh,
+        log=workdir.MetricsLog(settings.workdir / "metrics.jsonl", writes=distributed.is_leader()),
+        stop_fn=stop_fn,
+        log_every=settings.log_every,
+        eval_every=settings.eval_every,
+        checkpoint_every=settings.checkpoint_every,
+        keep_last=settings.keep_last,
+        keep_best=settings.keep_best,
+        profile=settings.profile,
+        workers=settings.data.workers,
+        steps_per_call=settings.steps_per_call,
+    )
+
+
+def _claim(directory: Path, asked: RunSettings, settings: Resolved) -> bool:
+    """Let process 0 claim the work directory, and the others see that it is the same for them.
+
+    Returns:
+        Whether a run is resumed.
+    """
+    resumed, path = False, directory / "config.json"
+    if distributed.is_leader():
+        directory.mkdir(parents=True, exist_ok=True)
+        requested = workdir.plain(dataclasses.asdict(asked))
+        config = config_of(asked, settings)
+        otherwise = "a run with other settings"
+        resumed = workdir.claim(path, config, otherwise=otherwise, requested=requested)
+    distributed.exchange("claim", "done")
+    if not path.exists():
+        raise ValueError(
+            f"--workdir {directory} must be on a file system that all processes share: process "
+            f"{jax.process_index()} does not see what process 0 has written there"
+        )
+    return resumed
+
+
+def _mesh(settings: Resolved) -> Mesh:
+    """Arrange the devices as the flags say."""
+    sizes = {"data": settings.mesh.data, "fsdp": settings.mesh.fsdp, "tensor": settings.mesh.tensor}
+    try:
+        return sharding.make_mesh(**sizes)
+    except ValueError as error:
+        flags = ", ".join(f"--mesh.{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"{flags}: {str(error).removeprefix('make_mesh: ')}") from error
+
+
+def _check_examples(settings: Resolved, dataset: data.Dataset) -> None:
+    """Raise a ValueError where settings and data do not fit together."""
+    asked, present = settings.data.student_examples, len(dataset.train.label)
+    if asked > present:
+        raise ValueError(
+            f"--data.student-examples is {asked}, but there are {present} training examples"
+        )
+    lazy = data.is_lazy(dataset.train._asdict())
+    if lazy and (settings.steps_per_call or 1) > 1:
+        raise ValueError(
+            f"--steps-per-call {settings.steps_per_call}: examples that stream are on no device"
+        )
+    if "resized-crop" in {*settings.augment, *settings.teacher.augment} and not lazy:
+        raise ValueError("--augment resized-crop needs --data.streaming: it crops what is read")
+
+
+def _check_batches(settings: Resolved, mesh: Mesh) -> None:
+    """Raise a ValueError where the batch does not divide over the devices."""
+    parts = settings.num_micro_batches
+    try:
+        sharding.check_batch_size(settings.batch_size, mesh, num_micro_batches=parts)
+    except ValueError as error:
+        raise ValueError(f"--batch-size: {error}") from error
+
+
+def _describe(settings: Resolved, dataset: data.Dataset, run: Run) -> None:
+    device, processes = jax.devices()[0], jax.process_count()
+    where = f" in {processes} processes" if processes > 1 else ""
+    say(
+        f"{dataset.name}: {len(dataset.train.label)} training, {len(dataset.validation.label)} "
+        f"validation, {len(dataset.test.label)} test images {dataset.image_shape}, "
+        f"{dataset.num_classes} classes; students see {settings.data.student_examples}"
+    )
+    what = f"{run.mesh.size} x {device.device_kind} ({device.platform}){where}"
+    say(f"{what}, writing to {run.workdir}")

@@ -1,0 +1,325 @@
+"""From the command line to settings, and from a user's mistake to one line on the error stream."""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import functools
+import os
+import shlex
+import sys
+import time
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+from kdjax._extras import MissingPackage
+
+SettingsT = TypeVar("SettingsT")
+
+
+class Limit(NamedTuple):
+    """What a value must be: in words, and as a function of a value that is not None."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def flag(default: Any, about: str, limit: Limit | None = None, *, alias: str = "") -> Any:
+    """Declare a field of a settings dataclass that is a flag.
+
+    Args:
+        default: its value where the flag is not given.
+        about: its line of help.
+        limit: what it must be; of a tuple, every entry.
+        alias: another name of the flag.
+
+    Returns:
+        A dataclass field.
+    """
+    metadata = {"about": about, "limit": limit, "alias": alias}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def group(settings_type: type[SettingsT]) -> SettingsT:
+    """Declare a field that is a group of flags: those of another dataclass, after a dot."""
+    return dataclasses.field(default_factory=settings_type)
+
+
+def parse(
+    settings_type: type[SettingsT], program: str, description: str, args: Sequence[str] | None
+) -> SettingsT:
+    """Read settings from flags.
+
+    Args:
+        settings_type: a dataclass whose fields are made by `flag` and `group`.
+        program: the command, for the help page.
+        description: what the command does, a docstring; its first line is shown.
+        args: the flags; those of the process where None.
+
+    Returns:
+        The settings.
+
+    Raises:
+        SystemExit: with status 0 after `--help`, with 2 and one line after a wrong flag.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    parser = _Parser(
+        prog=program,
+        usage=f"{program} [--FLAG VALUE ...]",
+        description=description.strip().split("\n", 1)[0],
+        allow_abbrev=False,
+        add_help=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=_Formatter,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="Show this page.")
+    _declare(parser, settings_type, "")
+    given, unknown = parser.parse_known_args([_dashed(arg) for arg in args])
+    if hasattr(given, "help"):
+        _show(parser.format_help())
+    if unknown:
+        meant = _meant(settings_type, unknown)
+        parser.error(f"Unrecognized options: {', '.join(unknown)}{meant}")
+    return _build(settings_type, vars(given), "")
+
+
+def read(
+    settings_type: type[SettingsT],
+    program: str,
+    description: str,
+    args: Sequence[str] | None,
+    *,
+    workdir_fn: Callable[[SettingsT], Path] | None = None,
+) -> tuple[SettingsT, str]:
+    """Read the settings of a script that leaves a work directory behind.
+
+    Args:
+        settings_type: as for `parse`, with a field `workdir`.
+        program: what was run, such as "python -m experiments.distill".
+        description: what it does.
+        args: the flags; those of the process where None.
+        workdir_fn: names a folder where none was asked for.
+
+    Returns:
+        The settings, and the command that goes on with the same work directory.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    settings: Any = parse(settings_type, program, description, args)
+    if settings.workdir is None and workdir_fn is not None:
+        workdir = workdir_fn(settings)
+        settings = dataclasses.replace(settings, workdir=workdir)
+        args = [*args, "--workdir", str(workdir)]
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    return settings, f"{program} {shlex.join(args)}".strip()
+
+
+def new_folder(kind: str, name: str) -> Path:
+    """Return where a run is kept whose user has not said: a folder of this second in runs/."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{kind}{name.replace('/', '-')}-{stamp}"
+
+
+def check(settings: Any, prefix: str = "--") -> None:
+    """Raise a ValueError that names the flag of the first setting outside its limit."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        name = prefix + field.name.replace("_", "-")
+        limit = field.metadata.get("limit")
+        if dataclasses.is_dataclass(value):
+            check(value, name + ".")
+        elif limit and value is not None:
+            values = value if isinstance(value, tuple) else (value,)
+            require(all(map(limit.holds, values)), name, limit.expected, value)
+
+
+def names(settings_type: type[Any], prefix: str = "") -> list[str]:
+    """Return the names of all flags of a settings dataclass, such as "--data.name"."""
+    found = []
+    for _, hint, name in _fields(settings_type, prefix):
+        found += names(hint, name + ".") if _is_group(hint) else [f"--{name}"]
+    return found
+
+
+def require(condition: bool, name: str, expected: str, got: object) -> None:
+    """Raise a ValueError that names the flag unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{name} must be {expected}, got {got}")
+
+
+def fail(message: str, *, status: int = 2) -> NoReturn:
+    """Print one line on the error stream and leave.
+
+    Args:
+        message: what went wrong and what to do.
+        status: the exit status, 2 for a mistake of the user.
+
+    Raises:
+        SystemExit: always.
+    """
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status)
+
+
+@contextlib.contextmanager
+def plain_errors(*, resume_with: str) -> Iterator[None]:
+    """Turn what a user can cause (a wrong value, a missing file, a full disk, Ctrl-C) into a line.
+
+    Args:
+        resume_with: the command that goes on after an interruption.
+
+    Raises:
+        SystemExit: with 2 for a mistake, 1 for a training that diverged, 130 after an interruption.
+    """
+    try:
+        yield
+    except (ValueError, OSError, MissingPackage) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail(f"interrupted; go on with: {resume_with}", status=130)
+    except Exception as error:
+        # Here and not above: flags are parsed before the seconds that this import takes.
+        from kdjax import loop
+
+        if isinstance(error, loop.NonFiniteLoss):
+            fail(f"{error}; the checkpoints before it are kept", status=1)
+        if isinstance(error, loop.Stopped):
+            fail(f"{error}, saved; go on with: {resume_with}", status=130)
+        raise
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message} (see {self.prog} --help)")
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Keeps the lines of a help text apart."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        lines = (super(_Formatter, self)._split_lines(line, width) for line in text.split("\n"))
+        return [part for parts in lines for part in parts]
+
+
+def _dashed(arg: str) -> str:
+    """Take `--soft_weight=1` for `--soft-weight=1`."""
+    name, equals, value = arg.partition("=")
+    return name.replace("_", "-") + equals + value if arg.startswith("--") else arg
+
+
+def _declare(parser: Any, settings_type: type[Any], prefix: str) -> None:
+    """Add a dataclass's flags to a parser, those of its groups under a heading of their own."""
+    inner = []
+    for field, hint, name in _fields(settings_type, prefix):
+        if _is_group(hint):
+            inner.append((name, hint))
+        else:
+            _add(parser, name, hint, field)
+    for name, hint in inner:
+        about = (hint.__doc__ or "").split("\n", 1)[0]
+        _declare(parser.add_argument_group(name, about), hint, name + ".")
+
+
+def _is_group(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint)
+
+
+def _fields(settings_type: type[Any], prefix: str) -> Iterator[tuple[Any, Any, str]]:
+    """Yield the fields of a dataclass with their types and the names of their flags."""
+    hints = typing.get_type_hints(settings_type)
+    for field in dataclasses.fields(settings_type):
+        yield field, hints[field.name], prefix + field.name.replace("_", "-")
+
+
+def _add(parser: Any, name: str, hint: Any, field: "dataclasses.Field[Any]") -> None:
+    about = field.metadata["about"].replace("%", "%%")
+    names = [f"--{name}", *filter(None, [field.metadata["alias"]])]
+    if hint is bool:
+        head, dot, last = name.rpartition(".")
+        parser.add_argument(*names, dest=name, action="store_true", help=about)
+        off = f"--{head}{dot}no-{last}"
+        parser.add_argument(off, dest=name, action="store_false", help=argparse.SUPPRESS)
+        return
+    optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kind = next(x for x in typing.get_args(hint) if x is not type(None)) if optional else hint
+    several = typing.get_origin(kind) is tuple
+    kind = typing.get_args(kind)[0] if several else kind
+    if field.default is not None and field.default != ():
+        default: Any = field.default
+        shown = " ".join(map(str, default)) if several else default
+        about += f" (default: {shown})".replace("%", "%%")
+    parser.add_argument(
+        *names,
+        dest=name,
+        type=functools.partial(_value, kind, optional),
+        nargs="*" if several else None,
+        metavar=_metavar(kind),
+        help=about,
+    )
+
+
+def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return "{" + ",".join(typing.get_args(kind)) + "}"
+    known = {bool: "{True,False}", str: "TEXT"}
+    return known[kind] if kind in known else str(kind.__name__).upper()
+
+
+def _value(kind: Any, optional: bool, text: str) -> Any:
+    """Turn a word of the command line into a value; "None" stands for the default."""
+    if optional and text == "None":
+        return None
+    choices = ("True", "False") if kind is bool else typing.get_args(kind)
+    if choices:
+        if text not in choices:
+            near = difflib.get_close_matches(text, choices, n=3)
+            listed = ", ".join(near or choices)
+            told = "did you mean" if near else "choose from"
+            raise argparse.ArgumentTypeError(f"invalid choice {text!r}, {told} {listed}")
+        return text == "True" if kind is bool else text
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = {int: "a whole number", float: "a number"}[kind]
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+
+
+def _build(settings_type: type[SettingsT], given: dict[str, Any], prefix: str) -> SettingsT:
+    values: dict[str, Any] = {}
+    for field, hint, name in _fields(settings_type, prefix):
+        if _is_group(hint):
+            values[field.name] = _build(hint, given, name + ".")
+        elif name in given:
+            value = given[name]
+            values[field.name] = _several(value) if isinstance(value, list) else value
+    return settings_type(**values)
+
+
+def _several(values: list[Any]) -> tuple[Any, ...] | None:
+    return None if values == [None] else tuple(values)
+
+
+def _meant(settings_type: type[Any], unknown: Sequence[str]) -> str:
+    """Name the flags that were probably meant."""
+    known = names(settings_type)
+    flags = [arg.partition("=")[0] for arg in unknown if arg.startswith("--")]
+    near = [match for name in flags for match in difflib.get_close_matches(name, known, n=1)]
+    return f"; perhaps you meant {', '.join(near)}" if near else ""
+
+
+def _show(page: str) -> NoReturn:
+    """Print the help page and leave, also where a reader such as `head` stops before its end."""
+    try:
+        print(page, end="", flush=True)
+    except BrokenPipeError:
+        # Python flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(0)

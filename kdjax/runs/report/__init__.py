@@ -1,0 +1,37 @@
+"""What a run leaves behind to be read: a table, plots, and one page that holds them all."""
+
+from kdjax._extras import needs
+
+with needs("train"):
+    import matplotlib as matplotlib
+
+from kdjax.runs.report._distillation import distillation_page, format_table
+from kdjax.runs.report._lines import Line, plot_dots, plot_lines
+from kdjax.runs.report._page import Page, Section, Table, Tile, format_rows, publish, write_page
+from kdjax.runs.report._plots import (
+    plot_curves,
+    plot_dark_knowledge,
+    plot_errors,
+    plot_instructive,
+    select_instructive,
+)
+
+__all__ = [
+    "Line",
+    "Page",
+    "Section",
+    "Table",
+    "Tile",
+    "distillation_page",
+    "format_rows",
+    "format_table",
+    "plot_curves",
+    "plot_dark_knowledge",
+    "plot_dots",
+    "plot_errors",
+    "plot_instructive",
+    "plot_lines",
+    "publish",
+    "select_instructive",
+    "write_page",
+]

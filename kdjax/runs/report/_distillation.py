@@ -1,0 +1,173 @@
+"""The table and the page of a distillation: a teacher, students of labels alone, and its own."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kdjax.runs.numbers import format_parts
+from kdjax.runs.report._curves import Row, curves, training_loss
+from kdjax.runs.report._page import Page, Section, Table, Tile
+
+Summary = Mapping[str, Mapping[str, Any]]
+
+PHASES = {
+    "teacher": "Teacher",
+    "scratch": "Student, labels alone",
+    "distilled": "Student, distilled",
+}
+_SHORT = {"teacher": "Teacher", "scratch": "Labels alone", "distilled": "Distilled"}
+
+
+class Column(NamedTuple):
+    """A column of the results: where it comes from, what it is called, how it is written."""
+
+    key: str
+    short: str
+    title: str
+    scale: float
+    digits: int
+
+
+COLUMNS = (
+    Column("test_errors", "test errors", "Test errors", 1, 1),
+    Column("accuracy", "accuracy %", "Accuracy (%)", 100, 2),
+    Column("nll", "NLL (nats)", "Negative log-likelihood (nats)", 1, 4),
+    Column("ece", "calib. error %", "Calibration error (%)", 100, 2),
+    Column("agreement", "agreement %", "Agreement with the teacher (%)", 100, 2),
+)
+
+
+def distillation_page(
+    title: str,
+    summary: Summary,
+    *,
+    rows: Sequence[Row] = (),
+    figures: Mapping[str, tuple[Figure, str]] = MappingProxyType({}),
+    notes: Mapping[str, str] = MappingProxyType({}),
+    facts: Mapping[str, str] = MappingProxyType({}),
+) -> Page:
+    """Compose the page of a distillation; its lede says what became of the test errors.
+
+    Args:
+        title: the page's heading.
+        summary: as `format_table` takes it.
+        rows: the lines of `metrics.jsonl`.
+        figures: figures with their captions by name, in the order of the page.
+        notes: what was chosen and why, as texts by heading.
+        facts: command, device, versions and the like.
+
+    Returns:
+        The page: tiles, table and figures, where the trainings ended, notes and facts.
+    """
+    sections = [Section("Results on the test set", [_results(summary)], figures)]
+    if rows:
+        sections.append(Section("Where the trainings ended", [_ends(rows)]))
+    if notes:
+        sections.append(Section("What was done", notes=list(notes.items())))
+    if facts:
+        sections.append(Section("How to have it again", facts=facts))
+    tiles = [_tile(phase, summary[phase]) for phase in _phases(summary)]
+    return Page(title, sections, _headline(summary), tiles)
+
+
+def format_table(summary: Summary) -> str:
+    """Format the results as plain text, at most 100 characters wide.
+
+    Args:
+        summary: for `teacher`, `scratch` and `distilled`: `num_params`, and lists with one entry
+            per seed of `test_errors`, `accuracy`, `nll` (nats), `ece` and `agreement`.
+
+    Returns:
+        A header, a line per network with mean ± sample standard deviation over seeds (the mean
+        alone where there is one), and a line that says so.
+    """
+    phases = _phases(summary)
+    width = max(map(len, phases))
+    columns = [
+        ["", *(phase.ljust(width) for phase in phases)],
+        ["parameters", *(f"{summary[phase]['num_params']:,}" for phase in phases)],
+    ]
+    for column in COLUMNS:
+        cells = [_cell(summary[phase][column.key], column) for phase in phases]
+        columns.append([column.short, *_aligned(cells)])
+    padded = [[cell.rjust(max(map(len, cells))) for cell in cells] for cells in columns]
+    header, *lines = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
+    return "\n".join([header, "-" * len(header), *lines, _deviation_note(summary)])
+
+
+def _results(summary: Summary) -> Table:
+    rows = [
+        [_SHORT[phase], f"{summary[phase]['num_params']:,}"]
+        + ["".join(_cell(summary[phase][column.key], column)) for column in COLUMNS]
+        for phase in _phases(summary)
+    ]
+    header = ["", "Parameters", *(column.title for column in COLUMNS)]
+    return Table(header, rows, note=_deviation_note(summary))
+
+
+def _ends(rows: Sequence[Row]) -> Table:
+    """Tabulate steps, last training loss and last validation accuracy: the curves in numbers."""
+    loss = training_loss(rows)
+    named = "Training loss (nats)" if loss == "loss" else "Training cross-entropy (nats)"
+    header = ["", "Seeds", "Steps", named, "Validation accuracy (%)"]
+    body = []
+    for phase, title in _SHORT.items():
+        train = curves(rows, phase, "train", loss).values()
+        validation = curves(rows, phase, "validation", "accuracy").values()
+        if train:
+            steps = max(steps[-1] for steps, _ in train)
+            losses = format_parts([values[-1] for _, values in train], 4, ",")
+            accuracies = format_parts([100 * values[-1] for _, values in validation], 2, ",")
+            numbers = str(len(train)), f"{steps:,}", "".join(losses), "".join(accuracies)
+            body.append([title, *numbers])
+    return Table(header, body)
+
+
+def _tile(phase: str, entry: Mapping[str, Any]) -> Tile:
+    accuracy = 100 * np.mean(entry["accuracy"])
+    details = f"test errors, {accuracy:.2f} % right", f"{entry['num_params']:,} parameters"
+    return Tile(phase, PHASES[phase], _count(float(np.mean(entry["test_errors"]))), details)
+
+
+def _deviation_note(summary: Summary) -> str:
+    most = max(len(summary[phase]["accuracy"]) for phase in _phases(summary))
+    if most == 1:
+        return "one seed each"
+    return f"mean ± sample standard deviation over {most} seeds; one seed where there is no ±"
+
+
+def _headline(summary: Summary) -> str:
+    scratch, distilled = (
+        float(np.mean(summary[phase]["test_errors"])) for phase in ("scratch", "distilled")
+    )
+    if scratch == distilled:
+        return f"Taught by the teacher or by labels alone: both make {_count(scratch)} test errors."
+    change, direction = abs(scratch - distilled), "fewer" if distilled < scratch else "more"
+    amount = f"{change / scratch:.0%}" if scratch else _count(change)
+    average = " on average" if len(summary["distilled"]["test_errors"]) > 1 else ""
+    return (
+        f"Taught by the teacher, the student makes {_count(distilled)} test errors{average}, "
+        f"{amount} {direction} than the same network taught by labels alone ({_count(scratch)})."
+    )
+
+
+def _count(value: float) -> str:
+    return f"{value:,.1f}".removesuffix(".0")
+
+
+def _phases(summary: Summary) -> list[str]:
+    return [phase for phase in PHASES if phase in summary]
+
+
+def _cell(values: Sequence[float], column: Column) -> tuple[str, str]:
+    digits = 0 if column.key == "test_errors" and len(values) == 1 else column.digits
+    return format_parts([column.scale * value for value in values], digits, ",")
+
+
+def _aligned(cells: Sequence[tuple[str, str]]) -> list[str]:
+    """Pad deviations to one width, so that means and signs stand below each other."""
+    width = max(len(deviation) for _, deviation in cells)
+    return [mean + sd[:3] + sd[3:].rjust(width - len(sd[:3])) for mean, sd in cells]

@@ -1,0 +1,231 @@
+"""One page that holds everything: no scripts, no requests, light and dark."""
+
+import base64
+import dataclasses
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from kdjax.runs import workdir
+from kdjax.runs.console import say
+from kdjax.runs.report._style import CSS, DARK
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{css}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of text under column names; the first cell of a row is its heading."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of a page, in the order of its fields; what is empty is left out."""
+
+    heading: str = ""
+    tables: Sequence[Table] = ()
+    figures: Mapping[str, tuple[Figure | bytes, str]] = dataclasses.field(default_factory=dict)
+    """Figures, drawn or as the SVG of an earlier run, with captions, by the name of their file."""
+    notes: Sequence[str | tuple[str, str]] = ()
+    """Paragraphs, each alone or with a heading before it."""
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Command, device, versions and the like."""
+
+
+class Tile(NamedTuple):
+    """A number shown large: its color is that of a kind of training."""
+
+    kind: str
+    name: str
+    number: str
+    details: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What a run found: the lede says it in a sentence, tiles and sections in numbers."""
+
+    title: str
+    sections: Sequence[Section]
+    lede: str = ""
+    tiles: Sequence[Tile] = ()
+
+
+def publish(
+    directory: Path,
+    page: Page,
+    summary: Mapping[str, Any],
+    *,
+    summary_name: str = "summary.json",
+    text: str | None = None,
+) -> None:
+    """Write `report.html`, figures and, last of all, a summary; print what was found.
+
+    Args:
+        directory: an existing directory.
+        page: what was found.
+        summary: the same in numbers, for programs to read.
+        summary_name: its file.
+        text: what is printed; the first table by default.
+
+    Raises:
+        OSError: if a file cannot be written; each is replaced whole or not at all.
+    """
+    path = write_page(directory / "report.html", page)
+    workdir.write_json(directory / summary_name, summary)
+    table = page.sections[0].tables[0]
+    say(text or "\n" + format_rows([table.columns, *table.rows]))
+    say(f"\nreport: {path}")
+
+
+def write_page(path: Path, page: Page) -> Path:
+    """Write a page, and beside it the figures drawn for it as `<name>.png` and `<name>.svg`.
+
+    Args:
+        path: the file; its directory exists.
+        page: what is on it.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: if a file cannot be written; each is replaced whole or not at all.
+    """
+    body = [f'<p class="lede">{escape(page.lede)}</p>'] if page.lede else []
+    if page.tiles:
+        body.append(f'<ul class="tiles">{"".join(map(_tile, page.tiles))}</ul>')
+    for section in page.sections:
+        body += _section(section, path.parent)
+    text = _PAGE.format(title=escape(page.title), css=CSS, body="\n".join(body))
+    _replace(path, text.encode())
+    return path
+
+
+def format_rows(rows: Sequence[Sequence[str]]) -> str:
+    """Format rows of text as plain text, each column as wide as its widest cell.
+
+    Args:
+        rows: the names of the columns, then the cells, as many in every row.
+
+    Returns:
+        A line per row, columns two spaces apart.
+    """
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _section(section: Section, directory: Path) -> Iterator[str]:
+    if section.heading:
+        yield f"<h2>{escape(section.heading)}</h2>"
+    for table in section.tables:
+        yield from _table(table)
+    for name, (figure, caption) in section.figures.items():
+        yield _figure(directory / name, figure, caption)
+    for note in section.notes:
+        heading, text = ("", note) if isinstance(note, str) else note
+        yield (f"<h3>{escape(heading)}</h3>" if heading else "") + f"<p>{escape(text)}</p>"
+    if section.facts:
+        yield f"<dl>{''.join(map(_fact, section.facts.items()))}</dl>"
+
+
+def _table(table: Table) -> Iterator[str]:
+    if table.title:
+        yield f"<h3>{escape(table.title)}</h3>"
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
+    body = "".join(map(_row, table.rows))
+    yield _scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    if table.note:
+        yield f'<p class="note">{escape(table.note)}</p>'
+
+
+def _row(row: Sequence[str]) -> str:
+    cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+    return f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
+
+
+def _fact(fact: tuple[str, str]) -> str:
+    name, value = fact
+    return f"<dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd>"
+
+
+def _tile(tile: Tile) -> str:
+    return (
+        f'<li class="{tile.kind}"><span class="name">{escape(tile.name)}</span>'
+        f"<strong>{tile.number}</strong><span>{'<br>'.join(map(escape, tile.details))}</span></li>"
+    )
+
+
+def _scrolling(content: str) -> str:
+    return f'<div class="scroll">{content}</div>'
+
+
+def _figure(path: Path, figure: Figure | bytes, caption: str) -> str:
+    """Embed a figure; the label of one that is drawn says what it shows to those who do not see."""
+    svg, alt = (figure, caption) if isinstance(figure, bytes) else _saved(path, figure)
+    source = base64.b64encode(svg).decode()
+    image = f'<img src="data:image/svg+xml;base64,{source}" alt="{escape(alt or caption)}">'
+    return f"<figure>{_scrolling(image)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _saved(path: Path, figure: Figure) -> tuple[bytes, str]:
+    svg = _adaptive_svg(figure)
+    _replace(path.with_name(path.name + ".png"), _render(figure, "png", facecolor="white", dpi=160))
+    _replace(path.with_name(path.name + ".svg"), svg)
+    return svg, str(figure.get_label())
+
+
+def _adaptive_svg(figure: Figure) -> bytes:
+    """Draw a figure whose colors follow the reader's choice of light or dark."""
+    svg = _render(figure, "svg", facecolor="none", metadata={"Date": None, "Creator": None})
+    text = svg.decode()
+    light = "".join(f"--c{color[1:]}:{color};" for color in DARK)
+    dark = "".join(f"--c{color[1:]}:{other};" for color, other in DARK.items())
+    for color in DARK:
+        text = text.replace(color, f"var(--c{color[1:]})")
+    style = f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
+    head, defs, rest = text.partition("<defs>")
+    return f"{head}<style>{style}</style>{defs}{rest}".encode()
+
+
+def _render(figure: Figure, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "kdjax"}):
+        figure.savefig(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

@@ -1,0 +1,272 @@
+"""Who teaches whom, and how: the teacher of a run, and its students by any method."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from kdjax import data, distributed, models, sharding, step, teachers, terms
+from kdjax.models import Network, NetworkSpec
+from kdjax.objective import combine
+from kdjax.runs import methods, recipes, training
+from kdjax.runs.console import say
+from kdjax.runs.experiment import Experiment, spec_of
+from kdjax.runs.settings import Augmentation, NetworkSettings
+from kdjax.runs.training import Arrays, Run, Training
+from kdjax.types import Model, Objective, Teacher
+
+
+class TeacherResult(NamedTuple):
+    """A trained network that can teach, and its answers to what networks are compared on."""
+
+    network: Network
+    validation: Arrays
+    test: Arrays
+
+
+class Lesson(NamedTuple):
+    """What is minimized, on which examples, and where the teacher's answers come from."""
+
+    objective: Objective
+    teacher: Teacher
+    examples: Arrays
+
+
+def obtain_teacher(experiment: Experiment) -> TeacherResult:
+    """Read the teacher that the settings name, or train one on all training examples."""
+    settings, dataset, run = experiment.settings, experiment.dataset, experiment.run
+    spec = spec_of(settings, dataset, settings.teacher)
+    if experiment.given_teacher is not None:
+        variables = experiment.given_teacher.variables
+        on_mesh = sharding.put(variables, run.layout_fn(variables))
+        network = experiment.given_teacher._replace(variables=on_mesh)
+        say(f"teacher        read from {settings.teacher.checkpoint}")
+    else:
+        plan = plan_network(
+            experiment,
+            "teacher",
+            spec,
+            models.build(spec),
+            settings.teacher,
+            from_labels(dataset.train._asdict()),
+            epochs=settings.teacher.epochs,
+            augment=settings.teacher.augment,
+            learning_rate=settings.teacher.learning_rate,
+        )
+        network = plan.network(training.train(run, plan, settings.seed))
+    models.save_network(run.workdir / "teacher", network.spec, network.variables)
+    return answered(experiment, network)
+
+
+def answered(experiment: Experiment, network: Network) -> TeacherResult:
+    """Put a network's answers beside the examples that networks are compared on: it can teach."""
+    run, dataset = experiment.run, experiment.dataset
+    splits = (dataset.validation._asdict(), dataset.test._asdict())
+    return TeacherResult(network, *(with_logits(run, network, split) for split in splits))
+
+
+def from_labels(examples: Arrays) -> Lesson:
+    """Return the lesson without a teacher."""
+    return Lesson(labels_only(), teachers.absent(), examples)
+
+
+def labels_only() -> Objective:
+    """Make the objective of training from labels alone."""
+    return combine({"hard": terms.cross_entropy()}, {"hard": 1.0})
+
+
+def plan_scratch(experiment: Experiment, examples: Arrays) -> Training:
+    """Return how the student of the settings is trained from labels alone."""
+    spec = student_spec(experiment)
+    return _plan_student(experiment, "scratch", spec, models.build(spec), from_labels(examples))
+
+
+def plan_method(
+    experiment: Experiment,
+    teacher: TeacherResult,
+    method: str,
+    examples: Arrays,
+    *,
+    phase: str,
+    scale: float = 1.0,
+) -> Training:
+    """Return how a method trains the student of the settings.
+
+    Where views do not change from step to step and the method needs logits alone, the teacher
+    answers once and its logits are kept.
+
+    Args:
+        experiment: data and settings.
+        teacher: who teaches.
+        method: its name, or several joined by "+".
+        examples: what the student sees; the teacher's answers to it where it has some.
+        phase: what the training is called.
+        scale: what the weights of the method's terms are multiplied by.
+
+    Returns:
+        The training, whose step is compiled at its first use.
+    """
+    settings, network = experiment.settings, _teaching(experiment, teacher.network)
+    # On the host: methods make constants of them, which all processes need whole.
+    params = distributed.gathered(teacher.network.variables.params)
+    spec = student_spec(experiment)
+    setup = methods.Setup(
+        student=models.build(spec).paths,
+        teacher=network.model.paths,
+        teacher_params=params,
+        num_examples=len(examples["label"]),
+        num_steps=_num_steps(experiment, settings.epochs, examples),
+        temperature=settings.temperature,
+        soft_weight=settings.soft_weight,
+    )
+    objective = methods.objective_of(method, setup, scale=scale)
+    if methods.looks_at_features(method):
+        watched = models.build(network.spec, features=network.model.paths.all)
+        source = teachers.frozen(watched, network.variables)
+        spec = methods.student_of(method, spec, setup)
+        classifier = params.get(network.model.paths.head)
+        model = models.build(spec, features=setup.student.all, classifier=classifier)
+    else:
+        examples = with_answers(experiment, teacher, examples)
+        stored = "teacher_logits" in examples
+        source = teachers.stored() if stored else teachers.frozen(network.model, network.variables)
+        model = models.build(spec)
+    return _plan_student(experiment, phase, spec, model, Lesson(objective, source, examples))
+
+
+def plan_network(
+    experiment: Experiment,
+    phase: str,
+    spec: NetworkSpec,
+    model: Model,
+    network: NetworkSettings,
+    lesson: Lesson,
+    *,
+    epochs: int,
+    augment: tuple[Augmentation, ...],
+    learning_rate: float | None = None,
+) -> Training:
+    """Return how one network is trained, at a rate of its own or that of the settings.
+
+    The step is compiled at its first use.
+    """
+    settings, layout_fn = experiment.settings, experiment.run.layout_fn
+    examples = lesson.examples
+    num_steps = _num_steps(experiment, epochs, examples)
+    rate = learning_rate or settings.optimizer.learning_rate
+    optimizer = recipes.make_optimizer(
+        dataclasses.replace(settings.optimizer, learning_rate=rate),
+        batch_size=settings.batch_size,
+        num_steps=num_steps,
+        norm_limit=network.max_norm,
+    )
+    view_fn = recipes.make_views(
+        augment, crop_padding=settings.crop_padding, jitter_pixels=settings.jitter_pixels
+    )
+    if "resized-crop" in augment:
+        examples = {**examples, "image": examples["image"].cropped(data.random_crop)}
+    model = models.rematerialized(model) if settings.rematerialise else model
+    train_step = step.make_train_step(
+        model,
+        lesson.objective,
+        optimizer,
+        num_micro_batches=settings.num_micro_batches,
+        skip_nonfinite=settings.on_nonfinite == "skip",
+        layout_fn=layout_fn,
+    )
+    validation = experiment.dataset.validation._asdict()
+    return Training(
+        phase=phase,
+        spec=spec,
+        model=model,
+        objective=lesson.objective,
+        optimizer=optimizer,
+        teacher=lesson.teacher,
+        step_fn=lambda setting, teacher: step.with_teacher(train_step, teacher, view_fn=view_fn),
+        examples=examples,
+        batch_size=settings.batch_size,
+        num_steps=num_steps,
+        eval_step=step.make_eval_step(model, layout_fn=layout_fn),
+        watched={"validation": validation} if len(validation["label"]) else {},
+    )
+
+
+def student_spec(experiment: Experiment) -> NetworkSpec:
+    """Describe the student of the settings."""
+    return spec_of(experiment.settings, experiment.dataset, experiment.settings.student)
+
+
+def student_examples(experiment: Experiment) -> Arrays:
+    """Pick the training examples that students see, balanced over the classes."""
+    train, count = experiment.dataset.train, experiment.settings.data.student_examples
+    if count < len(train.label):
+        train = data.take(train, balanced_subset(np.asarray(train.label), count))
+    return train._asdict()
+
+
+def balanced_subset(labels: np.ndarray, num_examples: int) -> np.ndarray:
+    """Pick examples evenly over the classes: the first of every class, the second of every, ...
+
+    Args:
+        labels: integer classes, [examples].
+        num_examples: how many to pick.
+
+    Returns:
+        Sorted indices, [num_examples].
+    """
+    by_class = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[by_class], labels[by_class], side="left")
+    rank = np.empty(len(labels), np.int64)
+    rank[by_class] = np.arange(len(labels)) - starts
+    return np.sort(np.argsort(rank, kind="stable")[:num_examples])
+
+
+def with_answers(experiment: Experiment, teacher: TeacherResult, examples: Arrays) -> Arrays:
+    """Put the teacher's logits beside examples in memory whose views stay the same."""
+    views = recipes.make_views(experiment.settings.augment, crop_padding=1, jitter_pixels=1)
+    if views is not None or data.is_lazy(examples):
+        return examples
+    return with_logits(experiment.run, _teaching(experiment, teacher.network), examples)
+
+
+def with_logits(run: Run, network: Network, examples: Arrays) -> Arrays:
+    """Put a network's logits beside examples that have none yet."""
+    if "teacher_logits" in examples or not len(examples["label"]):
+        return examples
+    logits = training.predict(run, network.model, network.variables, examples)
+    return {**examples, "teacher_logits": logits}
+
+
+def _plan_student(
+    experiment: Experiment, phase: str, spec: NetworkSpec, model: Model, lesson: Lesson
+) -> Training:
+    settings = experiment.settings
+    return plan_network(
+        experiment,
+        phase,
+        spec,
+        model,
+        settings.student,
+        lesson,
+        epochs=settings.epochs,
+        augment=settings.augment,
+    )
+
+
+def _teaching(experiment: Experiment, network: Network) -> Network:
+    """Return the teacher in the precision and on the devices that it has while it teaches."""
+    settings, mesh = experiment.settings, experiment.run.mesh
+    precision = settings.teacher.precision or network.spec.precision
+    spec = dataclasses.replace(network.spec, precision=precision)
+    axes = dict(sharding.LOGICAL_AXES)
+    if settings.mesh.split_teacher:
+        axes["fsdp"] = sharding.BATCH_AXES
+    variables = sharding.place(
+        network.variables, mesh, sharding.NETWORK_RULES, axes=axes, dtype=settings.teacher.precision
+    )
+    return Network(spec, models.build(spec), variables)
+
+
+def _num_steps(experiment: Experiment, epochs: int, examples: Arrays) -> int:
+    return math.ceil(epochs * len(examples["label"]) / experiment.settings.batch_size)

@@ -1,0 +1,88 @@
+"""Networks by name: built, saved, read back; names that have changed go on working."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from kdjax import checkpoint, models
+from kdjax.models import NetworkSpec
+from kdjax.types import Variables
+
+SPEC = NetworkSpec("mlp", (6,), 5, (4, 4, 1), (0.5,), (0.25,), dropout=0.1)
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1)).astype(np.uint8)
+
+
+def answer(network):
+    return network.model.apply(*network.variables, IMAGES, train=False)[0].logits
+
+
+def test_a_saved_network_comes_back(tmp_path):
+    model = models.build(SPEC)
+    network = models.Network(SPEC, model, model.init(jax.random.key(0), IMAGES))
+    models.save_network(tmp_path / "student", SPEC, network.variables)
+    back = models.load_network(str(tmp_path / "student"))
+    assert back.spec == SPEC
+    assert back.model.paths == model.paths
+    chex.assert_trees_all_equal(back.variables, network.variables)
+    np.testing.assert_array_equal(answer(back), answer(network))
+
+
+def test_folders_of_earlier_versions_are_read(tmp_path):
+    """Their records lack the fields that came later, and hold lists for tuples."""
+    model = models.build(dataclasses.replace(SPEC, dropout=0.0))
+    variables = model.init(jax.random.key(0), IMAGES)
+    fields = ("name", "widths", "num_classes", "image_shape", "mean", "std")
+    record = json.loads(json.dumps({name: getattr(SPEC, name) for name in fields}))
+    checkpoint.save_variables(tmp_path, variables, record)
+    network = models.load_network(tmp_path)
+    assert network.spec == dataclasses.replace(SPEC, dropout=0.0)
+    np.testing.assert_array_equal(
+        answer(network), model.apply(*variables, IMAGES, train=False)[0].logits
+    )
+
+
+def test_folders_of_other_things_are_refused(tmp_path):
+    checkpoint.save_variables(tmp_path / "a", Variables({}, {}), {"seconds": 3.0})
+    with pytest.raises(ValueError, match="holds no network of a work directory"):
+        models.load_network(tmp_path / "a")
+    with pytest.raises(FileNotFoundError):
+        models.load_network(tmp_path / "b")
+
+
+def test_unknown_names_are_explained():
+    with pytest.raises(ValueError, match="build: there is no network 'lenet', only mlp, resnet8"):
+        models.build(dataclasses.replace(SPEC, name="lenet"))
+
+
+def test_the_names_of_networks_are_public_functions():
+    from kdjax.models import _build
+
+    for name, make_fn in _build.NETWORKS.items():
+        assert getattr(models, name) is make_fn
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("rematerialised", "rematerialized"), ("normalisation_of", "normalization_of")],
+)
+def test_old_names_work_and_name_the_new_ones(old, new):
+    with pytest.warns(DeprecationWarning, match=f"kdjax.models.{old} is now kdjax.models.{new}"):
+        assert getattr(models, old) is getattr(models, new)
+
+
+def test_experiments_networks_still_loads_networks():
+    from experiments import networks
+
+    with pytest.warns(DeprecationWarning, match=r"is now kdjax\.models\.load_network"):
+        assert networks.load_network is models.load_network
+
+
+def test_names_that_never_were_are_no_attributes():
+    from experiments import networks
+
+    assert not hasattr(models, "nothing")
+    assert not hasattr(networks, "nothing")
