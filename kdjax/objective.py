@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from kdjax import metrics as measures
 from kdjax.types import Array, Metrics, Objective, PyTree, Term, TermInputs, Variables
 
+__all__ = ["Weight", "combine"]
+
 Weight = float | Array | Callable[[Array], Array]
 """A number, or a schedule of the step as optax makes them."""
 

@@ -13,9 +13,10 @@ from experiments.hinton2015.study import Recipe, Study
 from kdjax import checkpoint, many, models, step, teachers, terms
 from kdjax.models import NetworkSpec
 from kdjax.objective import combine
-from kdjax.runs import recipes, teaching, training, workdir
+from kdjax.runs import evaluation, recipes, teaching, training, workdir
+from kdjax.runs.evaluation import Arrays, Run
 from kdjax.runs.settings import OptimizerSettings
-from kdjax.runs.training import Arrays, Run, Training
+from kdjax.runs.training import Training
 from kdjax.types import Array, Model, Objective, PyTree, Teacher, Variables
 
 EVAL_BATCH_SIZE = 1000
@@ -182,7 +183,7 @@ def claim(directory: Any, asked: Mapping[str, Any]) -> None:
 def predict(run: Run, model: Model, variables: Variables, images: np.ndarray) -> np.ndarray:
     """Compute one network's logits for all images, [images, num_classes]."""
     arrays = {"image": images, "label": np.zeros(len(images), np.int32)}
-    return training.predict(run, model, variables, arrays, batch_size=EVAL_BATCH_SIZE)
+    return evaluation.predict(run, model, variables, arrays, batch_size=EVAL_BATCH_SIZE)
 
 
 def errors(logits: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:

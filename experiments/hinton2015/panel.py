@@ -15,7 +15,8 @@ from experiments.hinton2015.study import PanelRecipe, Study
 from kdjax import checkpoint, models, specialists, step, teachers
 from kdjax.models import Network, NetworkSpec
 from kdjax.runs import recipes, teaching, training
-from kdjax.runs.training import Run, Training
+from kdjax.runs.evaluation import Run
+from kdjax.runs.training import Training
 from kdjax.types import PyTree, Teacher, Variables
 
 

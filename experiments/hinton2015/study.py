@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from kdjax.data import Examples
+    from kdjax.runs.evaluation import Run
     from kdjax.runs.report import Section, Table
-    from kdjax.runs.training import Run
 
 
 T = TypeVar("T")

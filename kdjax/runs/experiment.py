@@ -16,9 +16,10 @@ from kdjax.loop import stop_on_signals
 from kdjax.models import Network, NetworkSpec
 from kdjax.runs import methods, networks, workdir
 from kdjax.runs.console import say
+from kdjax.runs.evaluation import Run
 from kdjax.runs.report import format_table
-from kdjax.runs.settings import NetworkSettings, Resolved, RunSettings, resolve
-from kdjax.runs.training import Run
+from kdjax.runs.resolved import Resolved, resolve
+from kdjax.runs.settings import NetworkSettings, RunSettings
 
 
 @dataclasses.dataclass(frozen=True)
