@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from kdjax._version import __version__
 
 # Type checkers read these lines; Python reads `__getattr__`, and loads what is named alone.
 if TYPE_CHECKING:
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from kdjax import distributed as distributed
     from kdjax import loop as loop
     from kdjax import losses as losses
+    from kdjax import many as many
     from kdjax import metrics as metrics
     from kdjax import models as models
     from kdjax import objective as objective
     from kdjax import online as online
-    from kdjax import report as report
+    from kdjax import optimizers as optimizers
     from kdjax import resident as resident
     from kdjax import runs as runs
-    from kdjax import scans as scans
     from kdjax import sharding as sharding
     from kdjax import specialists as specialists
     from kdjax import step as step
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from kdjax import teachers as teachers
     from kdjax import terms as terms
     from kdjax import testing as testing
-    from kdjax import transforms as transforms
     from kdjax import types as types
 
 __all__ = [
@@ -39,14 +38,14 @@ __all__ = [
     "distributed",
     "loop",
     "losses",
+    "many",
     "metrics",
     "models",
     "objective",
     "online",
-    "report",
+    "optimizers",
     "resident",
     "runs",
-    "scans",
     "sharding",
     "specialists",
     "step",
@@ -54,7 +53,6 @@ __all__ = [
     "teachers",
     "terms",
     "testing",
-    "transforms",
     "types",
 ]
 

@@ -20,6 +20,7 @@ NEW_NAMES = {
     "kdjax.sweep.member": "kdjax.many.member",
     "kdjax.sweep.scan_steps": "kdjax.many.scan_steps",
     "kdjax.sweep.stack": "kdjax.many.stack",
+    "kdjax.data.centre_crop": "kdjax.data.center_crop",
 }
 
 

@@ -97,7 +97,7 @@ def fit(
         Stopped: if `stop_fn` said so.
         ValueError: if there are too few batches.
     """
-    step, calls = int(state.step), _Calls(train_step, batches, num_steps, steps_per_call)
+    step, calls = _step_of(state), _Calls(train_step, batches, num_steps, steps_per_call)
 
     def log(step: int, _: TrainState) -> None:
         window = calls.window()
@@ -248,6 +248,11 @@ def _one_late(values: Iterable[T]) -> Iterator[T]:
         if len(held) > 1:
             yield held.pop(0)
     yield from held
+
+
+def _step_of(state: TrainState) -> int:
+    """Return the step that a state is at; members of a stack are at the same."""
+    return int(np.max(state.step))
 
 
 class _Due(NamedTuple):

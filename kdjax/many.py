@@ -3,7 +3,7 @@
 Three programs, from one ordinary step `(state, batch) -> (state, metrics)`:
 
 - `make_sweep_step` trains many members at once, over states that `stack` has put together and
-  `member` takes apart; `scan_steps` lets each call of it take several steps;
+  `member` takes apart; `scan_steps` and `take_steps` let each call of it take several steps;
 - `with_examples` and `several` take many steps of one training, on a set that the devices hold
   (`has_room` says whether they can): `kdjax.loop.fit` calls them with its `steps_per_call`;
 - `scan` is `jax.lax.scan` for what both repeat, without a loop where XLA's loops are slow
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core.primitives import conv_general_dilated_p
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
@@ -32,6 +33,7 @@ __all__ = [
     "scan_steps",
     "several",
     "stack",
+    "take_steps",
     "with_examples",
 ]
 
@@ -228,7 +230,7 @@ def has_convolutions(program: Jaxpr | ClosedJaxpr) -> bool:
     """
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     return any(
-        equation.primitive is jax.lax.conv_general_dilated_p
+        equation.primitive is conv_general_dilated_p
         or any(map(has_convolutions, _programs_in(equation.params)))
         for equation in jaxpr.eqns
     )
@@ -255,10 +257,22 @@ def _in_turn(step: AnyStep, axes: tuple[int | None, ...]) -> AnyStep:
     return mapped
 
 
-@functools.partial(jax.jit, donate_argnums=1)
-def _several(
+def take_steps(
     step: Step, state: TrainState, batches: PyTree, count: Array
 ) -> tuple[TrainState, Metrics]:
+    """Take several steps, one after the other, inside a program: what `several` compiles.
+
+    Args:
+        step: `(state, batch) -> (state, metrics)`.
+        state: where to start.
+        batches: arrays [most, ...], of which the first `count` are used.
+        count: how many steps.
+
+    Returns:
+        The last state, and the metrics with a leading axis [most], zero behind the steps that were
+        taken.
+    """
+
     def at(index: Array | int) -> PyTree:
         return jax.tree.map(lambda x: x[index], batches)
 
@@ -271,6 +285,9 @@ def _several(
     none: Metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), metrics)
     state, metrics = jax.lax.fori_loop(0, count, body, (state, none))
     return state, metrics
+
+
+_several = jax.jit(take_steps, donate_argnums=1)
 
 
 @functools.cache

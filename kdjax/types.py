@@ -1,12 +1,35 @@
 """The types that flow through kdjax: networks, teachers and losses as pairs of pure functions."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
-from flax import struct
+from jax import Array
 
-Array = jax.Array
+__all__ = [
+    "Array",
+    "Batch",
+    "FeaturePaths",
+    "Metrics",
+    "Model",
+    "ModelApply",
+    "ModelInit",
+    "Objective",
+    "ObjectiveApply",
+    "OnlineTeacher",
+    "Outputs",
+    "PyTree",
+    "Teacher",
+    "TeacherApply",
+    "Term",
+    "TermApply",
+    "TermInit",
+    "TermInputs",
+    "TrainState",
+    "Variables",
+]
+
 PyTree = Any
 Batch = Mapping[str, Any]
 """Arrays by name (`image`, `label`, `index`, `mask`, `teacher_logits`), [batch, ...]."""
@@ -66,7 +89,7 @@ class FeaturePaths(NamedTuple):
 
     @property
     def all(self) -> tuple[str, ...]:
-        """All paths of features, each once."""
+        """Return all paths of features, each once."""
         named = (*self.stages, *self.preactivations, self.last_map, self.embedding)
         return tuple(dict.fromkeys(filter(None, named)))
 
@@ -146,7 +169,7 @@ class ObjectiveApply(Protocol):
 
 
 class Objective(NamedTuple):
-    """What training minimises: named terms, each with its weight, reduced to one number.
+    """What training minimizes: named terms, each with its weight, reduced to one number.
 
     `couples_batch` names the terms whose values depend on the other examples of the batch.
     """
@@ -156,7 +179,8 @@ class Objective(NamedTuple):
     couples_batch: tuple[str, ...] = ()
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
     """Everything that training changes, arrays only: donated, sharded and checkpointed as it is.
 
@@ -170,3 +194,7 @@ class TrainState:
     opt_state: PyTree
     key: Array
     teacher_state: PyTree = ()
+
+    def replace(self, **changes: Any) -> Self:
+        """Return the state with these fields changed."""
+        return dataclasses.replace(self, **changes)

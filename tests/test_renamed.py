@@ -27,6 +27,7 @@ def test_what_the_readme_and_the_guides_showed_is_in_the_table():
         "kdjax.resident.with_examples",
         "kdjax.resident.several",
         "kdjax.sharding.initialise",
+        "kdjax.data.centre_crop",
     }
     assert shown <= _renamed.NEW_NAMES.keys()
 

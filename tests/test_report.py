@@ -367,3 +367,33 @@ def test_all_but_the_summary_may_be_left_out(tmp_path):
     assert "Chosen" in text
     assert "by hand" in text
     assert "How to have it again" not in text
+
+
+def test_what_was_found_is_written_and_printed_once(tmp_path, capsys):
+    table = report.Table(("method", "test %"), [("kd", "97.1 ± 0.2"), ("scratch", "95.0")])
+    figure = report.plot_dots({"kd": [96.9, 97.3], "scratch": [95.0]}, xlabel="test accuracy (%)")
+    section = report.Section(
+        tables=[table],
+        figures={"dots": (figure, "A dot is a seed.")},
+        notes=["Plain.", ("Headed", "Text.")],
+        facts={"Command": "python"},
+    )
+    report.publish(tmp_path, report.Page("Ways", [section]), {"kd": 97.1}, summary_name="all.json")
+    page = Page((tmp_path / "report.html").read_text())
+    assert [line for line in page.text.splitlines() if line][-13:] == [
+        "Ways", "method", "test %", "kd", "97.1 ± 0.2", "scratch", "95.0", "A dot is a seed.",
+        "Plain.", "Headed", "Text.", "Command", "python",
+    ]  # fmt: skip
+    assert page.all("img")[0]["alt"].startswith("test accuracy (%), first and last of 2: kd: 97.10")
+    assert json.loads((tmp_path / "all.json").read_text()) == {"kd": 97.1}
+    assert capsys.readouterr().out == (
+        "\nmethod   test %\nkd       97.1 ± 0.2\nscratch  95.0\n"
+        f"\nreport: {tmp_path / 'report.html'}\n"
+    )
+
+
+def test_without_its_page_there_is_no_summary(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        report.publish(tmp_path, report.Page("Ways", []), {})
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("summary")]

@@ -1,24 +1,24 @@
-"""Losses that adapt: to where the student is wrong, and to how far it has come."""
-
-from typing import Any
+"""What adapts to the student: the divergence (AKL), the target (TAID), the temperature (CTKD)."""
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from kdjax.losses import _checks, _exact, _mixtures
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import exact, mixtures
 
-Array = jax.Array
+Arrays = tuple[Array, ...]
 
 
 def adaptive_kl_divergence(
     student_log_probs: Array,
     teacher_log_probs: Array,
     *,
-    head_mass: Any = 0.5,
+    head_mass: float | Array = 0.5,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
-    """Forward and reverse divergence, weighed by where the student is wrong.
+    """Weigh the forward and the reverse divergence by where the student is wrong.
 
     (h * KL(p || q) + t * KL(q || p)) / (h + t)
 
@@ -54,17 +54,17 @@ def adaptive_kl_divergence(
         Distillation for Large Language Models", 2024, arXiv:2404.02657, section 4.
     """
     name = "adaptive_kl_divergence"
-    student, teacher = _mixtures.as_pair(name, student_log_probs, teacher_log_probs, axis, where)
-    tail_share = 1 - _mixtures.as_fraction(name, "head_mass", head_mass, student)
+    student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
+    tail_share = 1 - _inputs.as_fraction(name, "head_mass", head_mass, student)
     p, q = (jax.lax.stop_gradient(x) for x in (teacher, student))
     order = jnp.argsort(p, axis=-1, stable=True)
-    gaps = jnp.take_along_axis(_mixtures.probability_gap(p, q), order, axis=-1)
+    gaps = jnp.take_along_axis(mixtures.probability_gap(p, q), order, axis=-1)
     mass = jnp.cumsum(jnp.exp(jnp.take_along_axis(p, order, axis=-1)), axis=-1)
     below = (mass <= tail_share * mass[..., -1:]) & (tail_share > 0)
     tail = jnp.sum(jnp.where(below.at[..., -1].set(False), gaps, 0), axis=-1)
     total = jnp.sum(gaps, axis=-1)
     equal = total == 0
-    return _mixtures.weighted_kl(
+    return mixtures.weighted_kl(
         teacher, student, jnp.where(equal, 0, tail / jnp.where(equal, 1, total))
     )
 
@@ -73,7 +73,7 @@ def taid_loss(
     student_logits: Array,
     teacher_logits: Array,
     *,
-    interpolation: Any,
+    interpolation: float | Array,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
@@ -115,20 +115,17 @@ def taid_loss(
     value is not 0 where student and teacher agree. The schedule is tuned for this value.
     """
     name = "taid_loss"
-    pair = _checks.as_pair(
-        name, ("student_logits", "teacher_logits"), student_logits, teacher_logits
-    )
-    student, teacher = (_checks.select_classes(name, x, where, axis) for x in pair)
-    t = _mixtures.as_fraction(name, "interpolation", interpolation, student)
+    student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
+    t = _inputs.as_fraction(name, "interpolation", interpolation, student)
     target = jax.lax.stop_gradient(_interpolated(student, teacher, t))
     one = jnp.ones_like(t)
-    log_probs = _exact.log_softmax(target, one)
+    log_probs = exact.log_softmax(target, one)
     entropy = -jnp.sum(jnp.where(jnp.isneginf(target), 0, jnp.exp(log_probs) * log_probs), axis=-1)
     # The divergence's gradient keeps its digits where target and student are close.
-    return _exact.tempered_kl(student, target, one) + entropy
+    return exact.tempered_kl(student, target, one) + entropy
 
 
-def taid_schedule_init(*, start: float = 0.4) -> dict[str, Array]:
+def taid_schedule_init(*, start: float | Array = 0.4) -> dict[str, Array]:
     """Make the state from which a TAID interpolation grows.
 
     t = start, momentum 0, no loss seen
@@ -152,7 +149,7 @@ def taid_schedule_init(*, start: float = 0.4) -> dict[str, Array]:
         Shing, Misaki, Bao, Yokoi, Akiba, "TAID: Temporally Adaptive Interpolated Distillation for
         Efficient Knowledge Transfer in Language Models", 2025, arXiv:2501.16937, section 3.2.
     """
-    _checks.check_number("taid_schedule_init", "start", start, low=0.0, high=1.0)
+    _inputs.check_number("taid_schedule_init", "start", start, low=0.0, high=1.0)
     return {
         "interpolation": jnp.asarray(start, float),
         "momentum": jnp.zeros((), float),
@@ -164,12 +161,12 @@ def taid_schedule_init(*, start: float = 0.4) -> dict[str, Array]:
 def taid_schedule_update(
     state: dict[str, Array],
     loss: Array,
-    progress: Any,
+    progress: float | Array,
     *,
-    start: float = 0.4,
-    end: float = 1.0,
-    step_size: float = 5e-4,
-    decay: float = 0.99,
+    start: float | Array = 0.4,
+    end: float | Array = 1.0,
+    step_size: float | Array = 5e-4,
+    decay: float | Array = 0.99,
 ) -> dict[str, Array]:
     """Move a TAID interpolation towards the teacher, faster while the loss falls.
 
@@ -211,7 +208,7 @@ def taid_schedule_update(
         ("step_size", step_size, float("inf")),
         ("decay", decay, 1.0),
     ):
-        _checks.check_number("taid_schedule_update", name, value, low=0.0, high=high)
+        _inputs.check_number("taid_schedule_update", name, value, low=0.0, high=high)
     t, momentum, previous = state["interpolation"], state["momentum"], state["previous_loss"]
     first = state["num_updates"] == 0
     loss = jax.lax.stop_gradient(jnp.asarray(loss, previous.dtype))
@@ -228,9 +225,130 @@ def taid_schedule_update(
 
 
 def _interpolated(student: Array, teacher: Array, t: Array) -> Array:
-    """(1 - t) * student + t * teacher, exact at both ends; -inf where a part with weight is."""
+    """Mix as (1 - t) * student + t * teacher, exact at the ends; -inf where a part in it is."""
     absent = (jnp.isneginf(student) & (t < 1)) | (jnp.isneginf(teacher) & (t > 0))
     # Kept finite: a class may be absent from the part of weight 0.
     x, v = (jnp.where(jnp.isneginf(z), 0, z) for z in (student, teacher))
     mixed = jnp.where(t < 0.5, x + t * (v - x), v - (1 - t) * (v - x))
     return jnp.where(absent, -jnp.inf, mixed)
+
+
+def reverse_gradient(x: Array, scale: float | Array = 1.0) -> Array:
+    """Return x with its gradient reversed: what is behind it climbs where the rest descends.
+
+    f(x) = x, df/dx = -scale
+
+    Args:
+        x: [...], any floating type.
+        scale: how much of the gradient, a number that is not negative, or a scalar array; 0 stops
+            it. It has no gradient.
+
+    Returns:
+        [...], x as it is.
+
+    Raises:
+        TypeError: if x is not of a floating type, or the scale is not a number.
+        ValueError: if the scale is a negative number.
+
+    Example:
+        >>> import jax
+        >>> from kdjax.losses import reverse_gradient
+        >>> print(jax.grad(lambda x: 3 * reverse_gradient(x, 0.5))(1.0))
+        -1.5
+
+    References:
+        Ganin, Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", 2014,
+        arXiv:1409.7495, section 3.
+    """
+    _inputs.check_number("reverse_gradient", "scale", scale, low=0.0)
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"reverse_gradient: x has dtype {x.dtype}, expected a floating type")
+    return _reversed(x, jnp.asarray(scale, x.dtype))
+
+
+@jax.custom_jvp
+def _reversed(x: Array, scale: Array) -> Array:
+    return x
+
+
+@_reversed.defjvp
+def _reversed_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+    return _reversed(*primals), -primals[1] * tangents[0]
+
+
+def curriculum_temperature(
+    parameter: Array,
+    strength: float | Array = 1.0,
+    *,
+    low: float | Array = 1.0,
+    span: float | Array = 20.0,
+) -> Array:
+    """Return the temperature of a learned parameter that makes the student's task harder.
+
+    low + span * sigmoid(parameter), the parameter's gradient times -strength
+
+    An optimizer that lowers the loss by the student raises it by the temperature.
+
+    Args:
+        parameter: [...], any floating type; 1 at the start in the paper, which is a temperature of
+            15.6.
+        strength: of the reversed gradient, as `curriculum_strength` gives it.
+        low: the lowest temperature, a positive number.
+        span: how far the temperature may rise above it. The authors call this 20 the end of the
+            range, which is 21.
+
+    Returns:
+        [...], in (low, low + span), float32 or wider.
+
+    Raises:
+        TypeError: if the parameter is not of a floating type, or a number is none.
+        ValueError: if the strength or the span is negative, or `low` not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import curriculum_temperature
+        >>> print(curriculum_temperature(jnp.array(1.0)))
+        15.621
+
+    References:
+        Li, Li, Yang, Zhao, Song, Luo, Li, Yang, "Curriculum Temperature for Knowledge
+        Distillation", 2022, arXiv:2211.16231, section 3.
+    """
+    name = "curriculum_temperature"
+    _inputs.check_number(name, "low", low, low=0.0, open_low=True)
+    _inputs.check_number(name, "span", span, low=0.0)
+    x = _inputs.as_floats(name, "parameter", parameter)
+    return low + span * jax.nn.sigmoid(reverse_gradient(x, strength))
+
+
+def curriculum_strength(step: float | Array, num_steps: int) -> Array:
+    """Return how much of the reversed gradient a step gets: a cosine from 0 to 1, where it stays.
+
+    (1 - cos(pi * min(step / num_steps, 1))) / 2
+
+    Args:
+        step: how many steps have been taken, a number or a scalar array.
+        num_steps: over how many steps it rises, the paper's 10 epochs; at least 1.
+
+    Returns:
+        A float32 scalar in [0, 1].
+
+    Raises:
+        TypeError: if the number of steps is not a number.
+        ValueError: if it is smaller than 1.
+
+    Example:
+        >>> from kdjax.losses import curriculum_strength
+        >>> print(curriculum_strength(5, 10))
+        0.5
+
+    References:
+        Li, Li, Yang, Zhao, Song, Luo, Li, Yang, "Curriculum Temperature for Knowledge
+        Distillation", 2022, arXiv:2211.16231, equation 9.
+
+    Differs from the paper: it rises with every step, not with every epoch.
+    """
+    _inputs.check_number("curriculum_strength", "num_steps", num_steps, low=1.0)
+    done = jnp.minimum(jnp.asarray(step, jnp.float32) / num_steps, 1)
+    return (1 - jnp.cos(jnp.pi * done)) / 2

@@ -1,18 +1,17 @@
-"""Where a network looks and what its neurons select: losses between maps of any two widths."""
+"""Where a network looks, for which class, and what its neurons select: losses between maps."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from kdjax.losses import _checks, _maps, _norms
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import norms, pooling
 
-Array = jax.Array
 
-
-def attention_map(features: Array, *, power: Any = 2) -> Array:
-    """Where a network looks: the strength of its channels at every position, normalised.
+def attention_map(features: Array, *, power: float | Array = 2) -> Array:
+    """Map where a network looks: the strength of its channels at every position, normalized.
 
     a / ||a||_2, a = mean over the channels of |f|^power, the norm over all positions
 
@@ -38,12 +37,12 @@ def attention_map(features: Array, *, power: Any = 2) -> Array:
         Zagoruyko, Komodakis, "Paying More Attention to Attention: Improving the Performance of
         Convolutional Neural Networks via Attention Transfer", 2016, arXiv:1612.03928, section 3.1.
     """
-    _checks.check_number("attention_map", "power", power, low=1.0)
-    return _attention(_maps.as_map("attention_map", "features", features), power)
+    _inputs.check_number("attention_map", "power", power, low=1.0)
+    return _attention(_inputs.as_map("attention_map", "features", features), power)
 
 
 def attention_transfer_loss(
-    student_features: Array, teacher_features: Array, *, power: Any = 2
+    student_features: Array, teacher_features: Array, *, power: float | Array = 2
 ) -> Array:
     """Look where the teacher looks: mean squared difference of the attention maps.
 
@@ -80,15 +79,15 @@ def attention_transfer_loss(
     Differs from the paper: its code, and this, take the mean of the squares, its equation the norm.
     """
     name = "attention_transfer_loss"
-    _checks.check_number(name, "power", power, low=1.0)
-    maps = _maps.as_maps(name, student_features, teacher_features)
+    _inputs.check_number(name, "power", power, low=1.0)
+    maps = _inputs.as_maps(name, student_features, teacher_features)
     student, teacher = (_attention(x, power) for x in maps)
-    return _maps.mean_per_example(jnp.square(student - teacher))
+    return pooling.mean_per_example(jnp.square(student - teacher))
 
 
-def _attention(features: Array, power: Any) -> Array:
-    strength = jnp.mean(_maps.absolute(features) ** power, axis=-1)
-    return _norms.normalize(strength, tuple(range(1, strength.ndim)))
+def _attention(features: Array, power: float | Array) -> Array:
+    strength = jnp.mean(norms.absolute(features) ** power, axis=-1)
+    return norms.normalize(strength, tuple(range(1, strength.ndim)))
 
 
 def neuron_selectivity_loss(student_features: Array, teacher_features: Array) -> Array:
@@ -127,7 +126,7 @@ def neuron_selectivity_loss(student_features: Array, teacher_features: Array) ->
         Huang, Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017,
         arXiv:1707.01219, equation 7, with the polynomial kernel.
     """
-    maps = _maps.as_maps("neuron_selectivity_loss", student_features, teacher_features)
+    maps = _inputs.as_maps("neuron_selectivity_loss", student_features, teacher_features)
     student, teacher = (_selectivity(x) for x in maps)
     widest = max(student.shape[-1], teacher.shape[-1])
     if student.shape[1] <= widest:
@@ -136,10 +135,10 @@ def neuron_selectivity_loss(student_features: Array, teacher_features: Array) ->
 
 
 def _selectivity(features: Array) -> Array:
-    """Channels of norm 1 over all positions, [batch, positions, channels], over sqrt(channels)."""
+    """Scale channels to norm 1 over sqrt(channels), [batch, positions, channels]."""
     channels = features.shape[-1]
     flat = features.reshape(len(features), -1, channels)
-    return _norms.normalize(flat, 1) / math.sqrt(channels)
+    return norms.normalize(flat, 1) / math.sqrt(channels)
 
 
 def _gram(x: Array) -> Array:
@@ -151,7 +150,7 @@ def _with_channels(x: Array, channels: int) -> Array:
 
 
 def _moment_gap(x: Array, y: Array) -> Array:
-    """||x x' - y y'||^2 without matrices of positions, by x x' - y y' = (s d' + d s') / 2.
+    """Return ||x x' - y y'||^2 without matrices of positions, by the sum (s d' + d s') / 2.
 
     With s = x + y and d = x - y nothing large cancels where x and y are close.
     """
@@ -163,3 +162,61 @@ def _moment_gap(x: Array, y: Array) -> Array:
     mixed = product(s, d)
     terms = product(s, s) * product(d, d) + mixed * jnp.swapaxes(mixed, 1, 2)
     return jnp.sum(terms, axis=(1, 2)) / 2
+
+
+def class_attention_loss(
+    student_features: Array, teacher_features: Array, *, resolution: int = 2, normalize: bool = True
+) -> Array:
+    """Look at the places that the teacher holds each class responsible for.
+
+    mean over classes and r x r cells of (a / |a| - b / |b|)^2
+
+    with a and b the class activation maps of a class, the student's and the teacher's, averaged
+    down to r x r cells. A class activation map holds the logits that the classifier would give to
+    each position alone; see `kdjax.models.with_class_maps`. A map that is zero stays zero.
+
+    Args:
+        student_features: class activation maps [batch, height, width, num_classes], or any number
+            of axes of positions; any floating type.
+        teacher_features: likewise; height and width may differ; constant, its gradient is zero.
+        resolution: r, the height and width that both are averaged to.
+        normalize: whether each map is divided by its norm over the cells.
+
+    Returns:
+        [batch], float32 or wider: one value per example.
+
+    Raises:
+        TypeError: if features are not of a floating type, or the resolution is no integer.
+        ValueError: if they are no maps, batch or classes differ, or the resolution is below one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import class_attention_loss
+        >>> student = jnp.array([[[3.0], [0.0]], [[0.0], [0.0]]])[None]
+        >>> teacher = jnp.array([[[0.0], [0.0]], [[0.0], [2.0]]])[None]
+        >>> print(class_attention_loss(student, teacher))
+        [0.5]
+
+    References:
+        Guo, Yan, Li, Lin, "Class Attention Transfer Based Knowledge Distillation", 2023,
+        arXiv:2304.12777.
+    """
+    name = "class_attention_loss"
+    if not isinstance(resolution, int) or isinstance(resolution, bool):
+        raise TypeError(f"{name}: resolution is {resolution!r}, expected an integer")
+    _inputs.check_number(name, "resolution", resolution, low=1)
+    student = _inputs.as_map(name, "student_features", student_features)
+    teacher = _inputs.as_map(name, "teacher_features", teacher_features)
+    if (
+        student.ndim != teacher.ndim
+        or student.shape[:: student.ndim - 1] != (teacher.shape[:: teacher.ndim - 1])
+    ):
+        raise ValueError(
+            f"{name}: teacher_features has shape {teacher.shape}, expected the axes, batch and "
+            f"classes of student_features, {student.shape}"
+        )
+    cells = (resolution,) * (student.ndim - 2)
+    maps = [pooling.average_pool(x, cells) for x in (student, jax.lax.stop_gradient(teacher))]
+    if normalize:
+        maps = [norms.normalize(x, range(1, x.ndim - 1)) for x in maps]
+    return pooling.mean_per_example(jnp.square(maps[0] - maps[1]))

@@ -1,19 +1,16 @@
-"""Losses on the channels of a feature map: where each looks, and how they relate to one another."""
-
-from typing import Any
+"""Losses made for dense prediction: on the channels of a map, and on the pixels of a class."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 
-from kdjax.losses import _checks, _exact, _maps, _norms
-
-Array = jax.Array
-
-_NAMES = _maps.NAMES
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import exact, norms, pooling
 
 
 def channel_wise_loss(
-    student_features: Array, teacher_features: Array, *, temperature: Any = 4.0
+    student_features: Array, teacher_features: Array, *, temperature: float | Array = 4.0
 ) -> Array:
     """Follow where each channel of the teacher looks: soft targets over positions, not classes.
 
@@ -51,19 +48,19 @@ def channel_wise_loss(
         arXiv:2011.13256, section 3.
     """
     student, teacher = _by_channel("channel_wise_loss", student_features, teacher_features)
-    t = _checks.as_temperature("channel_wise_loss", temperature, student[:, 0])[..., None]
+    t = _inputs.as_temperature("channel_wise_loss", temperature, student[:, 0])[..., None]
     t = jnp.broadcast_to(t, (*student.shape[:2], 1))
-    divergences = _exact.tempered_kl(student, teacher, t)
+    divergences = exact.tempered_kl(student, teacher, t)
     return jnp.mean(divergences * jnp.squeeze(t * t, -1), axis=-1)
 
 
 def inter_channel_correlation_loss(student_features: Array, teacher_features: Array) -> Array:
     """Keep the similarities between channels, which say how diverse the features are.
 
-    1 / C * sum over the rows c of |G_c / |G_c| - H_c / |H_c||^2,  G = F F^T,  H likewise
+    1 / C * sum over the rows c of |G_c / |G_c| - H_c / |H_c||^2,  G = F F^T,  H = E E^T
 
-    with F [C, positions] the student's features and H made from the teacher's. The numbers of
-    positions may differ. A row of a channel that is zero everywhere is zero, as is its gradient.
+    with F [C, positions] the student's features and E the teacher's. The numbers of positions
+    may differ. A row of a channel that is zero everywhere is zero, as is its gradient.
 
     Args:
         student_features: [batch, ..., channels] with at least one axis of positions, such as
@@ -93,8 +90,8 @@ def inter_channel_correlation_loss(student_features: Array, teacher_features: Ar
     depend on the size of the features.
     """
     function = "inter_channel_correlation_loss"
-    student = _as_channels(function, _NAMES[0], student_features)
-    teacher = _as_channels(function, _NAMES[1], teacher_features)
+    student = _as_channels(function, _inputs.FEATURES[0], student_features)
+    teacher = _as_channels(function, _inputs.FEATURES[1], teacher_features)
     if student.shape[:2] != teacher.shape[:2]:
         raise ValueError(
             f"{function}: teacher_features has shape {jnp.shape(teacher_features)}, expected the "
@@ -141,26 +138,109 @@ def affinity_loss(student_features: Array, teacher_features: Array) -> Array:
     (torchdistill's); a channel that is zero everywhere has the matrix zero.
     """
     student, teacher = _by_channel("affinity_loss", student_features, teacher_features)
-    a, b = _norms.normalize(student), _norms.normalize(teacher)
+    a, b = norms.normalize(student), norms.normalize(teacher)
     down, up = a - b, a + b
     squares = jnp.sum(jnp.square(down), axis=-1) * jnp.sum(jnp.square(up), axis=-1)
-    distances = _norms.safe_sqrt((squares + jnp.square(jnp.sum(down * up, axis=-1))) / 2)
+    distances = norms.safe_sqrt((squares + jnp.square(jnp.sum(down * up, axis=-1))) / 2)
     return jnp.sum(distances, axis=-1) / student.shape[-1]
 
 
-def _by_channel(function: str, student: Any, teacher: Any) -> tuple[Array, Array]:
+def _by_channel(function: str, student: Array, teacher: Array) -> tuple[Array, Array]:
     """Return [batch, channels, positions] of both, the teacher constant."""
-    pair = _checks.as_pair(function, _NAMES, student, teacher)
-    student, teacher = (_as_channels(function, n, x) for n, x in zip(_NAMES, pair, strict=True))
+    pair = _inputs.as_pair(function, student, teacher)
+    student, teacher = (
+        _as_channels(function, n, x) for n, x in zip(_inputs.FEATURES, pair, strict=True)
+    )
     return student, jax.lax.stop_gradient(teacher)
 
 
-def _as_channels(function: str, name: str, features: Any) -> Array:
+def _as_channels(function: str, name: str, features: Array) -> Array:
     """Return [batch, channels, positions] of features [batch, ..., channels]."""
-    x = _maps.as_map(function, name, features)
+    x = _inputs.as_map(function, name, features)
     return jnp.swapaxes(x.reshape(x.shape[0], -1, x.shape[-1]), 1, 2)
 
 
 def _correlations(x: Array) -> Array:
     """Return the inner products of channels [batch, channels, positions], rows of length one."""
-    return _norms.normalize(jnp.einsum("bcp,bdp->bcd", x, x, precision="highest"))
+    return norms.normalize(jnp.einsum("bcp,bdp->bcd", x, x, precision="highest"))
+
+
+def intra_class_variation_loss(
+    student_features: Array, teacher_features: Array, labels: Array, *, num_classes: int
+) -> Array:
+    """Keep how similar each pixel is to the mean of its class in the image.
+
+    mean over pixels of (cos(z, m) - cos(v, n))^2
+
+    with z and v a pixel's features, the student's and the teacher's, and m and n the means of
+    those of its class. Pixels of no class add 0. The two may have different numbers of channels.
+
+    Args:
+        student_features: [batch, height, width, student_channels], any floating type.
+        teacher_features: [batch, height, width, teacher_channels], likewise; constant.
+        labels: integer classes [batch, rows, columns] at any resolution, of which the nearest are
+            taken; below 0 or from `num_classes` on, a pixel belongs to no class.
+        num_classes: the number of classes.
+
+    Returns:
+        [batch], float32 or wider: one value per example.
+
+    Raises:
+        TypeError: if features are not of a floating type or labels not integer.
+        ValueError: if a shape does not fit or `num_classes` is below one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import intra_class_variation_loss
+        >>> student, teacher = jnp.eye(2)[None, :, None], jnp.ones((1, 2, 1, 3))
+        >>> labels = jnp.zeros((1, 2, 1), jnp.int32)
+        >>> print(intra_class_variation_loss(student, teacher, labels, num_classes=1))
+        [0.0858]
+
+    References:
+        Wang, Zhou, Jiang, Bai, Xu, "Intra-class Feature Variation Distillation for Semantic
+        Segmentation", 2020, ECCV.
+    """
+    name = "intra_class_variation_loss"
+    names = _inputs.FEATURES
+    _inputs.check_number(name, "num_classes", num_classes, low=1)
+    student = _inputs.as_floats(name, names[0], student_features)
+    teacher = _inputs.as_floats(name, names[1], teacher_features)
+    if student.ndim != 4:
+        raise ValueError(
+            f"{name}: {names[0]} has shape {student.shape}, "
+            "expected [batch, height, width, channels]"
+        )
+    expected = (*student.shape[:3], *teacher.shape[3:])
+    _inputs.check_shape(name, names[1], teacher.shape, expected, f"{names[0]} but for its channels")
+    members = _members(name, labels, student.shape, num_classes)
+    gap = _distances(student, members) - _distances(jax.lax.stop_gradient(teacher), members)
+    return pooling.mean_per_example(jnp.square(gap))
+
+
+def _members(function: str, labels: Array, shape: tuple[int, ...], num_classes: int) -> Array:
+    """Return [batch, pixels, num_classes], whether a pixel is of a class."""
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"{function}: labels has dtype {labels.dtype}, expected integer")
+    if labels.ndim != 3 or labels.shape[0] != shape[0]:
+        raise ValueError(
+            f"{function}: labels has shape {labels.shape}, expected [{shape[0]}, rows, columns]"
+        )
+    rows, columns = (_nearest(labels.shape[axis], shape[axis]) for axis in (1, 2))
+    nearest = labels[:, rows][:, :, columns]
+    return jax.nn.one_hot(nearest.reshape(shape[0], -1), num_classes, dtype=bool)
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Return, for each of `new` rows, which of the `old` ones it takes: as PyTorch resizes."""
+    return np.arange(new) * old // new
+
+
+def _distances(features: Array, members: Array) -> Array:
+    """Return 1 - cos(pixel, mean of its class), [batch, pixels]; 0 for pixels of no class."""
+    x = features.reshape(*members.shape[:2], -1)
+    sums = jnp.einsum("bpk,bpc->bkc", members.astype(x.dtype), x, precision="highest")
+    means = sums / jnp.maximum(jnp.sum(members, axis=1), 1)[..., None].astype(x.dtype)
+    own = jnp.einsum("bpk,bkc->bpc", members.astype(x.dtype), means, precision="highest")
+    return jnp.where(jnp.any(members, axis=-1), norms.cosine_distance(x, own), 0)

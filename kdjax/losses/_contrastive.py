@@ -1,25 +1,24 @@
 """Losses of each example against a memory of others: noise-contrastive estimation."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from kdjax.losses import _checks, _norms, _rows
-
-Array = jax.Array
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import norms
 
 
 def contrastive_representation_loss(
     positive_scores: Array,
     negative_scores: Array,
     *,
-    log_normalizer: Any,
+    log_normalizer: float | Array,
     num_examples: int,
     eps: float = 1e-7,
 ) -> Array:
-    """Tell an example's own counterpart from others drawn at random, for one of two networks.
+    """Distinguish an example's own counterpart from others drawn at random, in one of two networks.
 
     value = -log(h / (h + c + eps)) - sum_k log(c / (h_k + c + eps))
     h = exp(score) / Z, c = num_negatives / num_examples
@@ -55,9 +54,9 @@ def contrastive_representation_loss(
     """
     name = "contrastive_representation_loss"
     positive, negative = _as_scores(name, positive_scores, negative_scores)
-    _checks.check_number(name, "log_normalizer", log_normalizer)
-    _checks.check_count(name, "num_examples", num_examples)
-    _checks.check_number(name, "eps", eps, low=0.0)
+    _inputs.check_number(name, "log_normalizer", log_normalizer)
+    _inputs.check_count(name, "num_examples", num_examples)
+    _inputs.check_number(name, "eps", eps, low=0.0)
     noise = negative.shape[1] / num_examples
     log_noise = math.log(noise + eps)
     own = jax.nn.softplus(log_noise - (positive - log_normalizer))
@@ -66,11 +65,7 @@ def contrastive_representation_loss(
 
 
 def contrastive_log_normalizer(
-    positive_scores: Array,
-    negative_scores: Array,
-    *,
-    num_examples: int,
-    mask: Array | None = None,
+    positive_scores: Array, negative_scores: Array, *, num_examples: int, mask: Array | None = None
 ) -> Array:
     """Estimate log Z for `contrastive_representation_loss` from one batch of scores.
 
@@ -101,8 +96,8 @@ def contrastive_log_normalizer(
     """
     name = "contrastive_log_normalizer"
     positive, negative = _as_scores(name, positive_scores, negative_scores)
-    _checks.check_count(name, "num_examples", num_examples)
-    valid = _rows.as_mask(name, mask, len(positive))
+    _inputs.check_count(name, "num_examples", num_examples)
+    valid = _inputs.as_mask(name, mask, len(positive))
     scores = jnp.concatenate([positive[:, None], negative], axis=1)
     scores = jax.lax.stop_gradient(jnp.where(valid[:, None], scores, -jnp.inf))
     count = jnp.sum(valid) * scores.shape[1]
@@ -141,15 +136,15 @@ def remembered_embeddings(
     """
     name = "remembered_embeddings"
     names = ("old_embeddings", "new_embeddings")
-    old, new = _checks.as_pair(name, names, old_embeddings, new_embeddings)
-    _checks.check_number(name, "momentum", momentum, low=0.0, high=1.0)
-    return jax.lax.stop_gradient(_norms.normalize(momentum * old + (1 - momentum) * new))
+    old, new = _inputs.as_pair(name, old_embeddings, new_embeddings, names)
+    _inputs.check_number(name, "momentum", momentum, low=0.0, high=1.0)
+    return jax.lax.stop_gradient(norms.normalize(momentum * old + (1 - momentum) * new))
 
 
-def _as_scores(function: str, positive: Any, negative: Any) -> tuple[Array, Array]:
+def _as_scores(function: str, positive: Array, negative: Array) -> tuple[Array, Array]:
     names = ("positive_scores", "negative_scores")
     positive, negative = (
-        _checks.as_logits(function, n, x) for n, x in zip(names, (positive, negative), strict=True)
+        _inputs.as_floats(function, n, x) for n, x in zip(names, (positive, negative), strict=True)
     )
     if positive.ndim != 1 or negative.ndim != 2 or len(positive) != len(negative):
         raise ValueError(

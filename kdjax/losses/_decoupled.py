@@ -1,13 +1,11 @@
-"""Losses that treat the labelled class and the others apart."""
-
-from typing import Any
+"""Losses that treat the labeled class and the others apart, or weigh soft targets by the label."""
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from kdjax.losses import _checks, _classes, _exact
-
-Array = jax.Array
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import exact
 
 
 def dkd_loss(
@@ -15,18 +13,18 @@ def dkd_loss(
     teacher_logits: Array,
     labels: Array,
     *,
-    temperature: Any = 4.0,
-    target_weight: Any = 1.0,
-    nontarget_weight: Any = 8.0,
+    temperature: float | Array = 4.0,
+    target_weight: float | Array = 1.0,
+    nontarget_weight: float | Array = 8.0,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
-    """Decoupled distillation: how sure the teacher is, and what it thinks of the other classes.
+    """Match how sure the teacher is and what it thinks of the other classes, apart (DKD).
 
     T^2 * (a * KL((p_y, 1 - p_y) || (q_y, 1 - q_y)) + b * KL(p' || q'))
 
     with p and q the softened probabilities of teacher and student, y the label, p' and q' those
-    of the classes without y, normalised again, and a and b the two weights. At a = 1 and
+    of the classes without y, normalized again, and a and b the two weights. At a = 1 and
     b = 1 - p_y it is `soft_target_loss`. The labels' cross-entropy is not in it.
 
     Args:
@@ -34,7 +32,7 @@ def dkd_loss(
         teacher_logits: likewise, of the same shape; constant, its gradient is zero.
         labels: integer classes [...].
         temperature: T, a positive number, or an array: scalar or [...], one for each example.
-        target_weight: a, a number that is not negative, or an array likewise.
+        target_weight: a, a number that is not negative, or an array: scalar or [...].
         nontarget_weight: b, likewise. The paper's 8 suits some pairs of networks, its code has 1
             to 8.
         axis: the class axis.
@@ -60,14 +58,14 @@ def dkd_loss(
         equation 7.
     """
     name = "dkd_loss"
-    student, teacher = _classes.as_classes(name, student_logits, teacher_logits, axis, where)
-    chosen = _classes.as_chosen(name, labels, student)
-    t = _checks.as_temperature(name, temperature, student)
-    target = _exact.target_kl(student, teacher, t, chosen)
-    others = _exact.tempered_kl(_exact.but(student, chosen), _exact.but(teacher, chosen), t)
-    values = _classes.weighted(name, "target_weight", target_weight, target)
-    values += _classes.weighted(name, "nontarget_weight", nontarget_weight, others)
-    return _classes.labelled(chosen, jnp.squeeze(t * t, -1) * values)
+    student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
+    chosen = _inputs.as_chosen(name, labels, student)
+    t = _inputs.as_temperature(name, temperature, student)
+    target = exact.target_kl(student, teacher, t, chosen)
+    others = exact.tempered_kl(exact.but(student, chosen), exact.but(teacher, chosen), t)
+    values = _inputs.weighted(name, "target_weight", target_weight, target)
+    values += _inputs.weighted(name, "nontarget_weight", nontarget_weight, others)
+    return exact.labeled(chosen, jnp.squeeze(t * t, -1) * values)
 
 
 def nkd_loss(
@@ -75,17 +73,17 @@ def nkd_loss(
     teacher_logits: Array,
     labels: Array,
     *,
-    temperature: Any = 1.0,
-    nontarget_weight: Any = 1.5,
+    temperature: float | Array = 1.0,
+    nontarget_weight: float | Array = 1.5,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
-    """Normalised distillation: cross-entropies of the labelled class and of the others.
+    """Take the cross-entropies of the labeled class and of the others, normalized (NKD).
 
     - p_y log q_y - g * T^2 * sum over the other classes of p' log q'
 
     with p and q the probabilities of teacher and student at temperature 1, y the label, p' and q'
-    those of the other classes at temperature T, normalised to 1 without y, and g the weight. These
+    those of the other classes at temperature T, normalized to 1 without y, and g the weight. These
     are cross-entropies: the minimum is not 0. The labels' own cross-entropy is not in it.
 
     Args:
@@ -93,7 +91,7 @@ def nkd_loss(
         teacher_logits: likewise, of the same shape; constant, its gradient is zero.
         labels: integer classes [...].
         temperature: T, a positive number, or an array: scalar or [...], one for each example.
-        nontarget_weight: g, a number that is not negative, or an array likewise.
+        nontarget_weight: g, a number that is not negative, or an array: scalar or [...].
         axis: the class axis.
         where: boolean, broadcastable to the logits: the classes that exist.
 
@@ -118,12 +116,12 @@ def nkd_loss(
         arXiv:2303.13005, equation 6.
     """
     name = "nkd_loss"
-    student, teacher = _classes.as_classes(name, student_logits, teacher_logits, axis, where)
-    chosen = _classes.as_chosen(name, labels, student)
-    t = _checks.as_temperature(name, temperature, student)
-    others = _soft_cross_entropy(_exact.but(student, chosen), _exact.but(teacher, chosen), t)
-    others = _classes.weighted(name, "nontarget_weight", nontarget_weight, others)
-    return _classes.labelled(chosen, _taught_nll(student, teacher, chosen) + others)
+    student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
+    chosen = _inputs.as_chosen(name, labels, student)
+    t = _inputs.as_temperature(name, temperature, student)
+    others = _soft_cross_entropy(exact.but(student, chosen), exact.but(teacher, chosen), t)
+    others = _inputs.weighted(name, "nontarget_weight", nontarget_weight, others)
+    return exact.labeled(chosen, _taught_nll(student, teacher, chosen) + others)
 
 
 def wsld_loss(
@@ -131,12 +129,12 @@ def wsld_loss(
     teacher_logits: Array,
     labels: Array,
     *,
-    temperature: Any = 2.0,
-    eps: Any = 1e-7,
+    temperature: float | Array = 2.0,
+    eps: float | Array = 1e-7,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
-    """Weighted soft labels: less of the teacher for an example that the student has learnt better.
+    """Weigh soft labels: less of the teacher for what the student has learned better (WSLD).
 
     (1 - exp(-CE(y, q) / (CE(y, p) + eps))) * T^2 * CE(p_T, q_T)
 
@@ -173,36 +171,36 @@ def wsld_loss(
         Distillation: A Bias-Variance Tradeoff Perspective", 2021, arXiv:2102.00650, equation 13.
     """
     name = "wsld_loss"
-    _checks.check_number(name, "eps", eps, low=0.0)
-    student, teacher = _classes.as_classes(name, student_logits, teacher_logits, axis, where)
-    chosen = _classes.as_chosen(name, labels, student)
-    t = _checks.as_temperature(name, temperature, student)
+    _inputs.check_number(name, "eps", eps, low=0.0)
+    student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
+    chosen = _inputs.as_chosen(name, labels, student)
+    t = _inputs.as_temperature(name, temperature, student)
     weight = _unlearnt(jax.lax.stop_gradient(student), teacher, chosen, eps)
     soft = _soft_cross_entropy(student, teacher, t)
     # A weight of 0 takes the example out, even where its loss is infinite.
     values = jnp.where(weight == 0, 0, jnp.where(weight == 0, 1, weight) * soft)
-    return _classes.labelled(chosen, values)
+    return exact.labeled(chosen, values)
 
 
 def _soft_cross_entropy(x: Array, v: Array, t: Array) -> Array:
-    """T^2 * CE(softmax(v / t), softmax(x / t)), [...]."""
-    entropy = _exact.entropy(_exact.log_softmax(v, t))
-    return jnp.squeeze(t * t, -1) * (_exact.tempered_kl(x, v, t) + entropy)
+    """Return T^2 * CE(softmax(v / t), softmax(x / t)), [...]."""
+    entropy = exact.entropy(exact.log_softmax(v, t))
+    return jnp.squeeze(t * t, -1) * (exact.tempered_kl(x, v, t) + entropy)
 
 
 def _taught_nll(x: Array, v: Array, chosen: Array) -> Array:
-    """- p log q at the chosen class; 0 where the teacher has no such class."""
-    log_p = _exact.log_softmax(v, _classes.at_one(v))
+    """Return - p log q at the chosen class; 0 where the teacher has no such class."""
+    log_p = exact.log_softmax(v, exact.at_one(v))
     p = jnp.sum(jnp.where(chosen, jnp.exp(log_p), 0), axis=-1)
     taught = jnp.any(chosen & ~jnp.isneginf(v), axis=-1)
-    nll = _exact.nll(x, chosen)
+    nll = exact.nll(x, chosen)
     lost = jnp.isinf(nll) & (p == 0)
     return jnp.where(lost, jnp.where(taught, jnp.inf, 0), p * nll)
 
 
-def _unlearnt(x: Array, v: Array, chosen: Array, eps: Any) -> Array:
-    """1 - exp(-CE of the student / (CE of the teacher + eps)): both without the class have 1/1."""
-    student, teacher = (_exact.nll(z, chosen) for z in (x, v))
+def _unlearnt(x: Array, v: Array, chosen: Array, eps: float | Array) -> Array:
+    """Return 1 - exp(-CE of the student / (CE of the teacher + eps)); inf / inf counts as 1."""
+    student, teacher = (exact.nll(z, chosen) for z in (x, v))
     undefined = (jnp.isinf(student) & jnp.isinf(teacher)) | ((student == 0) & (teacher + eps == 0))
     ratio = jnp.where(undefined, 1, student) / jnp.where(undefined, 1, teacher + eps)
     return -jnp.expm1(-ratio)

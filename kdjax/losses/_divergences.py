@@ -1,25 +1,106 @@
 """Divergences between a student's and a teacher's log-probabilities, for vision and language."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-from kdjax.losses import _mixtures
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import exact, mixtures
 
-Array = jax.Array
+
+def kl_divergence(
+    student_log_probs: Array,
+    teacher_log_probs: Array,
+    *,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Return the Kullback-Leibler divergence of the student from the teacher.
+
+    KL(teacher || student) = sum p (log p - log q), p the teacher's and q the student's
+
+    The log-probabilities are taken as given: nothing is normalized again, and neither side is held
+    constant. A class without mass in the teacher adds 0; one without mass in the student alone
+    makes the value +inf.
+
+    Args:
+        student_log_probs: [..., num_classes], any floating type.
+        teacher_log_probs: likewise, of the same shape.
+        axis: the class axis.
+        where: boolean, broadcastable: the classes that count.
+
+    Returns:
+        [...], nats, float32 or wider.
+
+    Raises:
+        TypeError: if an argument is not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import kl_divergence
+        >>> student, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+        >>> print(kl_divergence(student, teacher))
+        0.368
+
+    References:
+        Kullback, Leibler, "On Information and Sufficiency", 1951, doi:10.1214/aoms/1177729694.
+    """
+    name = "kl_divergence"
+    student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
+    return exact.divergence(teacher, student)
+
+
+def reverse_kl_divergence(
+    student_log_probs: Array,
+    teacher_log_probs: Array,
+    *,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Return the Kullback-Leibler divergence of the teacher from the student.
+
+    KL(student || teacher) = sum q (log q - log p), p the teacher's and q the student's
+
+    Args:
+        student_log_probs: [..., num_classes], any floating type.
+        teacher_log_probs: likewise, of the same shape.
+        axis: the class axis.
+        where: boolean, broadcastable: the classes that count.
+
+    Returns:
+        [...], nats, float32 or wider.
+
+    Raises:
+        TypeError: if an argument is not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import reverse_kl_divergence
+        >>> student, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+        >>> print(reverse_kl_divergence(student, teacher))
+        0.511
+
+    References:
+        Gu, Dong, Wei, Huang, "MiniLLM: Knowledge Distillation of Large Language Models", 2023,
+        arXiv:2306.08543, on its use in distillation.
+    """
+    name = "reverse_kl_divergence"
+    student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
+    return exact.divergence(student, teacher)
 
 
 def generalized_js_divergence(
     student_log_probs: Array,
     teacher_log_probs: Array,
     *,
-    beta: Any = 0.5,
+    beta: float | Array = 0.5,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
-    """Jensen-Shannon divergence whose mixture weighs the teacher by beta.
+    """Return the Jensen-Shannon divergence whose mixture weighs the teacher by beta.
 
     beta * KL(p || m) + (1 - beta) * KL(q || m), m = beta * p + (1 - beta) * q
 
@@ -56,29 +137,29 @@ def generalized_js_divergence(
         equation 2. The ends are as in the code of TRL and Liger.
     """
     name = "generalized_js_divergence"
-    q, p = _mixtures.as_pair(name, student_log_probs, teacher_log_probs, axis, where)
-    share = _mixtures.as_fraction(name, "beta", beta, q)
+    q, p = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
+    share = _inputs.as_fraction(name, "beta", beta, q)
     none = jnp.zeros_like(share)
     if isinstance(beta, jax.Array | np.ndarray):
         # Ends cannot be told from the rest before the program runs.
         at = jnp.squeeze(share, -1)
-        inner = _mixtures.jensen_shannon(p, q, share)
-        reverse = jnp.where(at == 1, _mixtures.skewed_kl(q, p, none), inner)
-        return jnp.where(at == 0, _mixtures.skewed_kl(p, q, none), reverse)
+        inner = mixtures.jensen_shannon(p, q, share)
+        reverse = jnp.where(at == 1, mixtures.skewed_kl(q, p, none), inner)
+        return jnp.where(at == 0, mixtures.skewed_kl(p, q, none), reverse)
     if beta == 0:
-        return _mixtures.skewed_kl(p, q, none)
-    return _mixtures.skewed_kl(q, p, none) if beta == 1 else _mixtures.jensen_shannon(p, q, share)
+        return mixtures.skewed_kl(p, q, none)
+    return mixtures.skewed_kl(q, p, none) if beta == 1 else mixtures.jensen_shannon(p, q, share)
 
 
 def skew_kl_divergence(
     student_log_probs: Array,
     teacher_log_probs: Array,
     *,
-    skew: Any = 0.1,
+    skew: float | Array = 0.1,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
-    """Kullback-Leibler divergence from the teacher to a student that has some of the teacher in it.
+    """Return the KL divergence from the teacher to a student with some of the teacher in it.
 
     KL(p || skew * p + (1 - skew) * q), p the teacher's probabilities and q the student's
 
@@ -114,20 +195,20 @@ def skew_kl_divergence(
         constant; this is the divergence, 0 where student and teacher agree.
     """
     name = "skew_kl_divergence"
-    student, teacher = _mixtures.as_pair(name, student_log_probs, teacher_log_probs, axis, where)
-    share = _mixtures.as_fraction(name, "skew", skew, student)
-    return _mixtures.skewed_kl(teacher, student, share)
+    student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
+    share = _inputs.as_fraction(name, "skew", skew, student)
+    return mixtures.skewed_kl(teacher, student, share)
 
 
 def skew_reverse_kl_divergence(
     student_log_probs: Array,
     teacher_log_probs: Array,
     *,
-    skew: Any = 0.1,
+    skew: float | Array = 0.1,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
-    """Kullback-Leibler divergence from the student to a teacher that has some of the student in it.
+    """Return the KL divergence from the student to a teacher with some of the student in it.
 
     KL(q || skew * q + (1 - skew) * p), p the teacher's probabilities and q the student's
 
@@ -158,20 +239,20 @@ def skew_reverse_kl_divergence(
         2024, arXiv:2402.03898, definition 1.
     """
     name = "skew_reverse_kl_divergence"
-    student, teacher = _mixtures.as_pair(name, student_log_probs, teacher_log_probs, axis, where)
-    share = _mixtures.as_fraction(name, "skew", skew, student)
-    return _mixtures.skewed_kl(student, teacher, share)
+    student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
+    share = _inputs.as_fraction(name, "skew", skew, student)
+    return mixtures.skewed_kl(student, teacher, share)
 
 
 def symmetric_kl_divergence(
     student_log_probs: Array,
     teacher_log_probs: Array,
     *,
-    reverse_weight: Any = 0.5,
+    reverse_weight: float | Array = 0.5,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
-    """Both Kullback-Leibler divergences, weighed: at one half, half of Jeffreys' divergence.
+    """Weigh both Kullback-Leibler divergences: at one half, half of Jeffreys' divergence.
 
     (1 - w) * KL(p || q) + w * KL(q || p), p the teacher's probabilities and q the student's
 
@@ -202,9 +283,9 @@ def symmetric_kl_divergence(
         doi:10.1098/rspa.1946.0056.
     """
     name = "symmetric_kl_divergence"
-    student, teacher = _mixtures.as_pair(name, student_log_probs, teacher_log_probs, axis, where)
-    weight = _mixtures.as_fraction(name, "reverse_weight", reverse_weight, student)
-    return _mixtures.weighted_kl(teacher, student, jnp.squeeze(weight, -1))
+    student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
+    weight = _inputs.as_fraction(name, "reverse_weight", reverse_weight, student)
+    return mixtures.weighted_kl(teacher, student, jnp.squeeze(weight, -1))
 
 
 def total_variation(
@@ -214,7 +295,7 @@ def total_variation(
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
-    """Total variation distance: the most that the two can differ about the chance of an event.
+    """Return the total variation: the most that the two can differ about the chance of an event.
 
     1/2 * sum |p - q|, p the teacher's probabilities and q the student's
 
@@ -243,5 +324,5 @@ def total_variation(
         2023, arXiv:2307.15190, section 3.
     """
     name = "total_variation"
-    student, teacher = _mixtures.as_pair(name, student_log_probs, teacher_log_probs, axis, where)
-    return 0.5 * jnp.sum(_mixtures.probability_gap(teacher, student), axis=-1)
+    student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
+    return 0.5 * jnp.sum(mixtures.probability_gap(teacher, student), axis=-1)

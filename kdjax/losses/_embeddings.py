@@ -1,16 +1,15 @@
 """Losses on what a classifier reads: its direction, its uncertainty, what is predicted from it."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from kdjax.losses import _checks, _maps, _norms
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import norms, pooling
 
-Array = jax.Array
-
-_NAMES = _maps.NAMES
+_AXES = "[batch, ..., width]"
 
 
 def cosine_loss(student_features: Array, teacher_features: Array) -> Array:
@@ -44,14 +43,16 @@ def cosine_loss(student_features: Array, teacher_features: Array) -> Array:
         Sanh, Debut, Chaumond, Wolf, "DistilBERT, a distilled version of BERT: smaller, faster,
         cheaper and lighter", 2019, arXiv:1910.01108, section 2.
     """
-    student, teacher = _pair("cosine_loss", student_features, teacher_features)
+    student, teacher = _inputs.as_features(
+        "cosine_loss", student_features, teacher_features, axes=_AXES
+    )
     both_zero = jnp.all((student == 0) & (teacher == 0), axis=-1)
-    distances = jnp.where(both_zero, 0, _norms.cosine_distance(student, teacher))
-    return _maps.mean_per_example(distances)
+    distances = jnp.where(both_zero, 0, norms.cosine_distance(student, teacher))
+    return pooling.mean_per_example(distances)
 
 
 def projected_feature_loss(student_features: Array, teacher_features: Array) -> Array:
-    """Mean squared difference of two feature maps of as many channels, whatever their sizes: SimKD.
+    """Match the teacher's map after a projection, whatever the sizes of both (SimKD).
 
     mean over positions and channels of (z - v)^2
 
@@ -80,12 +81,16 @@ def projected_feature_loss(student_features: Array, teacher_features: Array) -> 
         Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher
         Classifier", 2022, arXiv:2203.14001, section 3.
     """
-    pair = _maps.as_like_maps("projected_feature_loss", student_features, teacher_features)
-    return _maps.mean_per_example(jnp.square(pair[0] - pair[1]))
+    pair = _inputs.as_like_maps("projected_feature_loss", student_features, teacher_features)
+    return pooling.mean_per_example(jnp.square(pair[0] - pair[1]))
 
 
 def prime_aware_loss(
-    student_features: Array, teacher_features: Array, log_variances: Array, *, eps: Any = 1e-6
+    student_features: Array,
+    teacher_features: Array,
+    log_variances: Array,
+    *,
+    eps: float | Array = 1e-6,
 ) -> Array:
     """Regress the teacher's embedding where the student can, and pay for the rest as uncertainty.
 
@@ -97,7 +102,7 @@ def prime_aware_loss(
     Args:
         student_features: [batch, ...], any floating type.
         teacher_features: likewise, of the same shape; constant, its gradient is zero.
-        log_variances: likewise; it has a gradient.
+        log_variances: [batch, ...], of the same shape; it has a gradient.
         eps: a positive number, the least variance.
 
     Returns:
@@ -119,15 +124,17 @@ def prime_aware_loss(
         arXiv:2008.01458.
     """
     name = "prime_aware_loss"
-    _checks.check_number(name, "eps", eps, low=0.0, open_low=True)
-    student, teacher = _pair(name, student_features, teacher_features)
-    spread = _checks.as_logits(name, "log_variances", log_variances)
-    _checks.check_shape(name, "log_variances", spread.shape, student.shape, _NAMES[0])
+    _inputs.check_number(name, "eps", eps, low=0.0, open_low=True)
+    student, teacher = _inputs.as_features(name, student_features, teacher_features, axes=_AXES)
+    uncertainty = _inputs.as_floats(name, "log_variances", log_variances)
+    _inputs.check_shape(
+        name, "log_variances", uncertainty.shape, student.shape, _inputs.FEATURES[0]
+    )
     # 1 / (eps + exp(s)), whose derivative would be inf / inf for a large s.
     floor = math.log(eps) if isinstance(eps, int | float) else jnp.log(eps)
-    weights = jnp.exp(-jnp.logaddexp(spread, jnp.asarray(floor, spread.dtype)))
-    values = jnp.square(teacher - student) * weights + spread
-    return _maps.mean_per_example(values)
+    weights = jnp.exp(-jnp.logaddexp(uncertainty, jnp.asarray(floor, uncertainty.dtype)))
+    values = jnp.square(teacher - student) * weights + uncertainty
+    return pooling.mean_per_example(values)
 
 
 def softmax_regression_loss(
@@ -136,8 +143,8 @@ def softmax_regression_loss(
     student_logits: Array,
     teacher_logits: Array,
     *,
-    feature_weight: Any = 1.0,
-    logit_weight: Any = 1.0,
+    feature_weight: float | Array = 1.0,
+    logit_weight: float | Array = 1.0,
 ) -> Array:
     """Make features on which the teacher's own classifier says what it says of the teacher's.
 
@@ -176,32 +183,22 @@ def softmax_regression_loss(
         Representation Learning", 2021, openreview ZzwDy_wiWv, section 3.
     """
     name = "softmax_regression_loss"
-    _checks.check_number(name, "feature_weight", feature_weight, low=0.0)
-    _checks.check_number(name, "logit_weight", logit_weight, low=0.0)
-    pooled = [
-        _pooled(name, n, x)
-        for n, x in zip(_NAMES, (student_features, teacher_features), strict=True)
-    ]
-    student, teacher = _pair(name, *pooled)
-    names = ("student_logits", "teacher_logits")
-    own, taught = _checks.as_pair(name, names, student_logits, teacher_logits)
+    _inputs.check_number(name, "feature_weight", feature_weight, low=0.0)
+    _inputs.check_number(name, "logit_weight", logit_weight, low=0.0)
+    student = _pooled(name, "student_features", student_features)
+    teacher = _pooled(name, "teacher_features", teacher_features)
+    student, teacher = _inputs.as_features(name, student, teacher, axes=_AXES)
+    own, taught = _inputs.as_pair(name, student_logits, teacher_logits, _inputs.LOGITS)
     expected = (student.shape[0], *own.shape[1:])
-    _checks.check_shape(name, names[0], own.shape, expected, "the examples of student_features")
+    _inputs.check_shape(
+        name, "student_logits", own.shape, expected, "the examples of student_features"
+    )
     by_feature = jnp.mean(jnp.square(student - teacher), axis=-1)
     by_logit = jnp.mean(jnp.square(own - jax.lax.stop_gradient(taught)), axis=-1)
     return feature_weight * by_feature + logit_weight * by_logit
 
 
-def _pair(function: str, student: Any, teacher: Any) -> tuple[Array, Array]:
-    student, teacher = _checks.as_pair(function, _NAMES, student, teacher)
-    if student.ndim < 2:
-        raise ValueError(
-            f"{function}: {_NAMES[0]} has shape {student.shape}, expected [batch, ..., width]"
-        )
-    return student, jax.lax.stop_gradient(teacher)
-
-
-def _pooled(function: str, name: str, features: Any) -> Array:
+def _pooled(function: str, name: str, features: Array) -> Array:
     """Average features [batch, ..., width] over all positions."""
-    x = _checks.as_logits(function, name, features)
+    x = _inputs.as_floats(function, name, features)
     return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))

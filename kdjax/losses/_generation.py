@@ -1,17 +1,16 @@
 """Masked generation: the student's features, partly hidden, have to make the teacher's whole."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from kdjax.losses import _checks, _maps
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import pooling
 
-Array = jax.Array
 
-
-def channel_mask(key: Array, features: Array, *, mask_ratio: Any) -> Array:
+def channel_mask(key: Array, features: Array, *, mask_ratio: float | Array) -> Array:
     """Draw which channels of each example are kept: the masks of image classification.
 
     keep with probability 1 - mask_ratio, independently
@@ -40,7 +39,7 @@ def channel_mask(key: Array, features: Array, *, mask_ratio: Any) -> Array:
     return _mask("channel_mask", key, features, mask_ratio, (0, 3))
 
 
-def position_mask(key: Array, features: Array, *, mask_ratio: Any) -> Array:
+def position_mask(key: Array, features: Array, *, mask_ratio: float | Array) -> Array:
     """Draw which positions of each example are kept: the masks of detection and segmentation.
 
     keep with probability 1 - mask_ratio, independently
@@ -71,10 +70,7 @@ def position_mask(key: Array, features: Array, *, mask_ratio: Any) -> Array:
 
 
 def masked_generation_loss(
-    student_features: Array,
-    teacher_features: Array,
-    keep: Array,
-    generator: Mapping[str, Array],
+    student_features: Array, teacher_features: Array, keep: Array, generator: Mapping[str, Array]
 ) -> Array:
     """Generate the teacher's features from what a mask leaves of the student's.
 
@@ -113,9 +109,8 @@ def masked_generation_loss(
         section 3.
     """
     name = "masked_generation_loss"
-    names = ("student_features", "teacher_features")
-    student, teacher = _checks.as_pair(name, names, student_features, teacher_features)
-    _check_map(name, names[0], student)
+    student, teacher = _inputs.as_pair(name, student_features, teacher_features)
+    _check_map(name, "student_features", student)
     keep = jnp.asarray(keep)
     if keep.ndim != 4 or any(
         k not in (1, n) for k, n in zip(keep.shape, student.shape, strict=True)
@@ -127,7 +122,7 @@ def masked_generation_loss(
     x = jnp.where(jnp.broadcast_to(keep, student.shape).astype(bool), student, 0)
     x = jax.nn.relu(_convolve(x, generator["kernel_1"], generator["bias_1"]))
     x = _convolve(x, generator["kernel_2"], generator["bias_2"])
-    return _maps.sum_per_example(jnp.square(x - jax.lax.stop_gradient(teacher)))
+    return pooling.sum_per_example(jnp.square(x - jax.lax.stop_gradient(teacher)))
 
 
 def _check_map(function: str, name: str, x: Array) -> None:
@@ -137,9 +132,11 @@ def _check_map(function: str, name: str, x: Array) -> None:
         )
 
 
-def _mask(function: str, key: Array, features: Array, ratio: Any, axes: tuple[int, ...]) -> Array:
+def _mask(
+    function: str, key: Array, features: Array, ratio: float | Array, axes: tuple[int, ...]
+) -> Array:
     _check_map(function, "features", features)
-    _checks.check_number(function, "mask_ratio", ratio, low=0.0, high=1.0)
+    _inputs.check_number(function, "mask_ratio", ratio, low=0.0, high=1.0)
     shape = tuple(n if axis in axes else 1 for axis, n in enumerate(features.shape))
     return jax.random.uniform(key, shape) >= ratio
 

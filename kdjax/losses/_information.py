@@ -1,26 +1,66 @@
-"""Losses on the relations between examples that come from information theory."""
-
-import math
+"""Losses from information theory, on the features of an example or on how examples relate."""
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from kdjax.losses import _checks, _norms, _rows
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import exact, norms, pooling, relations
 
-Array = jax.Array
 
-# (exp(r) - 1 - r) / r^2 = 1/2! + r/3! + r^2/4! + ...: enough terms for float64 where |r| <= 1/2.
-_PHI = [1 / math.factorial(k) for k in range(17, 1, -1)]
+def variational_information_loss(
+    student_mean: Array, teacher_features: Array, variance: float | Array
+) -> Array:
+    """Return -log of the likelihood of the teacher's features under a normal that is predicted.
+
+    mean over all but the first axis of ((mu - t)^2 / v + log v) / 2
+
+    which bounds the information that the student's features hold about the teacher's. mu is a
+    learned function of them; v, one for each channel, says how well that channel can be predicted.
+
+    Args:
+        student_mean: mu, [batch, ..., channels], any floating type.
+        teacher_features: t, likewise, of the same shape; constant, its gradient is zero.
+        variance: v, positive: a number, or an array [channels]; it has a gradient.
+
+    Returns:
+        [batch], nats per feature, float32 or wider; negative where the prediction is good.
+
+    Raises:
+        TypeError: if an argument is not of a floating type.
+        ValueError: if the shapes differ, there is no axis behind the batch, or the variance is a
+            number that is not positive or has another shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import variational_information_loss
+        >>> mean, teacher = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 4.0]])
+        >>> print(variational_information_loss(mean, teacher, 2.0))
+        [0.847]
+
+    References:
+        Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for Knowledge
+        Transfer", 2019, arXiv:1904.05835, equation 5.
+
+    Differs from the paper: the mean over the features, not their sum, and without the constant
+    log(2 pi) / 2, as the code behind the published tables has it.
+    """
+    name, names = "variational_information_loss", ("student_mean", "teacher_features")
+    _inputs.check_number(name, "variance", variance, low=0.0, open_low=True)
+    mean, teacher = _inputs.as_features(name, student_mean, teacher_features, names)
+    v = _inputs.as_channels(name, "variance", variance, mean)
+    squares = jnp.square(mean - teacher)
+    return pooling.mean_per_example((squares / v + jnp.log(v)) / 2)
 
 
 def probabilistic_transfer_loss(
     student_features: Array,
     teacher_features: Array,
     *,
-    eps: float = 1e-7,
+    eps: float | Array = 1e-7,
     mask: Array | None = None,
 ) -> Array:
-    """Keep the probability that each example takes another for its neighbour.
+    """Keep the probability that each example takes another for its neighbor.
 
     value_i = 1/n sum_j p'_ij log((p'_ij + eps) / (p_ij + eps))
     p_ij = k_ij / sum_l k_il, k_ij = (1 + <x_i, x_j>) / 2 for rows x / (|x| + eps)
@@ -56,26 +96,26 @@ def probabilistic_transfer_loss(
     sum; an example is also compared with itself.
     """
     name = "probabilistic_transfer_loss"
-    _checks.check_number(name, "eps", eps, low=0.0, open_low=True)
-    rows = _rows.as_rows(name, student_features, teacher_features, mask)
-    pair = (rows.student, rows.teacher)
-    (student, total), (teacher, teacher_total) = (_kernel(x, rows.mask, eps) for x in pair)
+    _inputs.check_number(name, "eps", eps, low=0.0, open_low=True)
+    batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
+    pair = (batch.student, batch.teacher)
+    (student, total), (teacher, teacher_total) = (_kernel(x, batch.mask, eps) for x in pair)
     q, p = student / total, teacher / teacher_total
-    both = rows.mask[:, None] & rows.mask[None, :]
-    change = _rows.gap_in_units(student, teacher, total, teacher_total) / (p + eps)
+    both = batch.mask[:, None] & batch.mask[None, :]
+    change = relations.gap_in_units(student, teacher, total, teacher_total) / (p + eps)
     near = jnp.abs(change) < 0.5
     far = jnp.log(q + eps) - jnp.log(p + eps)
     ratio = jnp.where(near, jnp.log1p(jnp.where(near, change, 0)), far)
     # p + eps and q + eps have one sum: -(p + eps) ratio is (p + eps) phi(ratio), free of the
     # terms that cancel between the columns.
     terms = (p + eps) * _phi(ratio) + eps * ratio
-    return jnp.sum(jnp.where(both, terms, 0), axis=-1) / jnp.maximum(rows.num_valid, 1)
+    return jnp.sum(jnp.where(both, terms, 0), axis=-1) / jnp.maximum(batch.num_valid, 1)
 
 
-def _kernel(x: Array, mask: Array, eps: float) -> tuple[Array, Array]:
+def _kernel(x: Array, mask: Array, eps: float | Array) -> tuple[Array, Array]:
     """Return cosines from 0 to 1, and the sums of rows, 1 where nothing counts."""
-    norm = _norms.l2_norm(x, keepdims=True)
-    cosines = _rows.gram(jnp.where(norm == 0, 0, x / (norm + eps)))
+    norm = norms.l2_norm(x, keepdims=True)
+    cosines = relations.gram(jnp.where(norm == 0, 0, x / (norm + eps)))
     kernel = jnp.where(mask[None, :], (1 + cosines) / 2, 0)
     total = jnp.sum(kernel, axis=-1, keepdims=True)
     return kernel, jnp.where(total > 0, total, 1)
@@ -84,10 +124,7 @@ def _kernel(x: Array, mask: Array, eps: float) -> tuple[Array, Array]:
 def _phi(r: Array) -> Array:
     """Return exp(r) - 1 - r to its last digits."""
     small = jnp.abs(r) <= 0.5
-    near = jnp.where(small, r, 0)
-    return jnp.where(
-        small, jnp.polyval(jnp.asarray(_PHI, r.dtype), near) * near * near, jnp.expm1(r) - r
-    )
+    return jnp.where(small, exact.phi_near_zero(jnp.where(small, r, 0)), jnp.expm1(r) - r)
 
 
 def itrd_correlation_loss(
@@ -101,7 +138,7 @@ def itrd_correlation_loss(
 
     value = log2 sum_w |1 - c_w|^(2 order), c_w = 1/n sum_i z_iw z'_iw
 
-    z standardised over the n examples that count, by the deviation with n - 1; z' the teacher's.
+    z standardized over the n examples that count, by the deviation with n - 1; z' the teacher's.
     Equal features have c = (n - 1) / n. A feature that does not vary has c = 0, with gradient 0.
 
     Args:
@@ -130,30 +167,29 @@ def itrd_correlation_loss(
         Distillation", 2022, arXiv:2112.00459.
     """
     name = "itrd_correlation_loss"
-    _checks.check_number(name, "order", order, low=0.0, open_low=True)
-    names = ("student_features", "teacher_features")
-    pair = _checks.as_pair(name, names, student_features, teacher_features)
-    rows = _rows.as_rows(name, pair[0], pair[1], mask)
-    student, teacher = (_standardized(x, rows) for x in (rows.student, rows.teacher))
+    _inputs.check_number(name, "order", order, low=0.0, open_low=True)
+    pair = _inputs.as_pair(name, student_features, teacher_features)
+    batch = _inputs.as_feature_batch(name, *pair, mask)
+    student, teacher = (_standardized(x, batch) for x in (batch.student, batch.teacher))
     varies = jnp.any(student != 0, axis=0) & jnp.any(teacher != 0, axis=0)
-    # 1 - c from the differences: the squares of a standardised feature sum to n - 1.
+    # 1 - c from the differences: the squares of a standardized feature sum to n - 1.
     missing = (1 + jnp.sum(jnp.square(student - teacher), axis=0) / 2) / jnp.maximum(
-        rows.num_valid, 1
+        batch.num_valid, 1
     )
     value = jnp.log2(jnp.sum(jnp.where(varies, missing, 1) ** (2 * order)))
-    return jnp.where(rows.mask, value, 0)
+    return jnp.where(batch.mask, value, 0)
 
 
-def _standardized(x: Array, rows: _rows.Rows) -> Array:
+def _standardized(x: Array, batch: relations.FeatureBatch) -> Array:
     """Return (x - mean) / deviation over the rows that count; 0 where nothing varies."""
     # Shifted by a row first: the mean of equal numbers is not always that number.
-    counts = rows.mask[:, None]
-    shifted = jnp.where(counts, x - jax.lax.stop_gradient(x[jnp.argmax(rows.mask)])[None, :], 0)
-    mean = jnp.sum(shifted, axis=0, keepdims=True) / jnp.maximum(rows.num_valid, 1)
+    counts = batch.mask[:, None]
+    shifted = jnp.where(counts, x - jax.lax.stop_gradient(x[jnp.argmax(batch.mask)])[None, :], 0)
+    mean = jnp.sum(shifted, axis=0, keepdims=True) / jnp.maximum(batch.num_valid, 1)
     centered = jnp.where(counts, shifted - mean, 0)
     variance = jnp.sum(jnp.square(centered), axis=0, keepdims=True)
-    variance = variance / jnp.maximum(rows.num_valid - 1, 1)
-    deviation = _norms.safe_sqrt(variance)
+    variance = variance / jnp.maximum(batch.num_valid - 1, 1)
+    deviation = norms.safe_sqrt(variance)
     return centered / jnp.where(deviation > 0, deviation, 1)
 
 
@@ -192,10 +228,10 @@ def itrd_mutual_loss(
         Miles, Lopez Rodriguez, Mikolajczyk, "Information Theoretic Representation
         Distillation", 2022, arXiv:2112.00459.
     """
-    rows = _rows.as_rows("itrd_mutual_loss", student_features, teacher_features, mask)
-    student, teacher = (_rows.gram(_norms.normalize(x)) for x in (rows.student, rows.teacher))
+    batch = _inputs.as_feature_batch("itrd_mutual_loss", student_features, teacher_features, mask)
+    student, teacher = (relations.gram(norms.normalize(x)) for x in (batch.student, batch.teacher))
     gap = jnp.square(_unit_trace(student)) - jnp.square(_unit_trace(student * teacher))
-    return rows.num_valid * jnp.sum(gap, axis=-1)
+    return batch.num_valid * jnp.sum(gap, axis=-1)
 
 
 def _unit_trace(x: Array) -> Array:

@@ -1,21 +1,19 @@
-"""Where student and teacher have different vocabularies, or different tokens."""
-
-from typing import Any
+"""Losses for language models: vocabularies or tokens that differ, and vocabularies too long."""
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from kdjax.losses import _checks, _exact, _mixtures
-
-Array = jax.Array
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import exact, mixtures
 
 
 def universal_logit_loss(
     student_logits: Array,
     teacher_logits: Array,
     *,
-    temperature: Any = 1.0,
-    teacher_temperature: Any = None,
+    temperature: float | Array = 1.0,
+    teacher_temperature: float | Array | None = None,
     axis: int = -1,
 ) -> Array:
     """Compare the sorted probabilities of two networks whose classes need not correspond.
@@ -54,18 +52,18 @@ def universal_logit_loss(
     name = "universal_logit_loss"
     sides = (("student_logits", student_logits), ("teacher_logits", teacher_logits))
     student, teacher = (
-        _checks.select_classes(name, _checks.as_logits(name, side, x), None, axis)
+        _inputs.select_classes(name, _inputs.as_floats(name, side, x), None, axis)
         for side, x in sides
     )
     teacher = jax.lax.stop_gradient(teacher)
     batch = (*student.shape[:-1], teacher.shape[-1])
-    _checks.check_shape(name, "teacher_logits", teacher.shape, batch, "student_logits' batch")
-    t = _checks.as_temperature(name, temperature, student)
+    _inputs.check_shape(name, "teacher_logits", teacher.shape, batch, "student_logits' batch")
+    t = _inputs.as_temperature(name, temperature, student)
     u = t if teacher_temperature is None else teacher_temperature
-    u = _checks.as_temperature(name, u, teacher).astype(teacher.dtype)
+    u = _inputs.as_temperature(name, u, teacher).astype(teacher.dtype)
     size = max(student.shape[-1], teacher.shape[-1])
     log_q, log_p = _descending(student, t, size), _descending(teacher, u, size)
-    return jnp.sum(_mixtures.probability_gap(log_p, log_q), axis=-1)
+    return jnp.sum(mixtures.probability_gap(log_p, log_q), axis=-1)
 
 
 def marked_first(x: Array, mask: Array) -> tuple[Array, Array]:
@@ -105,7 +103,7 @@ def marked_first(x: Array, mask: Array) -> tuple[Array, Array]:
         raise TypeError(f"marked_first: mask has dtype {mask.dtype}, expected bool")
     if mask.ndim != 2:
         raise ValueError(f"marked_first: mask has shape {mask.shape}, expected [batch, tokens]")
-    _checks.check_shape("marked_first", "mask", mask.shape, x.shape[:2], "the tokens of x")
+    _inputs.check_shape("marked_first", "mask", mask.shape, x.shape[:2], "the tokens of x")
     order = jnp.argsort(~mask, axis=1, stable=True)
     places = order.reshape(*order.shape, *(1,) * (x.ndim - 2))
     moved = jnp.take_along_axis(x, places, axis=1)
@@ -113,8 +111,137 @@ def marked_first(x: Array, mask: Array) -> tuple[Array, Array]:
 
 
 def _descending(logits: Array, t: Array, size: int) -> Array:
-    """Log-probabilities in descending order, filled up to a size with classes without mass."""
-    log_probs = _exact.log_softmax(logits, t)
+    """Return log-probabilities in descending order, filled up to a size with -inf."""
+    log_probs = exact.log_softmax(logits, t)
     missing = [(0, 0)] * (logits.ndim - 1) + [(0, size - logits.shape[-1])]
     padded = jnp.pad(log_probs, missing, constant_values=-jnp.inf)
     return jnp.flip(jnp.sort(padded, axis=-1), axis=-1)  # of equal classes the last comes first
+
+
+def top_k_log_probs(
+    student_log_probs: Array,
+    teacher_log_probs: Array,
+    *,
+    num_kept: int,
+    axis: int = -1,
+    where: Array | None = None,
+) -> tuple[Array, Array]:
+    """Keep the student's largest classes in both distributions, each normalized over them.
+
+    log q_i - log sum_j q_j and log p_i - log sum_j p_j, i and j among the student's largest
+
+    Any divergence compares what is left: `generalized_js_divergence(*top_k_log_probs(...))`.
+
+    Args:
+        student_log_probs: [..., num_classes], any floating type; -inf is no mass.
+        teacher_log_probs: likewise, of the same shape; not held constant.
+        num_kept: how many classes, from 1 to num_classes.
+        axis: the class axis.
+        where: boolean, broadcastable: the classes that count.
+
+    Returns:
+        The student's and the teacher's log-probabilities, [..., num_kept], the classes on the last
+        axis in the student's order; float32 or wider.
+
+    Raises:
+        TypeError: if an argument is not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes differ or there are fewer classes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import top_k_log_probs
+        >>> student, teacher = jnp.log(jnp.array([[0.4, 0.4, 0.2], [0.1, 0.3, 0.6]]))
+        >>> print(*(jnp.exp(x) for x in top_k_log_probs(student, teacher, num_kept=2)))
+        [0.5 0.5] [0.25 0.75]
+
+    References:
+        Hübotter, Lübeck, Behric, Baumann, Bagatella, Marta, Hakimi, Shenfeld, Kleine Buening,
+        Guestrin, Krause, "Reinforcement Learning via Self-Distillation", 2026, arXiv:2601.20802,
+        and TRL's code for it.
+    """
+    name = "top_k_log_probs"
+    student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
+    places = _largest(name, student, num_kept)
+    one = jnp.ones((*student.shape[:-1], 1), student.dtype)
+    first, second = (
+        exact.log_softmax(jnp.take_along_axis(x, places, axis=-1), one) for x in (student, teacher)
+    )
+    return first, second
+
+
+def top_k_log_probs_with_tail(
+    student_log_probs: Array,
+    teacher_log_probs: Array,
+    *,
+    num_kept: int,
+    min_tail: float = 0.0,
+    axis: int = -1,
+    where: Array | None = None,
+) -> tuple[Array, Array]:
+    """Keep the student's largest classes in both distributions, and all others as one more class.
+
+    log q_i and log p_i for i among the student's largest, then log sum of the others
+
+    Args:
+        student_log_probs: [..., num_classes], any floating type; -inf is no mass.
+        teacher_log_probs: likewise, of the same shape; not held constant.
+        num_kept: how many classes, from 1 to num_classes.
+        min_tail: the least that the last class may hold, in [0, 1]. Peers that take 1 minus the
+            kept mass need one against rounding (TRL: 1e-7); the sum over the others does not.
+        axis: the class axis.
+        where: boolean, broadcastable: the classes that count.
+
+    Returns:
+        The student's and the teacher's log-probabilities, [..., num_kept + 1], the classes on the
+        last axis in the student's order; float32 or wider.
+
+    Raises:
+        TypeError: if an argument is not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes differ, there are fewer classes, or `min_tail` is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import top_k_log_probs_with_tail
+        >>> student, teacher = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]]))
+        >>> print(*(jnp.exp(x) for x in top_k_log_probs_with_tail(student, teacher, num_kept=1)))
+        [0.5 0.5] [0.25 0.75]
+
+    References:
+        Hübotter, Lübeck, Behric, Baumann, Bagatella, Marta, Hakimi, Shenfeld, Kleine Buening,
+        Guestrin, Krause, "Reinforcement Learning via Self-Distillation", 2026, arXiv:2601.20802,
+        and TRL's code for it.
+    """
+    name = "top_k_log_probs_with_tail"
+    student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
+    _inputs.check_number(name, "min_tail", min_tail, low=0.0, high=1.0)
+    places = _largest(name, student, num_kept)
+    first, second = (_with_tail(x, places, min_tail) for x in (student, teacher))
+    return first, second
+
+
+def _largest(function: str, student: Array, num_kept: int) -> Array:
+    """Return the indices of the student's largest classes, [..., num_kept]."""
+    if isinstance(num_kept, bool) or not isinstance(num_kept, int):
+        raise TypeError(f"{function}: num_kept is {num_kept!r}, expected an int")
+    if not 1 <= num_kept <= student.shape[-1]:
+        raise ValueError(
+            f"{function}: num_kept is {num_kept}, expected 1 to {student.shape[-1]}, the classes "
+            f"of student_log_probs of shape {student.shape}"
+        )
+    return jax.lax.top_k(jax.lax.stop_gradient(student), num_kept)[1]
+
+
+def _with_tail(log_probs: Array, places: Array, min_tail: float) -> Array:
+    """Return the classes at these places, and the logarithm of the mass of all others."""
+    kept = jnp.take_along_axis(log_probs, places, axis=-1)
+    chosen = jnp.put_along_axis(
+        jnp.zeros(log_probs.shape, bool), places, True, axis=-1, inplace=False
+    )
+    others = jnp.where(chosen, -jnp.inf, log_probs)
+    top = jax.lax.stop_gradient(jnp.max(others, axis=-1, keepdims=True))
+    top = jnp.where(jnp.isneginf(top), 0, top)
+    mass = jnp.sum(jnp.exp(others - top), axis=-1, keepdims=True)
+    tail = jnp.where(mass == 0, -jnp.inf, jnp.log(jnp.where(mass == 0, 1, mass)) + top)
+    if min_tail:
+        tail = jnp.maximum(tail, jnp.log(jnp.asarray(min_tail, tail.dtype)))
+    return jnp.concatenate([kept, tail], axis=-1)

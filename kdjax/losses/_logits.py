@@ -1,334 +1,248 @@
-"""Losses on logits: the soft targets of Hinton, Vinyals & Dean (2015), exact in float32."""
-
-from typing import Any
+"""Losses that match the teacher's logits, its choice, or probabilities that it alone softens."""
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from kdjax.losses import _checks, _exact
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import exact, norms
 
-Array = jax.Array
 
-
-def tempered_log_softmax(
-    logits: Array, temperature: Any, *, axis: int = -1, where: Array | None = None
+def logit_mse_loss(
+    student_logits: Array, teacher_logits: Array, *, axis: int = -1, where: Array | None = None
 ) -> Array:
-    """Logarithms of softened class probabilities.
+    """Return the mean squared difference of the logits.
 
-    log softmax(z / T)
+    mean over the classes of (z - v)^2
 
-    Args:
-        logits: [..., num_classes], any floating type; -inf removes a class.
-        temperature: a positive number, or an array: scalar or [...], one for each example.
-        axis: the class axis.
-        where: boolean, broadcastable to the logits: the classes that exist.
-
-    Returns:
-        [..., num_classes], float32 or wider; -inf at classes that do not exist.
-
-    Raises:
-        TypeError: if the logits are not of a floating type, or `where` is not boolean.
-        ValueError: if the temperature is not positive and finite, or a shape does not fit.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from kdjax.losses import tempered_log_softmax
-        >>> print(jnp.exp(tempered_log_softmax(jnp.array([2.0, 0.0]), 2.0)))
-        [0.731 0.269]
-
-    References:
-        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
-        arXiv:1503.02531, equation 1.
-    """
-    name = "tempered_log_softmax"
-    x = _checks.select_classes(name, _checks.as_logits(name, "logits", logits), where, axis)
-    log_probs = _exact.log_softmax(x, _checks.as_temperature(name, temperature, x))
-    return jnp.moveaxis(log_probs, -1, axis)
-
-
-def tempered_softmax(
-    logits: Array, temperature: Any, *, axis: int = -1, where: Array | None = None
-) -> Array:
-    """Softened class probabilities.
-
-    softmax(z / T)
-
-    Args:
-        logits: [..., num_classes], any floating type; -inf removes a class.
-        temperature: a positive number, or an array: scalar or [...], one for each example.
-        axis: the class axis.
-        where: boolean, broadcastable to the logits: the classes that exist.
-
-    Returns:
-        [..., num_classes], float32 or wider; 0 at classes that do not exist, and everywhere if
-        none does.
-
-    Raises:
-        TypeError: if the logits are not of a floating type, or `where` is not boolean.
-        ValueError: if the temperature is not positive and finite, or a shape does not fit.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from kdjax.losses import tempered_softmax
-        >>> print(tempered_softmax(jnp.array([2.0, 0.0]), 4.0))
-        [0.622 0.378]
-
-    References:
-        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
-        arXiv:1503.02531, equation 1.
-    """
-    name = "tempered_softmax"
-    x = _checks.select_classes(name, _checks.as_logits(name, "logits", logits), where, axis)
-    log_probs = _exact.log_softmax(x, _checks.as_temperature(name, temperature, x))
-    return jnp.moveaxis(jnp.exp(log_probs), -1, axis)
-
-
-def kl_divergence(
-    student_log_probs: Array,
-    teacher_log_probs: Array,
-    *,
-    axis: int = -1,
-    where: Array | None = None,
-) -> Array:
-    """Kullback-Leibler divergence of the student from the teacher, on log-probabilities as given.
-
-    KL(teacher || student) = sum p (log p - log q), p the teacher's and q the student's
-
-    Nothing is normalised again, and neither side is held constant. A class without mass in the
-    teacher adds 0; one without mass in the student alone makes the value +inf.
-
-    Args:
-        student_log_probs: [..., num_classes], any floating type.
-        teacher_log_probs: likewise, of the same shape.
-        axis: the class axis.
-        where: boolean, broadcastable: the classes that count.
-
-    Returns:
-        [...], nats, float32 or wider.
-
-    Raises:
-        TypeError: if an argument is not of a floating type, or `where` is not boolean.
-        ValueError: if the shapes differ.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from kdjax.losses import kl_divergence
-        >>> student, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-        >>> print(kl_divergence(student, teacher))
-        0.368
-
-    References:
-        Kullback, Leibler, "On Information and Sufficiency", 1951, doi:10.1214/aoms/1177729694.
-    """
-    names = ("student_log_probs", "teacher_log_probs")
-    pair = _checks.as_pair("kl_divergence", names, student_log_probs, teacher_log_probs)
-    student, teacher = (_checks.select_classes("kl_divergence", x, where, axis) for x in pair)
-    return _exact.divergence(teacher, student)
-
-
-def reverse_kl_divergence(
-    student_log_probs: Array,
-    teacher_log_probs: Array,
-    *,
-    axis: int = -1,
-    where: Array | None = None,
-) -> Array:
-    """Kullback-Leibler divergence of the teacher from the student, on log-probabilities as given.
-
-    KL(student || teacher) = sum q (log q - log p), p the teacher's and q the student's
-
-    Args:
-        student_log_probs: [..., num_classes], any floating type.
-        teacher_log_probs: likewise, of the same shape.
-        axis: the class axis.
-        where: boolean, broadcastable: the classes that count.
-
-    Returns:
-        [...], nats, float32 or wider.
-
-    Raises:
-        TypeError: if an argument is not of a floating type, or `where` is not boolean.
-        ValueError: if the shapes differ.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from kdjax.losses import reverse_kl_divergence
-        >>> student, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-        >>> print(reverse_kl_divergence(student, teacher))
-        0.511
-
-    References:
-        Gu, Dong, Wei, Huang, "MiniLLM: Knowledge Distillation of Large Language Models", 2023,
-        arXiv:2306.08543, on its use in distillation.
-    """
-    name = "reverse_kl_divergence"
-    names = ("student_log_probs", "teacher_log_probs")
-    pair = _checks.as_pair(name, names, student_log_probs, teacher_log_probs)
-    student, teacher = (_checks.select_classes(name, x, where, axis) for x in pair)
-    return _exact.divergence(student, teacher)
-
-
-def soft_target_loss(
-    student_logits: Array,
-    teacher_logits: Array,
-    *,
-    temperature: Any = 4.0,
-    axis: int = -1,
-    where: Array | None = None,
-) -> Array:
-    """Follow the teacher's softened probabilities: distillation without labels.
-
-    T^2 * KL(softmax(v / T) || softmax(z / T)), z the student's logits and v the teacher's
-
-    The factor T^2 keeps the size of the gradient, which shrinks as 1 / T^2, when T changes. As T
-    grows the gradient tends to (z - v) / num_classes, for logits of mean zero.
+    with z the student's logits and v the teacher's. Unlike a softmax it sees their common shift.
 
     Args:
         student_logits: [..., num_classes], any floating type; -inf removes a class.
         teacher_logits: likewise, of the same shape; constant, its gradient is zero.
-        temperature: T, a positive number, or an array: scalar or [...], one for each example.
         axis: the class axis.
         where: boolean, broadcastable to the logits: the classes that exist.
 
     Returns:
-        [...], nats, float32 or wider: one value per example. +inf where the student excludes a
-        class that the teacher does not; the gradient is finite there too.
+        [...], float32 or wider: one value per example; +inf where only one of the two has a class.
 
     Raises:
         TypeError: if logits are not of a floating type, or `where` is not boolean.
-        ValueError: if the shapes differ, or the temperature is not positive and finite.
+        ValueError: if the shapes do not fit.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from kdjax.losses import soft_target_loss
-        >>> student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 0.0]])
-        >>> print(soft_target_loss(student, teacher, temperature=4.0))
-        [1.962]
+        >>> from kdjax.losses import logit_mse_loss
+        >>> print(logit_mse_loss(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 4.0]])))
+        [2.]
 
     References:
-        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
-        arXiv:1503.02531, sections 2 and 2.1.
+        Ba, Caruana, "Do Deep Nets Really Need to be Deep?", 2013, arXiv:1312.6184, equation 1.
+        Kim, Oh, Kim, Cho, Yun, "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss
+        in Knowledge Distillation", 2021, arXiv:2105.08919.
+
+    Differs from the papers: the mean over the classes, as their successors' code has it, and not
+    the sum, so that the weight does not depend on the number of classes.
     """
-    return _soft(
-        "soft_target_loss", student_logits, teacher_logits, temperature, axis=axis, where=where
-    )
+    pair = _inputs.as_logits("logit_mse_loss", student_logits, teacher_logits, axis, where)
+    squares, count, apart = _squared_gaps(*pair)
+    return jnp.sum(squares, axis=-1) / jnp.maximum(count, 1) + apart
 
 
-def cross_entropy(
-    logits: Array, labels: Array, *, axis: int = -1, where: Array | None = None
-) -> Array:
-    """Cross-entropy of the labels with a network's probabilities at temperature 1.
-
-    -log q[label], or - sum y log q for class probabilities y
-
-    Args:
-        logits: [..., num_classes], any floating type; -inf removes a class.
-        labels: integer classes [...], or class probabilities [..., num_classes], constant.
-        axis: the class axis.
-        where: boolean, broadcastable to the logits: the classes that exist.
-
-    Returns:
-        [...], nats, float32 or wider; nan where a traced integer label is no class.
-
-    Raises:
-        TypeError: if the logits are not of a floating type, or the labels neither that nor integer.
-        ValueError: if the shapes do not fit, or an integer label that is not traced is no class.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from kdjax.losses import cross_entropy
-        >>> print(cross_entropy(jnp.array([[2.0, 0.0]]), jnp.array([0])))
-        [0.127]
-
-    References:
-        Good, "Rational Decisions", 1952, doi:10.1111/j.2517-6161.1952.tb00104.x.
-    """
-    return _hard("cross_entropy", "logits", logits, labels, axis=axis, where=where)
-
-
-def kd_loss(
+def logit_distance_loss(
     student_logits: Array,
     teacher_logits: Array,
-    labels: Array,
     *,
-    temperature: Any = 4.0,
-    soft_weight: Any = 0.9,
+    eps: float | Array = 0.0,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
-    """Knowledge distillation: the teacher's soft targets and a little of the labels.
+    """Return the Euclidean distance of the logits.
 
-    w * T^2 * KL(softmax(v / T) || softmax(z / T)) + (1 - w) * CE(labels, softmax(z))
+    sqrt(sum over the classes of (z - v)^2 + eps)
 
-    with z the student's logits, v the teacher's and w the soft weight.
+    with z the student's logits and v the teacher's. Of `tempered_log_softmax(logits, 1.0)` in
+    their place it does not see a common shift.
 
     Args:
         student_logits: [..., num_classes], any floating type; -inf removes a class.
         teacher_logits: likewise, of the same shape; constant, its gradient is zero.
-        labels: integer classes [...], or class probabilities [..., num_classes].
-        temperature: T, a positive number, or an array: scalar or [...], one for each example.
-        soft_weight: w in [0, 1], or an array likewise. At a number of 0 or 1 the other part is
-            not computed.
+        eps: a number that is not negative. At 0 the gradient at equal logits is 0.
         axis: the class axis.
         where: boolean, broadcastable to the logits: the classes that exist.
 
     Returns:
-        [...], nats, float32 or wider: one value per example; the caller masks and averages.
+        [...], float32 or wider: one value per example; +inf where only one of the two has a class.
 
     Raises:
-        TypeError: if logits are not of a floating type, or labels neither that nor integer.
-        ValueError: if the shapes do not fit, the temperature is not positive and finite, the
-            weight not in [0, 1], or an integer label that is not traced is no class.
+        TypeError: if logits are not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes do not fit, or eps is negative.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from kdjax.losses import kd_loss
-        >>> student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 0.0]])
-        >>> print(kd_loss(student, teacher, jnp.array([0])))
-        [2.007]
+        >>> from kdjax.losses import logit_distance_loss
+        >>> print(logit_distance_loss(jnp.array([[1.0, 5.0]]), jnp.array([[4.0, 1.0]])))
+        [5.]
 
     References:
-        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
-        arXiv:1503.02531, section 2.
+        Beyer, Zhai, Royer, Markeeva, Anil, Kolesnikov, "Knowledge distillation: A good teacher is
+        patient and consistent", 2021, arXiv:2106.05237, whose code has it among its distances.
     """
-    _checks.check_number("kd_loss", "soft_weight", soft_weight, low=0.0, high=1.0)
-    soft = _soft("kd_loss", student_logits, teacher_logits, temperature, axis=axis, where=where)
-    hard = _hard("kd_loss", "student_logits", student_logits, labels, axis=axis, where=where)
-    if isinstance(soft_weight, int | float) and soft_weight in (0, 1):
-        # An infinite part of weight zero would be nan.
-        return soft if soft_weight else hard.astype(soft.dtype)
-    weight = jnp.asarray(soft_weight, soft.dtype)
-    if weight.ndim:
-        _checks.check_shape("kd_loss", "soft_weight", weight.shape, soft.shape, "the examples")
-    return weight * soft + (1 - weight) * hard
+    name = "logit_distance_loss"
+    _inputs.check_number(name, "eps", eps, low=0.0)
+    pair = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
+    squares, _, apart = _squared_gaps(*pair)
+    return norms.safe_sqrt(jnp.sum(squares, axis=-1) + eps) + apart
 
 
-def _soft(
-    name: str, student: Any, teacher: Any, temperature: Any, *, axis: int, where: Array | None
+def hard_target_loss(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    smoothing: float | Array = 0.0,
+    axis: int = -1,
+    where: Array | None = None,
 ) -> Array:
-    pair = _checks.as_pair(name, ("student_logits", "teacher_logits"), student, teacher)
-    student, teacher = (_checks.select_classes(name, x, where, axis) for x in pair)
-    t = _checks.as_temperature(name, temperature, student)
-    return _exact.tempered_kl(student, jax.lax.stop_gradient(teacher), t) * jnp.squeeze(t * t, -1)
+    """Follow the class that the teacher finds most likely, as if it were the label (DeiT).
+
+    KL(u || q), u = 1 - s at the teacher's first largest logit and s / (K - 1) at the other classes
+
+    with q the student's probabilities, s the smoothing and K the number of classes. Without
+    smoothing this is the cross-entropy.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        smoothing: s, a number in [0, 1], or a scalar array.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], nats, float32 or wider: one value per example.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes do not fit, or the smoothing is not in [0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import hard_target_loss
+        >>> print(hard_target_loss(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 0.0]])))
+        [2.408]
+
+    References:
+        Touvron, Cord, Douze, Massa, Sablayrolles, Jegou, "Training data-efficient image
+        transformers & distillation through attention", 2020, arXiv:2012.12877, equation 3.
+    """
+    name = "hard_target_loss"
+    _inputs.check_number(name, "smoothing", smoothing, low=0.0, high=1.0)
+    student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
+    chosen = jax.nn.one_hot(jnp.argmax(teacher, axis=-1), teacher.shape[-1], dtype=bool)
+    target = exact.smoothed(chosen, ~jnp.isneginf(teacher), 1 - jnp.asarray(smoothing))
+    return exact.tempered_kl(student, target.astype(student.dtype), exact.at_one(student))
 
 
-def _hard(
-    function: str, name: str, logits: Any, labels: Any, *, axis: int, where: Array | None
+def ttm_loss(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    temperature: float | Array = 10.0,
+    axis: int = -1,
+    where: Array | None = None,
 ) -> Array:
-    x = _checks.as_logits(function, name, logits)
-    shape, labels = x.shape, jnp.asarray(labels)
-    x = _checks.select_classes(function, x, where, axis)
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        _checks.check_shape(function, "labels", labels.shape, x.shape[:-1], "the examples")
-        _checks.check_labels(function, labels, x.shape[-1])
-        chosen = jax.nn.one_hot(labels, x.shape[-1], dtype=bool)
-        unknown = ~jnp.any(chosen, axis=-1)
-        return jnp.where(unknown, jnp.nan, _exact.nll(x, chosen))
-    if not jnp.issubdtype(labels.dtype, jnp.floating):
-        raise TypeError(
-            f"{function}: labels has dtype {labels.dtype}, expected integer or floating"
-        )
-    _checks.check_shape(function, "labels", labels.shape, shape, name)
-    probs = jax.lax.stop_gradient(jnp.moveaxis(labels, axis, -1).astype(x.dtype))
-    log_probs = _exact.log_softmax(x, jnp.ones((*x.shape[:-1], 1), x.dtype))
-    return -jnp.sum(jnp.where(probs == 0, 0, probs * jnp.where(probs == 0, 0, log_probs)), axis=-1)
+    """Match a teacher that alone is softened: transformed teacher matching (TTM).
+
+    KL(softmax(v / T) || softmax(z))
+
+    with z the student's logits and v the teacher's. There is no factor T^2. Compared with
+    `soft_target_loss` it holds the student's Renyi entropy up.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        temperature: T, a positive number, or an array: scalar or [...], one for each example. The
+            paper's exponent of the power transform is 1 / T.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], nats, float32 or wider: one value per example.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes do not fit, or the temperature is not positive and finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import ttm_loss
+        >>> student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 0.0]])
+        >>> print(ttm_loss(student, teacher, temperature=2.0))
+        [0.879]
+
+    References:
+        Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching", 2024,
+        arXiv:2402.11148, equation 9. The default is the exponent 0.1 of their example.
+    """
+    name = "ttm_loss"
+    student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
+    t = _inputs.as_temperature(name, temperature, student)
+    return exact.tempered_kl(student, exact.over(teacher, t), exact.at_one(student))
+
+
+def wttm_loss(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    temperature: float | Array = 5.0,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Weigh transformed teacher matching by how unsure the teacher is of an example (WTTM).
+
+    (sum of p^(1 / T)) * KL(softmax(v / T) || softmax(z)), p = softmax(v)
+
+    with z the student's logits and v the teacher's. There is no factor T^2. The power sum lies
+    between 1 and K^(1 - 1 / T) for K classes.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        temperature: T, a number of at least 1 as a rule, or an array: scalar or [...]. The paper's
+            exponent of the power transform is 1 / T.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], nats, float32 or wider: one value per example.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes do not fit, or the temperature is not positive and finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import wttm_loss
+        >>> student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 0.0]])
+        >>> print(wttm_loss(student, teacher, temperature=2.0))
+        [1.351]
+
+    References:
+        Zheng, Yang, "Knowledge Distillation Based on Transformed Teacher Matching", 2024,
+        arXiv:2402.11148, equation 13. The default is the exponent 0.2 of their example.
+    """
+    name = "wttm_loss"
+    student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
+    t = _inputs.as_temperature(name, temperature, student)
+    softened = exact.over(teacher, t)
+    powers = exact.over(exact.log_softmax(teacher, exact.at_one(teacher)), t)
+    divergence = exact.tempered_kl(student, softened, exact.at_one(student))
+    return jnp.sum(jnp.exp(powers), axis=-1) * divergence
+
+
+def _squared_gaps(x: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Return squared differences, the number of classes, and +inf where one side lacks one."""
+    without = jnp.isneginf(x), jnp.isneginf(v)
+    both = ~(without[0] | without[1])
+    squares = jnp.square(jnp.where(both, jnp.where(both, x, 0) - jnp.where(both, v, 0), 0))
+    apart = jnp.any(without[0] != without[1], axis=-1)
+    return squares, jnp.sum(both, axis=-1), jnp.where(apart, jnp.inf, 0).astype(x.dtype)

@@ -1,16 +1,13 @@
-"""Feature maps of different sizes: [batch, ..., channels], the axes between are positions."""
+"""Losses that compare one feature map with another, entry by entry: before or after a ReLU."""
 
-from collections.abc import Sequence
-from typing import Any
+import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import Array
 
-from kdjax.losses import _checks
-
-Array = jax.Array
-NAMES = ("student_features", "teacher_features")
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import norms, pooling
 
 
 def match_sizes(student_features: Array, teacher_features: Array) -> tuple[Array, Array]:
@@ -42,145 +39,205 @@ def match_sizes(student_features: Array, teacher_features: Array) -> tuple[Array
         Tian, Krishnan, Isola, "Contrastive Representation Distillation", 2019, arXiv:1910.10699,
         whose code brings maps to one size in this way.
     """
-    student, teacher = one_size("match_sizes", NAMES, student_features, teacher_features)
-    return student, teacher
+    return _inputs.as_one_size("match_sizes", student_features, teacher_features)
 
 
-def average_pool(x: Array, sizes: Sequence[int]) -> Array:
-    """Average over bins that cover every axis of positions evenly, whatever the sizes.
+def hint_loss(student_features: Array, teacher_features: Array) -> Array:
+    """Return the mean squared difference of two features, the student's projected.
 
-    Args:
-        x: [batch, ..., channels].
-        sizes: the new number of positions along each axis between the first and the last. Where
-            it does not divide the old one, neighbouring bins share a position.
-    """
-    for axis, size in enumerate(sizes, start=1):
-        x = _pool_axis(x, axis, size)
-    return x
-
-
-def _pool_axis(x: Array, axis: int, size: int) -> Array:
-    old = x.shape[axis]
-    if old == size:
-        return x
-    if old % size == 0:
-        bins = (*x.shape[:axis], size, old // size, *x.shape[axis + 1 :])
-        return jnp.mean(x.reshape(bins), axis=axis + 1)
-    pooled = jnp.tensordot(
-        x, jnp.asarray(_bins(old, size), x.dtype), axes=(axis, 1), precision="highest"
-    )
-    return jnp.moveaxis(pooled, -1, axis)
-
-
-def _bins(old: int, size: int) -> np.ndarray:
-    """The matrix [size, old] of an average over `size` bins of as nearly one width as can be."""
-    bins = np.zeros((size, old))
-    for i in range(size):
-        first, last = i * old // size, -(-(i + 1) * old // size)
-        bins[i, first:last] = 1 / (last - first)
-    return bins
-
-
-def as_maps(function: str, student: Any, teacher: Any) -> list[Array]:
-    """Return two feature maps of any widths in one type and size; the teacher's is constant.
+    mean over all but the first axis of (a - b)^2
 
     Args:
-        function: the public function, for the message.
-        student: [batch, ..., student_channels], one axis of positions or more.
-        teacher: [batch, ..., teacher_channels], likewise.
+        student_features: [batch, ...], any floating type.
+        teacher_features: likewise, of the same shape; constant, its gradient is zero.
+
+    Returns:
+        [batch], float32 or wider: one value per example.
 
     Raises:
-        TypeError: if one is not of a floating type.
-        ValueError: if there are no positions, or the batch or number of axes differ.
+        TypeError: if an argument is not of a floating type.
+        ValueError: if the shapes differ or there is no axis behind the batch.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import hint_loss
+        >>> print(hint_loss(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 4.0]])))
+        [2.]
+
+    References:
+        Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", 2014,
+        arXiv:1412.6550, equation 3.
+
+    Differs from the paper: the mean of the squares, as its successors' code has it, and not half
+    their sum, so that the weight does not depend on the size of the features.
     """
-    pair = [as_map(function, n, x) for n, x in zip(NAMES, (student, teacher), strict=True)]
-    student, teacher = one_size(function, NAMES, *pair)
-    return [student, jax.lax.stop_gradient(teacher)]
+    student, teacher = _inputs.as_features("hint_loss", student_features, teacher_features)
+    return pooling.mean_per_example(jnp.square(student - teacher))
 
 
-def as_like_maps(
-    function: str, student: Any, teacher: Any, names: Sequence[str] = NAMES
-) -> list[Array]:
-    """Return two features of one width in one type and size; the teacher's is constant.
+def factor_transfer_loss(
+    student_factors: Array, teacher_factors: Array, *, power: float | Array = 1
+) -> Array:
+    """Match the teacher's factors, up to their size.
+
+    mean over all but the first axis of |a / ||a||_2 - b / ||b||_2|^power
+
+    with a the student's factors of one example and b the teacher's, and the norm over all of them.
+    Along each axis of positions the larger map is averaged to the size of the smaller.
 
     Args:
-        function: the public function, for the message.
-        student: [batch, ..., channels], with or without positions.
-        teacher: likewise; only the sizes may differ.
-        names: the arguments' names, for the message.
+        student_factors: [batch, ..., channels], what a translator makes of the student's features,
+            any floating type.
+        teacher_factors: [batch, ..., channels], what a paraphraser makes of the teacher's;
+            constant, its gradient is zero.
+        power: at least 1.
+
+    Returns:
+        [batch], float32 or wider: one value per example. Factors that are all zero stay zero, and
+        have no gradient.
 
     Raises:
-        TypeError: if one is not of a floating type.
-        ValueError: if the number of axes, examples or channels differ.
+        TypeError: if an argument is not of a floating type.
+        ValueError: if the numbers of axes, examples or channels differ, or the power is less than
+            1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import factor_transfer_loss
+        >>> print(factor_transfer_loss(jnp.array([[3.0, 4.0]]), jnp.array([[8.0, 6.0]])))
+        [0.2]
+
+    References:
+        Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer",
+        2018, arXiv:1802.04977, equation 3.
+
+    Differs from the paper: the mean over the factors, as its code has it, and not the norm.
     """
-    maps = one_size(function, names, student, teacher)
-    if maps[0].shape != maps[1].shape:
-        raise ValueError(
-            f"{function}: {names[1]} has shape {jnp.shape(teacher)}, expected the channels of "
-            f"{names[0]}, {jnp.shape(student)}"
-        )
-    return [maps[0], jax.lax.stop_gradient(maps[1])]
+    name, names = "factor_transfer_loss", ("student_factors", "teacher_factors")
+    _inputs.check_number(name, "power", power, low=1.0)
+    pair = _inputs.as_like_maps(name, student_factors, teacher_factors, names)
+    student, teacher = (norms.normalize(x, tuple(range(1, x.ndim))) for x in pair)
+    return pooling.mean_per_example(norms.absolute(student - teacher) ** power)
 
 
-def one_size(function: str, names: Sequence[str], first: Any, second: Any) -> list[Array]:
-    """Return two features in one type and size, the larger averaged along each axis.
+def activation_boundary_loss(
+    student_features: Array, teacher_features: Array, *, margin: float | Array = 1.0
+) -> Array:
+    """Fire the neurons that fire in the teacher, however strongly.
+
+    sum over all neurons of relu(m - s)^2 where t > 0, relu(m + s)^2 elsewhere
+
+    with s the student's and t the teacher's features before their ReLU, and m the margin. Along
+    each axis the larger map is averaged to the size of the smaller.
+
+    Args:
+        student_features: [batch, ..., channels], before the ReLU, any floating type.
+        teacher_features: [batch, ..., channels], likewise; constant, its gradient is zero.
+        margin: m, how far from zero the student is pushed, a positive number.
+
+    Returns:
+        [batch], float32 or wider: one value per example, a sum and not a mean.
 
     Raises:
-        TypeError: if one is not of a floating type.
-        ValueError: if the batch or number of axes differ, or there is no axis behind the batch.
+        TypeError: if an argument is not of a floating type.
+        ValueError: if the numbers of axes, examples or channels differ, or the margin is not
+            positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import activation_boundary_loss
+        >>> print(activation_boundary_loss(jnp.array([[0.5, 0.5]]), jnp.array([[2.0, -2.0]])))
+        [2.5]
+
+    References:
+        Heo, Lee, Yun, Choi, "Knowledge Transfer via Distillation of Activation Boundaries Formed
+        by Hidden Neurons", 2018, arXiv:1811.03233, equation 5.
     """
-    pair = [_checks.as_logits(function, n, x) for n, x in zip(names, (first, second), strict=True)]
-    one, two = (x.shape for x in pair)
-    if len(one) < 2 or len(one) != len(two) or one[0] != two[0]:
-        raise ValueError(
-            f"{function}: {names[1]} has shape {two}, expected [batch, ..., channels] with the "
-            f"number of axes and examples of {names[0]}, {one}"
-        )
-    wide = jnp.promote_types(pair[0].dtype, pair[1].dtype)
-    sizes = [min(n, m) for n, m in zip(one[1:-1], two[1:-1], strict=True)]
-    return [average_pool(x.astype(wide), sizes) for x in pair]
+    name = "activation_boundary_loss"
+    _inputs.check_number(name, "margin", margin, low=0.0, open_low=True)
+    student, teacher = _inputs.as_like_maps(name, student_features, teacher_features)
+    margin = jnp.asarray(margin, student.dtype)
+    gap = jnp.where(teacher > 0, margin - student, margin + student)
+    return pooling.sum_per_example(jnp.square(jax.nn.relu(gap)))
 
 
-def as_channels(function: str, name: str, x: Any, like: Array) -> Array:
-    """Return a number or one for each channel, [channels], in the shape and type of features.
+def overhaul_loss(student_features: Array, teacher_features: Array, margin: float | Array) -> Array:
+    """Follow what the teacher's ReLU lets through, and stay below a margin where it lets nothing.
+
+    sum of (s - r)^2 wherever s > r or r > 0, r = max(t, m)
+
+    with s the student's and t the teacher's features before their ReLU, and m <= 0 the channel's
+    margin, see `batch_norm_margin`. Along each axis the larger map is averaged to the size of the
+    smaller.
+
+    Args:
+        student_features: [batch, ..., channels], brought to the teacher's width, any floating
+            type.
+        teacher_features: [batch, ..., channels], before the ReLU; constant, its gradient is zero.
+        margin: m, not positive: a number, or an array [channels]; constant, too.
+
+    Returns:
+        [batch], float32 or wider: one value per example, a sum and not a mean.
 
     Raises:
-        ValueError: if it has another shape.
+        TypeError: if an argument is not of a floating type.
+        ValueError: if the numbers of axes, examples or channels differ, or the margin is a
+            positive number or has another shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import overhaul_loss
+        >>> student, teacher = jnp.array([[1.0, -2.0, 0.5]]), jnp.array([[3.0, -4.0, -4.0]])
+        >>> print(overhaul_loss(student, teacher, -1.0))
+        [6.25]
+
+    References:
+        Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", 2019,
+        arXiv:1904.01866, equations 2 to 4.
     """
-    x = jnp.asarray(x, like.dtype)
-    if x.shape not in ((), like.shape[-1:]):
-        raise ValueError(
-            f"{function}: {name} has shape {x.shape}, expected () or {like.shape[-1:]}, "
-            "one for each channel"
-        )
-    return jnp.broadcast_to(x, like.shape)
+    _inputs.check_number("overhaul_loss", "margin", margin, high=0.0)
+    student, teacher = _inputs.as_like_maps("overhaul_loss", student_features, teacher_features)
+    margin = _inputs.as_channels("overhaul_loss", "margin", margin, student)
+    target = jnp.maximum(teacher, jax.lax.stop_gradient(margin))
+    counted = (student > target) | (target > 0)
+    return pooling.sum_per_example(jnp.where(counted, jnp.square(student - target), 0))
 
 
-def sum_per_example(x: Array) -> Array:
-    """Sum over all axes but the first."""
-    return jnp.sum(x, axis=tuple(range(1, x.ndim)))
+def batch_norm_margin(scale: Array, bias: Array) -> Array:
+    """Return margins of `overhaul_loss`: a channel's mean where negative, from its BatchNorm.
 
+    E[x | x < 0] for x ~ Normal(bias, scale^2); -3 |scale| where x < 0 is rarer than 0.001
 
-def mean_per_example(x: Array) -> Array:
-    """Average over all axes but the first."""
-    return jnp.mean(x, axis=tuple(range(1, x.ndim)))
+    Args:
+        scale: [channels], the scale of the teacher's last BatchNorm before the features, any
+            floating type.
+        bias: [channels], its bias.
 
-
-def as_map(function: str, name: str, x: Any) -> Array:
-    """Return a feature map, [batch, ..., channels], in float32 or wider.
+    Returns:
+        [channels], float32 or wider, not positive.
 
     Raises:
-        TypeError: if it is not of a floating type.
-        ValueError: if there is no axis of positions.
+        TypeError: if an argument is not of a floating type.
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import batch_norm_margin
+        >>> print(batch_norm_margin(jnp.array([1.0]), jnp.array([0.0])))
+        [-0.798]
+
+    References:
+        Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", 2019,
+        arXiv:1904.01866, section 3.1 and its code.
     """
-    x = _checks.as_logits(function, name, x)
-    if x.ndim < 3:
-        raise ValueError(
-            f"{function}: {name} has shape {x.shape}, expected [batch, positions..., channels]"
-        )
-    return x
+    # Loaded by the few who need it: it is the slowest import that this package would have.
+    from jax.scipy.stats import norm
 
-
-def absolute(x: Array) -> Array:
-    """Return |x| with gradient 0 at 0, where that of `jnp.abs` is 1."""
-    return x * jnp.sign(x)
+    scale, mean = _inputs.as_pair("batch_norm_margin", scale, bias, ("scale", "bias"))
+    deviation = jnp.abs(scale)
+    constant = deviation == 0
+    z = mean / jnp.where(constant, 1, deviation)
+    rare = jnp.where(constant, mean >= 0, norm.logcdf(-z) <= math.log(1e-3))
+    z = jnp.where(rare, 0, z)
+    negative = mean - deviation * jnp.exp(norm.logpdf(z) - norm.logcdf(-z))
+    return jnp.where(rare, -3 * deviation, jnp.minimum(negative, 0))

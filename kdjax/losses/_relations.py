@@ -1,4 +1,4 @@
-"""Losses on the relations between the examples of a batch.
+"""Losses on the relations between the examples of a batch: distances, angles, ranks, directions.
 
 Student and teacher are compared by what each makes of pairs or triplets of examples, so that
 their features may have different widths. Every value belongs to an anchor, and the mean over the
@@ -7,11 +7,10 @@ anchors that count is the loss of the paper: a batch with a mask has the loss of
 
 import jax
 import jax.numpy as jnp
-import optax
+from jax import Array
 
-from kdjax.losses import _checks, _norms, _rows
-
-Array = jax.Array
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import norms, relations
 
 
 def distance_relation_loss(
@@ -19,7 +18,7 @@ def distance_relation_loss(
     teacher_features: Array,
     *,
     squared: bool = False,
-    eps: float = 1e-12,
+    eps: float | Array = 1e-12,
     mask: Array | None = None,
 ) -> Array:
     """Keep the distances between examples in proportion: relational distillation of pairs.
@@ -55,15 +54,22 @@ def distance_relation_loss(
         section 3.2.1.
     """
     name = "distance_relation_loss"
-    _checks.check_number(name, "eps", eps, low=0.0)
-    rows = _rows.as_rows(name, student_features, teacher_features, mask)
+    _inputs.check_number(name, "eps", eps, low=0.0)
+    batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
     student, teacher = (
-        _rows.distances(x, rows.mask, squared=squared, eps=eps)
-        for x in (rows.student, rows.teacher)
+        relations.distances(x, batch.mask, squared=squared, eps=eps)
+        for x in (batch.student, batch.teacher)
     )
     unit, teacher_unit = _positive_mean(student), _positive_mean(teacher)
-    gap = _rows.gap_in_units(student, teacher, unit, teacher_unit)
-    return jnp.sum(optax.losses.huber_loss(gap), axis=-1) / jnp.maximum(rows.num_valid, 1)
+    gap = relations.gap_in_units(student, teacher, unit, teacher_unit)
+    return jnp.sum(_huber(gap), axis=-1) / jnp.maximum(batch.num_valid, 1)
+
+
+def _huber(r: Array) -> Array:
+    """Return r^2 / 2 up to |r| = 1, |r| - 1/2 beyond."""
+    size = jnp.abs(r)
+    inside = jnp.minimum(size, 1)
+    return 0.5 * jnp.square(inside) + (size - inside)
 
 
 def _positive_mean(x: Array) -> Array:
@@ -107,22 +113,27 @@ def angle_relation_loss(
         Park, Kim, Lu, Cho, "Relational Knowledge Distillation", 2019, arXiv:1904.05068,
         section 3.2.2.
     """
-    rows = _rows.as_rows("angle_relation_loss", student_features, teacher_features, mask)
+    batch = _inputs.as_feature_batch(
+        "angle_relation_loss", student_features, teacher_features, mask
+    )
 
     def disagreement(anchor: tuple[Array, Array, Array]) -> Array:
         student, teacher, others = anchor
-        cosines = _cosines(student, rows.student, others), _cosines(teacher, rows.teacher, others)
-        return jnp.sum(optax.losses.huber_loss(*cosines))
+        own, taught = (
+            _cosines(student, batch.student, others),
+            _cosines(teacher, batch.teacher, others),
+        )
+        return jnp.sum(_huber(own - taught))
 
-    num_elements = rows.student.size + rows.teacher.size + 2 * rows.mask.size**2
-    anchors = (rows.student, rows.teacher, _rows.pairs(rows.mask))
-    total = _rows.over_anchors(disagreement, anchors, num_elements)
-    return total / jnp.square(jnp.maximum(rows.num_valid, 1))
+    num_elements = batch.student.size + batch.teacher.size + 2 * batch.mask.size**2
+    anchors = (batch.student, batch.teacher, relations.pairs(batch.mask))
+    total = relations.over_anchors(disagreement, anchors, num_elements)
+    return total / jnp.square(jnp.maximum(batch.num_valid, 1))
 
 
 def _cosines(vertex: Array, x: Array, others: Array) -> Array:
     """Return the cosines of the angles at a vertex between all pairs of other rows."""
-    return _rows.gram(_norms.normalize(jnp.where(others[:, None], x - vertex[None, :], 0)))
+    return relations.gram(norms.normalize(jnp.where(others[:, None], x - vertex[None, :], 0)))
 
 
 def hard_dark_rank_loss(
@@ -132,14 +143,14 @@ def hard_dark_rank_loss(
     scale: float | Array = 3.0,
     power: float | Array = 3.0,
     num_ranked: int = 4,
-    eps: float = 1e-12,
+    eps: float | Array = 1e-12,
     mask: Array | None = None,
 ) -> Array:
-    """Rank the nearest neighbours of each example as the teacher does.
+    """Rank the nearest neighbors of each example as the teacher does.
 
     value_i = -log P(the teacher's order), P = prod_r exp(s_r) / sum_{q >= r} exp(s_q)
 
-    with r = 1 .. num_ranked over the teacher's nearest neighbours of i, nearest first, and scores
+    with r = 1 .. num_ranked over the teacher's nearest neighbors of i, nearest first, and scores
     s_r = -scale * d_ir^power from the student's distances. Fewer are ranked where fewer count.
 
     Args:
@@ -147,7 +158,7 @@ def hard_dark_rank_loss(
         teacher_features: [batch, ...], of any width; constant, its gradient is zero.
         scale: how much a distance weighs, positive.
         power: of the distance, positive.
-        num_ranked: how many neighbours are ranked, positive.
+        num_ranked: how many neighbors are ranked, positive.
         eps: squared distances below it count as this much, with gradient 0; not negative.
         mask: [batch], boolean: the examples that count; None for all.
 
@@ -171,16 +182,16 @@ def hard_dark_rank_loss(
         Similarities Transfer", 2018, arXiv:1707.01220.
     """
     name = "hard_dark_rank_loss"
-    _checks.check_number(name, "scale", scale, low=0.0, open_low=True)
-    _checks.check_number(name, "power", power, low=0.0, open_low=True)
-    _checks.check_count(name, "num_ranked", num_ranked)
-    _checks.check_number(name, "eps", eps, low=0.0)
-    rows = _rows.as_rows(name, student_features, teacher_features, mask)
-    others = _rows.pairs(rows.mask)
-    far = _rows.distances(rows.student, rows.mask, eps=eps)
+    _inputs.check_number(name, "scale", scale, low=0.0, open_low=True)
+    _inputs.check_number(name, "power", power, low=0.0, open_low=True)
+    _inputs.check_count(name, "num_ranked", num_ranked)
+    _inputs.check_number(name, "eps", eps, low=0.0)
+    batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
+    others = relations.pairs(batch.mask)
+    far = relations.distances(batch.student, batch.mask, eps=eps)
     scores = jnp.where(others, -scale * jnp.where(far > 0, far, 1) ** power, 0)
     scores = jnp.where(far > 0, scores, 0)
-    near = jnp.where(others, -_rows.distances(rows.teacher, rows.mask, eps=eps), -jnp.inf)
+    near = jnp.where(others, -relations.distances(batch.teacher, batch.mask, eps=eps), -jnp.inf)
     _, order = jax.lax.top_k(near, min(num_ranked, max(len(near) - 1, 1)))
     return _permutation_nll(*(jnp.take_along_axis(x, order, axis=1) for x in (scores, others)))
 
@@ -193,3 +204,67 @@ def _permutation_nll(scores: Array, where: Array) -> Array:
     # Only differences count: what is chosen at a place, against all that is left for it.
     gaps = jnp.where(rivals, scores[:, None, :] - scores[:, :, None], -jnp.inf)
     return jnp.sum(jnp.where(where, jax.nn.logsumexp(gaps, axis=-1), 0), axis=-1)
+
+
+def direction_relation_loss(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    regularization: float | Array = 0.1,
+    axis: int = -1,
+    where: Array | None = None,
+    mask: Array | None = None,
+) -> Array:
+    """Match the cosines between the examples' logits, in Mahalanobis distance (SKD).
+
+    sqrt(d_i . S^-1 d_i), d_i the row i of D = G(z) - G(v), S = cov(D) + r I
+
+    with z the student's logits and v the teacher's, G their cosines between all pairs of examples,
+    cov the unbiased covariance of D's columns over its rows, and r the regularization. The
+    gradient passes through S too. The instance part of the method is `soft_target_loss` over T^2.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        regularization: r, a positive number, or a scalar array.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+        mask: boolean, the leading axes of [...]: the examples that count; None for all.
+
+    Returns:
+        [...], float32 or wider: one value per example, 0 where the mask is False.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or `where` or the mask is not boolean.
+        ValueError: if the shapes do not fit, or the regularization is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import direction_relation_loss
+        >>> student = jnp.array([[2.0, 0.0], [3.0, 0.0]])
+        >>> teacher = jnp.array([[2.0, 0.0], [0.0, 3.0]])
+        >>> print(direction_relation_loss(student, teacher))
+        [2.335 2.335]
+
+    References:
+        Jeong, Lee, Choi, "Streamlined Knowledge Distillation", 2026, CVPR.
+    """
+    name = "direction_relation_loss"
+    _inputs.check_number(name, "regularization", regularization, low=0.0, open_low=True)
+    batch = _inputs.as_logit_batch(name, student_logits, teacher_logits, axis, where, mask)
+    z, v = (_units(x, batch.valid) for x in (batch.student, batch.teacher))
+    gap = relations.gram_gap(z, v, z - v, "iw,jw->ij")
+    valid = batch.valid.reshape(-1)
+    varied = norms.deviations(gap, jnp.broadcast_to(valid[:, None], gap.shape), axis=0)
+    degrees = jnp.maximum(jnp.sum(valid) - 1, 1)
+    covariance = jnp.einsum("ij,ik->jk", varied, varied, precision="highest") / degrees
+    covariance += regularization * jnp.eye(len(gap), dtype=gap.dtype)
+    factor = jnp.linalg.cholesky(covariance)
+    scaled = jax.scipy.linalg.solve_triangular(factor, gap.T, lower=True)
+    return norms.l2_norm(scaled, axis=0).reshape(batch.valid.shape)
+
+
+def _units(x: Array, valid: Array) -> Array:
+    """Return unit vectors [examples, num_classes], 0 at what does not count."""
+    x = jnp.where(jnp.isneginf(x) | ~valid[..., None], 0, x)
+    return norms.normalize(x.reshape(-1, x.shape[-1]))

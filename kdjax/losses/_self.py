@@ -1,25 +1,23 @@
 """Teacher-free distillation: soft targets made from the labels, or from the student itself."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from kdjax.losses import _checks, _classes, _exact
-
-Array = jax.Array
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import exact
 
 
 def virtual_teacher_loss(
     student_logits: Array,
     labels: Array,
     *,
-    temperature: Any = 20.0,
-    confidence: Any = 0.99,
+    temperature: float | Array = 20.0,
+    confidence: float | Array = 0.99,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
-    """Regularise towards a teacher made by hand: always right, and softened (Tf-KD).
+    """Regularize towards a teacher made by hand: always right, and softened (Tf-KD).
 
     KL(softmax(log(u) / T) || q), u = a at the label and (1 - a) / (K - 1) at the other classes
 
@@ -57,14 +55,14 @@ def virtual_teacher_loss(
     by K, which belongs into the weight: 0.1 * 100 there is 0.1 here, with 100 classes.
     """
     name = "virtual_teacher_loss"
-    _checks.check_number(name, "confidence", confidence, low=0.0, high=1.0, open_low=True)
-    x = _checks.as_logits(name, "student_logits", student_logits)
-    x = _checks.select_classes(name, x, where, axis)
-    chosen = _classes.as_chosen(name, labels, x)
-    t = _checks.as_temperature(name, temperature, x)
-    teacher = _classes.spread(chosen, ~jnp.isneginf(x), jnp.asarray(confidence, x.dtype))
-    target = _classes.over(teacher, t)
-    return _classes.labelled(chosen, _exact.tempered_kl(x, target, _classes.at_one(x)))
+    _inputs.check_number(name, "confidence", confidence, low=0.0, high=1.0, open_low=True)
+    x = _inputs.as_floats(name, "student_logits", student_logits)
+    x = _inputs.select_classes(name, x, where, axis)
+    chosen = _inputs.as_chosen(name, labels, x)
+    t = _inputs.as_temperature(name, temperature, x)
+    teacher = exact.smoothed(chosen, ~jnp.isneginf(x), jnp.asarray(confidence, x.dtype))
+    target = exact.over(teacher, t)
+    return exact.labeled(chosen, exact.tempered_kl(x, target, exact.at_one(x)))
 
 
 def self_target_loss(
@@ -108,15 +106,15 @@ def self_target_loss(
         arXiv:2303.13005, equation 9.
     """
     name = "self_target_loss"
-    x = _checks.as_logits(name, "student_logits", student_logits)
-    x = _checks.select_classes(name, x, where, axis)
-    chosen = _classes.as_chosen(name, labels, x)
-    valid = _classes.as_examples(name, mask, x)
+    x = _inputs.as_floats(name, "student_logits", student_logits)
+    x = _inputs.select_classes(name, x, where, axis)
+    chosen = _inputs.as_chosen(name, labels, x)
+    valid = _inputs.as_examples(name, mask, x)
     x = jnp.where(valid[..., None], x, 0)
-    nll = _exact.nll(x, chosen)
+    nll = exact.nll(x, chosen)
     squares = jnp.where(valid, jnp.exp(-2 * jax.lax.stop_gradient(nll)), 0)
     mean = jnp.sum(squares) / jnp.maximum(jnp.sum(valid), 1)
-    return jnp.where(valid, _classes.labelled(chosen, (1 + squares - mean) * nll), 0)
+    return jnp.where(valid, exact.labeled(chosen, (1 + squares - mean) * nll), 0)
 
 
 def self_rank_loss(
@@ -131,8 +129,8 @@ def self_rank_loss(
 
     - sum over the classes c but y of z_c log q'_c, z_c in proportion to 1 / rank(c)
 
-    with y the label and q' the student's probabilities of the classes without y, normalised again.
-    The rank of a class, over all classes, is that of q'_c + r'_c, r' likewise from the weak
+    with y the label and q' the student's probabilities of the classes without y, normalized again.
+    The rank of a class, over all classes, is that of q'_c + r'_c, r' the same from the weak
     logits, those of a linear layer on a feature early in the student. The targets are constant:
     the weak logits have no gradient here, and learn from a smoothed cross-entropy of their own.
 
@@ -168,23 +166,22 @@ def self_rank_loss(
     """
     name = "self_rank_loss"
     names = ("student_logits", "weak_logits")
-    pair = _checks.as_pair(name, names, student_logits, weak_logits)
-    student, weak = (_checks.select_classes(name, x, where, axis) for x in pair)
-    chosen = _classes.as_chosen(name, labels, student)
-    ones = _classes.at_one(student)
-    constants = jax.lax.stop_gradient((student, weak))
-    student_probs, weak_probs = (_normalised(x, chosen, ones) for x in constants)
+    student, weak = _inputs.as_logits(name, student_logits, weak_logits, axis, where, names)
+    chosen = _inputs.as_chosen(name, labels, student)
+    ones = exact.at_one(student)
+    constants = (jax.lax.stop_gradient(student), weak)
+    student_probs, weak_probs = (_normalized(x, chosen, ones) for x in constants)
     place = jnp.argsort(jnp.argsort(-(student_probs + weak_probs), axis=-1), axis=-1)
     absent = chosen | jnp.isneginf(student)
     target = jnp.where(absent, -jnp.inf, -jnp.log1p(place.astype(student.dtype)))
-    divergence = _exact.tempered_kl(_exact.but(student, chosen), target, ones)
-    entropy = _exact.entropy(_exact.log_softmax(target, ones))
-    return _classes.labelled(chosen, divergence + entropy)
+    divergence = exact.tempered_kl(exact.but(student, chosen), target, ones)
+    entropy = exact.entropy(exact.log_softmax(target, ones))
+    return exact.labeled(chosen, divergence + entropy)
 
 
-def _normalised(x: Array, chosen: Array, ones: Array) -> Array:
-    """Probabilities divided by what the chosen class leaves, the chosen one's odds too."""
-    others = jnp.exp(_exact.log_softmax(_exact.but(x, chosen), ones))
-    log_probs = _exact.log_softmax(x, ones)
-    rest = jax.nn.logsumexp(_exact.but(log_probs, chosen), axis=-1, keepdims=True)
+def _normalized(x: Array, chosen: Array, ones: Array) -> Array:
+    """Divide probabilities by what the chosen class leaves, its own too: those are its odds."""
+    others = jnp.exp(exact.log_softmax(exact.but(x, chosen), ones))
+    log_probs = exact.log_softmax(x, ones)
+    rest = jax.nn.logsumexp(exact.but(log_probs, chosen), axis=-1, keepdims=True)
     return jnp.where(chosen, jnp.exp(log_probs - rest), others)

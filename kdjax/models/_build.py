@@ -81,20 +81,10 @@ def build(
         ValueError: if there is no network of that name, or a number in the specification is out of
             range.
     """
-    if spec.name not in NETWORKS:
-        raise ValueError(f"build: there is no network {spec.name!r}, only {', '.join(NETWORKS)}")
-    make_fn = functools.partial(
-        NETWORKS[spec.name],
-        spec.num_classes,
-        dtype={"float32": None, "bfloat16": jnp.bfloat16}[spec.precision],
-        **{name: getattr(spec, name) for name in _OWN_FIELDS.get(spec.name.split("_")[0], ())},
-    )
-    last_map = make_fn().paths.last_map
-    captured = [*features, last_map] if spec.reused_width else features
-    model = normalized(make_fn(features=captured), np.array(spec.mean), np.array(spec.std))
-    if last_map in features:
-        model = with_class_maps(model)
-    return simkd(model, classifier or _no_classifier(spec)) if spec.reused_width else model
+    if classifier is None:
+        # Networks of one description share what is compiled for them.
+        return _built(spec, tuple(features))
+    return _made(spec, features, classifier)
 
 
 def save_network(directory: str | Path, spec: NetworkSpec, variables: Variables) -> None:
@@ -128,6 +118,28 @@ def load_network(directory: str | Path) -> Network:
     except TypeError as error:
         raise ValueError(f"{directory} holds no network of a work directory") from error
     return Network(spec, build(spec), variables)
+
+
+@functools.cache
+def _built(spec: NetworkSpec, features: tuple[str, ...]) -> Model:
+    return _made(spec, features, None)
+
+
+def _made(spec: NetworkSpec, features: Sequence[str], classifier: Classifier | None) -> Model:
+    if spec.name not in NETWORKS:
+        raise ValueError(f"build: there is no network {spec.name!r}, only {', '.join(NETWORKS)}")
+    make_fn = functools.partial(
+        NETWORKS[spec.name],
+        spec.num_classes,
+        dtype={"float32": None, "bfloat16": jnp.bfloat16}[spec.precision],
+        **{name: getattr(spec, name) for name in _OWN_FIELDS.get(spec.name.split("_")[0], ())},
+    )
+    last_map = make_fn().paths.last_map
+    captured = [*features, last_map] if spec.reused_width else features
+    model = normalized(make_fn(features=captured), np.array(spec.mean), np.array(spec.std))
+    if last_map in features:
+        model = with_class_maps(model)
+    return simkd(model, classifier or _no_classifier(spec)) if spec.reused_width else model
 
 
 def _no_classifier(spec: NetworkSpec) -> Classifier:

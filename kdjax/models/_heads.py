@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses import _maps
+from kdjax.losses._numerics import pooling
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model, Outputs, PyTree, Variables
 
@@ -101,7 +101,7 @@ def simkd(
 
     def features_of(outputs: Outputs) -> Array:
         x = _feature("simkd", outputs, name)
-        return x if size is None else _maps.average_pool(x, size)
+        return x if size is None else pooling.average_pool(x, size)
 
     def init(key: Array, inputs: Any) -> Variables:
         student_key, projector_key = jax.random.split(key)

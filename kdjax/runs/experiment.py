@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-import kdjax
 from kdjax import data, distributed, sharding
+from kdjax._version import __version__
 from kdjax.checkpoint import lock
 from kdjax.loop import stop_on_signals
 from kdjax.models import Network, NetworkSpec
@@ -148,7 +148,7 @@ def facts(run: Run, command: str, **own: str) -> dict[str, str]:
         "Commit": workdir.commit(),
         "Device": f"{run.mesh.size} x {device.device_kind} ({device.platform})",
         **own,
-        "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",
+        "Versions": f"kdjax {__version__}, jax {jax.__version__}",
     }
 
 

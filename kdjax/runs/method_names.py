@@ -1,6 +1,6 @@
 """The methods by name, each with its line of help: no more than the command line needs."""
 
-METHODS: dict[str, str] = {
+LINES: dict[str, str] = {
     "scratch": "Labels alone.",
     "kd": "Soft targets, T and their weight as the flags say (Hinton et al., 2015).",
     "logit-std": "Soft targets of z-scores of the logits, T = 2 (Sun et al., 2024).",

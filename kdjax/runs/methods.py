@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import optax
 
-from kdjax.runs.networks import classifier_of
 from kdjax import losses, terms
 from kdjax.models import NetworkSpec
 from kdjax.objective import Weight, combine
+from kdjax.runs.networks import classifier_of
 from kdjax.types import Array, FeaturePaths, Objective, PyTree, Term
 
 Weighted = dict[str, tuple[Term, Weight]]
@@ -446,3 +446,15 @@ BY_DESIGN: Mapping[str, tuple[str, ...]] = {
     "wttm": ("zero at equality",),
 }
 """What terms break on purpose, of the checks that `--audit` makes."""
+
+
+def check(name, student, teacher):
+    from kdjax.runs import fitting
+
+    fitting.check_fit(name, student, teacher)
+
+
+def fits(name, student, teacher):
+    from kdjax.runs import fitting
+
+    return fitting.fits(name, student, teacher)

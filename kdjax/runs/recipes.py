@@ -3,8 +3,8 @@
 import optax
 
 from kdjax import data, step
+from kdjax.optimizers import max_norm
 from kdjax.runs.settings import Augmentation, OptimizerSettings, default_learning_rate
-from kdjax.transforms import max_norm
 
 
 def make_optimizer(

@@ -124,7 +124,7 @@ def plan_method(
     if methods.looks_at_features(method):
         watched = models.build(network.spec, features=network.model.paths.all)
         source = teachers.frozen(watched, network.variables)
-        spec = methods.student_of(method, spec, params)
+        spec = methods.student_of(method, spec, setup)
         classifier = params.get(network.model.paths.head)
         model = models.build(spec, features=setup.student.all, classifier=classifier)
     else:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.losses import _maps, _norms
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import norms
 from kdjax.terms._base import feature_of, teacher_of
 from kdjax.terms._layers import batch_norm, conv, init_conv, init_linear, init_norm, linear
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
@@ -64,9 +65,7 @@ def semantic_calibration(student_features: Sequence[str], teacher_features: Sequ
         projected: list[list[Array]] = [[] for _ in student]
         targets: list[list[Array]] = [[] for _ in student]
         for i, j in pairs:
-            source, target = _maps.one_size(
-                "semantic_calibration", _maps.NAMES, student[i], teacher[j]
-            )
+            source, target = _inputs.as_one_size("semantic_calibration", student[i], teacher[j])
             projected[i].append(_project(params[f"project_{i}_{j}"], source, mask))
             targets[i].append(target)
         values = losses.semantic_calibration_loss(projected, targets, weights)
@@ -120,7 +119,7 @@ def _embed(params: PyTree, features: Array, mask: Array) -> Array:
     x = jnp.where(mask[:, None], x, 0)
     likeness = jnp.einsum("id,jd->ij", x, x, precision="highest")
     hidden = jax.nn.relu(linear(params["hidden"], likeness))
-    return _norms.normalize(linear(params["out"], hidden))
+    return norms.normalize(linear(params["out"], hidden))
 
 
 def _init_projection(key: Array, inputs: int, outputs: int) -> PyTree:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.losses import _norms
+from kdjax.losses._numerics import norms
 from kdjax.terms._layers import init_linear, linear
 from kdjax.terms._relations import rows_of
 from kdjax.types import Array, Batch, PyTree, Term, TermInputs, Variables
@@ -118,7 +118,7 @@ def _init_bank(key: Array, num_examples: int, width: int) -> Array:
 
 def _embed(params: PyTree, x: Array) -> Array:
     """Map linearly, then to length 1."""
-    return _norms.normalize(linear(params, x))
+    return norms.normalize(linear(params, x))
 
 
 def _index_of(batch: Batch, mask: Array, num_examples: int) -> Array:

@@ -3,7 +3,7 @@
 import jax
 
 from kdjax import losses
-from kdjax.losses import _maps
+from kdjax.losses import _inputs
 from kdjax.terms._base import feature_of, teacher_of
 from kdjax.terms._layers import batch_norm, init_linear, init_norm, linear
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
@@ -39,7 +39,7 @@ def hint(student_feature: str, teacher_feature: str, *, norm: bool = False) -> T
     def features(inputs: TermInputs) -> tuple[Array, Array]:
         student = feature_of("hint", "student", inputs.student, student_feature)
         teacher = feature_of("hint", "teacher", teacher_of(inputs), teacher_feature)
-        student, teacher = _maps.one_size("hint", _maps.NAMES, student, teacher)
+        student, teacher = _inputs.as_one_size("hint", student, teacher)
         return student, teacher
 
     def init(key: Array, inputs: TermInputs) -> Variables:

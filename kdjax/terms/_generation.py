@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.losses import _maps
+from kdjax.losses import _inputs
 from kdjax.terms._base import feature_of, teacher_of
 from kdjax.terms._layers import init_conv, init_linear, linear
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
@@ -52,7 +52,7 @@ def masked_generation(
         name = "masked_generation"
         student = feature_of(name, "student", inputs.student, student_feature)
         teacher = feature_of(name, "teacher", teacher_of(inputs), teacher_feature)
-        student, teacher = _maps.one_size(name, _maps.NAMES, student, teacher)
+        student, teacher = _inputs.as_one_size(name, student, teacher)
         return student, teacher
 
     def init(key: Array, inputs: TermInputs) -> Variables:

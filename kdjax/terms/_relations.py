@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.losses import _norms
+from kdjax.losses._numerics import norms
 from kdjax.terms._base import stateless
 from kdjax.terms._layers import init_linear, linear
 from kdjax.terms._stages import Paths, pair_paths, stages, total
@@ -183,7 +183,7 @@ def itrd(
 
 def _unit_rows(x: Array) -> Array:
     wide = x.reshape(len(x), -1).astype(jnp.promote_types(x.dtype, jnp.float32))
-    return _norms.normalize(wide)
+    return norms.normalize(wide)
 
 
 def _relation(

@@ -10,7 +10,7 @@ import pytest
 import reference_relations as reference
 
 from kdjax import losses, terms
-from kdjax.losses import _rows
+from kdjax.losses._numerics import relations
 from kdjax.testing import check_loss
 from kdjax.types import Outputs, TermInputs
 
@@ -410,7 +410,7 @@ def test_rounds_of_anchors_change_nothing(monkeypatch, loss, limit):
         return jnp.dot(values, jnp.arange(13.0)), values
 
     grad, values = jax.jit(jax.grad(evaluate, has_aux=True))(student)
-    monkeypatch.setattr(_rows, "_MAX_ELEMENTS", limit)
+    monkeypatch.setattr(relations, "_MAX_ELEMENTS", limit)
     program = jax.jit(jax.grad(lambda x: evaluate(x), has_aux=True))
     assert "while" in program.lower(student).as_text()
     grad_of_rounds, values_of_rounds = program(student)

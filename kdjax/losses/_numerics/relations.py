@@ -1,20 +1,21 @@
-"""Examples as rows, and what relates each row of a batch to the others."""
+"""What relates the examples of a batch: pairs, inner products, distances, anchor by anchor."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from kdjax.losses import _checks, _norms
+from kdjax.losses._numerics import exact, norms
 
-Array = jax.Array
+PyTree = Any
 
-# A batch is related anchor by anchor, as many at once as have intermediates of this many numbers.
+# Anchors are taken one round at a time, as many in a round as need this many numbers together.
 _MAX_ELEMENTS = 2**22
 
 
-class Rows(NamedTuple):
+class FeatureBatch(NamedTuple):
     """Student and teacher [batch, width], 0 at rows that do not count; mask [batch]; its sum."""
 
     student: Array
@@ -23,46 +24,31 @@ class Rows(NamedTuple):
     num_valid: Array
 
 
-def as_rows(function: str, student: Any, teacher: Any, mask: Any) -> Rows:
-    """Flatten and widen features of any two widths; the teacher's become constant.
+class LogitBatch(NamedTuple):
+    """Logits [..., num_classes], 0 at examples that do not count; which classes and examples do."""
 
-    Raises:
-        TypeError: if features are not of a floating type, or the mask is not boolean.
-        ValueError: if the batches differ, or there is no axis behind the batch.
-    """
-    names = ("student_features", "teacher_features")
-    pair = [
-        _checks.as_logits(function, n, x) for n, x in zip(names, (student, teacher), strict=True)
-    ]
-    for name, x in zip(names, pair, strict=True):
-        if x.ndim < 2:
-            raise ValueError(f"{function}: {name} has shape {x.shape}, expected [batch, ...]")
-    if len(pair[0]) != len(pair[1]):
-        raise ValueError(
-            f"{function}: teacher_features has shape {pair[1].shape}, expected a batch of "
-            f"{len(pair[0])} like student_features of shape {pair[0].shape}"
-        )
-    valid = as_mask(function, mask, len(pair[0]))
-    wide = jnp.promote_types(pair[0].dtype, pair[1].dtype)
-    flat = [x.reshape(len(x), -1).astype(wide) for x in pair]
-    student, teacher = (jnp.where(valid[:, None], x, 0) for x in flat)
-    return Rows(student, jax.lax.stop_gradient(teacher), valid, jnp.sum(valid, dtype=wide))
+    student: Array
+    teacher: Array
+    exists: Array
+    valid: Array
 
+    @property
+    def num_classes(self) -> Array:
+        """Return how many classes some example has."""
+        counted = (self.exists & self.valid[..., None]).reshape(-1, self.exists.shape[-1])
+        return jnp.maximum(jnp.sum(jnp.any(counted, axis=0)), 1)
 
-def as_mask(function: str, mask: Any, size: int) -> Array:
-    """Return which examples count, [batch]; all of them for None.
+    def probs(self, t: Array) -> tuple[Array, Array, Array, Array]:
+        """Return both probabilities, which classes there are, which examples count [..., 1]."""
+        q, p = (jnp.exp(exact.log_softmax(x, t)) for x in (self.student, self.teacher))
+        return q, p, self.exists, self.valid[..., None]
 
-    Raises:
-        TypeError: if the mask is not boolean.
-        ValueError: if it has another shape.
-    """
-    if mask is None:
-        return jnp.ones(size, bool)
-    mask = jnp.asarray(mask)
-    if mask.dtype != jnp.bool_:
-        raise TypeError(f"{function}: mask has dtype {mask.dtype}, expected bool")
-    _checks.check_shape(function, "mask", mask.shape, (size,), "the batch")
-    return mask
+    def gaps(self, t: Array) -> tuple[Array, Array, Array]:
+        """Return both probabilities and their exact difference, [examples, num_classes]."""
+        q, p, _, valid = self.probs(t)
+        gap = exact.probability_gap(self.student, self.teacher, t)
+        q, p, gap = (jnp.where(valid, x, 0).reshape(-1, x.shape[-1]) for x in (q, p, gap))
+        return q, p, gap
 
 
 def pairs(mask: Array) -> Array:
@@ -88,7 +74,7 @@ def distances(x: Array, mask: Array, *, squared: bool = False, eps: float | Arra
     """
     squares = over_anchors(lambda row: jnp.sum(jnp.square(row[None, :] - x), axis=-1), x, x.size)
     squares = jnp.where(pairs(mask), jnp.maximum(squares, eps), 0)
-    return squares if squared else _norms.safe_sqrt(squares)
+    return squares if squared else norms.safe_sqrt(squares)
 
 
 def gap_in_units(student: Array, teacher: Array, student_unit: Array, teacher_unit: Array) -> Array:
@@ -99,7 +85,7 @@ def gap_in_units(student: Array, teacher: Array, student_unit: Array, teacher_un
     return (student - teacher * (student_unit / teacher_unit)) / student_unit
 
 
-def over_anchors(fn: Callable[..., Array], anchors: Any, num_elements: int) -> Array:
+def over_anchors(fn: Callable[[PyTree], Array], anchors: PyTree, num_elements: int) -> Array:
     """Map a function over anchors in parallel, in rounds where that would take much memory.
 
     Rounds are computed again for the gradient. Each takes anchors from all over the batch, so
@@ -127,3 +113,14 @@ def over_anchors(fn: Callable[..., Array], anchors: Any, num_elements: int) -> A
     rounds = jax.lax.map(jax.checkpoint(jax.vmap(fn)), jax.tree.map(split, anchors))
     joined = jnp.swapaxes(rounds, 0, 1)
     return joined.reshape(size * num_rounds, *joined.shape[2:])[:batch]
+
+
+def gram_gap(q: Array, p: Array, gap: Array, sums: str) -> Array:
+    """Return q q' - p p' as (q - p) q' + p (q - p)', which keeps the digits of q - p."""
+    first = jnp.einsum(sums, gap, q, precision="highest")
+    return first + jnp.einsum(sums, p, gap, precision="highest")
+
+
+def class_rows(batch: LogitBatch, t: Array) -> Array:
+    """Sum the squared differences of a class's correlations with all classes, [num_classes]."""
+    return jnp.sum(jnp.square(gram_gap(*batch.gaps(t), "ic,id->cd")), axis=-1)

@@ -2,12 +2,11 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
-from kdjax.losses import _checks, _norms, _rows
-
-Array = jax.Array
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import norms, relations
 
 
 def similarity_preserving_loss(
@@ -43,16 +42,18 @@ def similarity_preserving_loss(
         Tung, Mori, "Similarity-Preserving Knowledge Distillation", 2019, arXiv:1907.09682,
         section 3.
     """
-    rows = _rows.as_rows("similarity_preserving_loss", student_features, teacher_features, mask)
-    student, teacher = (_rows.gram(x) for x in (rows.student, rows.teacher))
-    unit, teacher_unit = (_norms.l2_norm(x, keepdims=True) for x in (student, teacher))
-    gap = _rows.gap_in_units(
+    batch = _inputs.as_feature_batch(
+        "similarity_preserving_loss", student_features, teacher_features, mask
+    )
+    student, teacher = (relations.gram(x) for x in (batch.student, batch.teacher))
+    unit, teacher_unit = (norms.l2_norm(x, keepdims=True) for x in (student, teacher))
+    gap = relations.gap_in_units(
         jnp.where(unit > 0, student, 0),  # a row of zeros has no gradient
         teacher,
         jnp.where(unit > 0, jnp.maximum(unit, 1e-12), 1),
         jnp.where(teacher_unit > 0, jnp.maximum(teacher_unit, 1e-12), 1),
     )
-    return jnp.sum(jnp.square(gap), axis=-1) / jnp.maximum(rows.num_valid, 1)
+    return jnp.sum(jnp.square(gap), axis=-1) / jnp.maximum(batch.num_valid, 1)
 
 
 def correlation_congruence_loss(
@@ -70,7 +71,7 @@ def correlation_congruence_loss(
     k(x, y) = exp(-2 gamma) sum_{p = 0 .. max_power} (2 gamma)^p / p! <x, y>^p
 
     over the n examples that count, k' the teacher's. The series is that of the kernel for rows of
-    length 1, which is why they are normalised first; a row of zeros stays one, with gradient 0.
+    length 1, which is why they are normalized first; a row of zeros stays one, with gradient 0.
 
     Args:
         student_features: [batch, ...], any floating type.
@@ -99,14 +100,15 @@ def correlation_congruence_loss(
         Distillation", 2019, arXiv:1904.01802.
     """
     name = "correlation_congruence_loss"
-    _checks.check_number(name, "gamma", gamma, low=0.0, open_low=True)
-    _checks.check_count(name, "max_power", max_power)
-    rows = _rows.as_rows(name, student_features, teacher_features, mask)
+    _inputs.check_number(name, "gamma", gamma, low=0.0, open_low=True)
+    _inputs.check_count(name, "max_power", max_power)
+    batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
     student, teacher = (
-        _rows.gram(_norms.normalize(x) if normalize else x) for x in (rows.student, rows.teacher)
+        relations.gram(norms.normalize(x) if normalize else x)
+        for x in (batch.student, batch.teacher)
     )
     gap = _kernel_gap(student, teacher, jnp.asarray(gamma, student.dtype), max_power)
-    return jnp.sum(jnp.square(gap), axis=-1) / jnp.maximum(rows.num_valid, 1)
+    return jnp.sum(jnp.square(gap), axis=-1) / jnp.maximum(batch.num_valid, 1)
 
 
 def _kernel_gap(a: Array, b: Array, gamma: Array, max_power: int) -> Array:
@@ -157,13 +159,11 @@ def consecutive_correlation_loss(
     the row "CC" of the tables that RepDistiller prints.
     """
     name = "consecutive_correlation_loss"
-    names = ("student_features", "teacher_features")
-    pair = _checks.as_pair(name, names, student_features, teacher_features)
-    rows = _rows.as_rows(name, pair[0], pair[1], mask)
-    order = jnp.argsort(~rows.mask, stable=True)
-    gaps = rows.student - rows.teacher
-    # Not jnp.abs, whose derivative at 0 is 1.
-    errors = (gaps * jnp.sign(gaps))[order]
+    pair = _inputs.as_pair(name, student_features, teacher_features)
+    batch = _inputs.as_feature_batch(name, *pair, mask)
+    order = jnp.argsort(~batch.mask, stable=True)
+    gaps = batch.student - batch.teacher
+    errors = norms.absolute(gaps)[order]
     following = jnp.concatenate([errors[1:], jnp.zeros_like(errors[:1])])
     products = jnp.sum(errors * following, axis=-1)[jnp.argsort(order)]
-    return products * (rows.num_valid / jnp.maximum(rows.num_valid - 1, 1))
+    return products * (batch.num_valid / jnp.maximum(batch.num_valid - 1, 1))

@@ -10,19 +10,24 @@ the ratio comes from the gap between the logits, not from two rounded logarithms
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-Array = jax.Array
+Arrays = tuple[Array, ...]
 
 # phi(r) / r^2 = 1/2! + r/3! + r^2/4! + ...: enough terms for float64 where |r| <= 1/2.
 _PHI = [1 / math.factorial(k) for k in range(17, 1, -1)]
 
 
+def phi_near_zero(r: Array) -> Array:
+    """Return phi(r) = exp(r) - 1 - r by its series, for |r| up to 1/2."""
+    return jnp.polyval(jnp.asarray(_PHI, r.dtype), r) * r * r
+
+
 def divergence(log_p: Array, log_q: Array) -> Array:
-    """KL(p || q) over the last axis, the definition, with 0 log 0 = 0."""
+    """Return KL(p || q) over the last axis by the definition, with 0 log 0 = 0."""
     present = log_p > -jnp.inf
     present |= jnp.isnan(log_p)
     impossible = present & jnp.isneginf(log_q)
@@ -34,7 +39,7 @@ def divergence(log_p: Array, log_q: Array) -> Array:
 
 
 def _finite(x: Array) -> Array:
-    """Put 0 in place of -inf, which marks a class that does not exist."""
+    """Replace -inf, which marks a class that does not exist, by 0."""
     return jnp.where(jnp.isneginf(x), 0, x)
 
 
@@ -52,14 +57,14 @@ def _is_top(x: Array) -> Array:
 
 @jax.custom_jvp
 def log_softmax(x: Array, t: Array) -> Array:
-    """log softmax(x / t) over the last axis, the top class by log1p over the others."""
+    """Return log softmax(x / t) over the last axis, the top class by log1p over the others."""
     z = _center(x) / t
     others = jnp.sum(jnp.where(_is_top(x), 0, jnp.exp(z)), axis=-1, keepdims=True)
     return z - jnp.log1p(others)
 
 
 @log_softmax.defjvp
-def _log_softmax_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _log_softmax_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     (x, t), (dx, dt) = primals, tangents
     log_probs = log_softmax(x, t)
     dz = _scaled_tangent(x, t, dx, dt)
@@ -68,23 +73,23 @@ def _log_softmax_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def _scaled_tangent(x: Array, t: Array, dx: Array, dt: Array) -> Array:
-    """Tangent of x / t up to a constant per row, 0 at classes that do not exist."""
+    """Return the tangent of x / t up to a constant per row, 0 at classes that do not exist."""
     dz = dx / t - _finite(_center(x)) * (dt / (t * t))
     return jnp.where(jnp.isneginf(x), 0, dz)
 
 
 @jax.custom_jvp
 def nll(x: Array, chosen: Array) -> Array:
-    """-log softmax(x) at the chosen class, [...]."""
-    log_probs = log_softmax(x, jnp.ones((*x.shape[:-1], 1), x.dtype))
+    """Return -log softmax(x) at the chosen class, [...]."""
+    log_probs = log_softmax(x, at_one(x))
     return -jnp.sum(jnp.where(chosen, log_probs, 0), axis=-1)
 
 
 @nll.defjvp
-def _nll_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _nll_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     """Sum over the other classes of q (dx - dx[label]): no 1 - q, which has no digits left."""
     (x, chosen), (dx, _) = primals, tangents
-    probs = jnp.exp(log_softmax(x, jnp.ones((*x.shape[:-1], 1), x.dtype)))
+    probs = jnp.exp(log_softmax(x, at_one(x)))
     at_label = jnp.sum(jnp.where(chosen, dx, 0), axis=-1, keepdims=True)
     others = jnp.where(chosen | jnp.isneginf(x), 0, probs * (dx - at_label))
     return nll(x, chosen), jnp.sum(others, axis=-1)
@@ -105,8 +110,8 @@ def _log_ratio(x: Array, v: Array, t: Array) -> tuple[Array, Array, Array, Array
     moved = gap - student
     rest = (student - (gap - moved)) - (teacher + moved)
     p = jnp.where(both, jnp.exp(log_p), 0)
-    # log(q / p) is the gap up to a constant. Any centre will do: the constant is computed for it.
-    # A class with most of the mass keeps its digits as the centre; otherwise the mean is closest.
+    # log(q / p) is the gap up to a constant. Any center will do: the constant is computed for it.
+    # A class with most of the mass keeps its digits as the center; otherwise the mean is closest.
     top = _is_top(v)
     dominant = jnp.max(p, axis=-1, keepdims=True) > 0.5
     center = jnp.sum(jnp.where(dominant, jnp.where(top, gap, 0), p * gap), axis=-1, keepdims=True)
@@ -127,12 +132,11 @@ def _log_ratio(x: Array, v: Array, t: Array) -> tuple[Array, Array, Array, Array
 
 @jax.custom_jvp
 def tempered_kl(x: Array, v: Array, t: Array) -> Array:
-    """KL(softmax(v / t) || softmax(x / t)) over the last axis, without the factor t^2."""
+    """Return KL(softmax(v / t) || softmax(x / t)) over the last axis, without the factor t^2."""
     log_p, log_q, ratio, near = _log_ratio(x, v, t)
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     small = jnp.abs(ratio) <= 0.5
-    r = jnp.where(small, ratio, 0)
-    series = jnp.polyval(jnp.asarray(_PHI, r.dtype), r) * r * r
+    series = phi_near_zero(jnp.where(small, ratio, 0))
     large = jnp.where(ratio > 1, jnp.exp(log_p + ratio) - p, p * jnp.expm1(jnp.minimum(ratio, 1)))
     terms = jnp.where(small, p * series, large - p * ratio)
     # Where the teacher has no class, p * phi(log(q / p)) is q.
@@ -142,7 +146,7 @@ def tempered_kl(x: Array, v: Array, t: Array) -> Array:
 
 
 @tempered_kl.defjvp
-def _tempered_kl_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _tempered_kl_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     """Sum (q - p) dz + sum p (log(p / q) - KL) dv, both over t; derivatives of it exist too."""
     (x, v, t), (dx, dv, dt) = primals, tangents
     value = tempered_kl(x, v, t)
@@ -157,7 +161,7 @@ def _tempered_kl_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def probability_gap(x: Array, v: Array, t: Array) -> Array:
-    """softmax(x / t) - softmax(v / t), exact to its last digits where they are close."""
+    """Return softmax(x / t) - softmax(v / t), exact to its last digits where they are close."""
     log_p, log_q, ratio, near = _log_ratio(x, v, t)
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     close = near & (jnp.abs(ratio) <= 1) & ~jnp.isneginf(v) & ~jnp.isneginf(x)
@@ -165,7 +169,7 @@ def probability_gap(x: Array, v: Array, t: Array) -> Array:
 
 
 @probability_gap.defjvp
-def _probability_gap_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _probability_gap_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     (x, v, t), (dx, dv, dt) = primals, tangents
 
     def moved(logits: Array, tangent: Array) -> Array:
@@ -176,7 +180,7 @@ def _probability_gap_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def entropy(log_p: Array) -> Array:
-    """Entropy over the last axis, with 0 log 0 = 0."""
+    """Return the entropy over the last axis, with 0 log 0 = 0."""
     present = ~jnp.isneginf(log_p)
     log_p = jnp.where(present, log_p, 0)
     return -jnp.sum(jnp.where(present, jnp.exp(log_p) * log_p, 0), axis=-1)
@@ -188,7 +192,7 @@ def but(x: Array, chosen: Array) -> Array:
 
 
 def _target_and_rest(x: Array, t: Array, chosen: Array) -> tuple[Array, Array]:
-    """Logarithms of the chosen class's probability and of all others' together, [...]."""
+    """Return the log-probabilities of the chosen class and of all others together, [...]."""
     log_probs = log_softmax(x, t)
     target = jnp.sum(jnp.where(chosen, log_probs, 0), axis=-1)
     rest = but(log_probs, chosen)
@@ -198,7 +202,7 @@ def _target_and_rest(x: Array, t: Array, chosen: Array) -> tuple[Array, Array]:
 
 
 def _excess(log_p: Array, log_q: Array, gap: Array) -> Array:
-    """p * phi(log(q / p)) with gap = q - p, which is q where p is 0."""
+    """Return p * phi(log(q / p)) with gap = q - p, which is q where p is 0."""
     p = jnp.exp(log_p)
     close = jnp.abs(gap) <= 0.4 * p
     near = jnp.log1p(jnp.where(close, gap / jnp.where(p > 0, p, 1), 0))
@@ -206,14 +210,16 @@ def _excess(log_p: Array, log_q: Array, gap: Array) -> Array:
     far = jnp.where(finite, _finite(log_q) - _finite(log_p), 0)
     r = jnp.where(close, near, far)
     small = jnp.abs(r) <= 0.5
-    s = jnp.where(small, r, 0)
-    series = jnp.polyval(jnp.asarray(_PHI, s.dtype), s) * s * s
+    series = phi_near_zero(jnp.where(small, r, 0))
     return jnp.where(small & (p > 0), p * series, gap - p * r)
 
 
 @jax.custom_jvp
 def target_kl(x: Array, v: Array, t: Array, chosen: Array) -> Array:
-    """KL((p, 1 - p) || (q, 1 - q)), p and q what v / t and x / t give the chosen class, [...]."""
+    """Return KL((p, 1 - p) || (q, 1 - q)), [...].
+
+    p and q are the probabilities that v / t and x / t give the chosen class.
+    """
     gap = jnp.sum(jnp.where(chosen, probability_gap(x, v, t), 0), axis=-1)
     (log_p, log_p_rest), (log_q, log_q_rest) = (_target_and_rest(z, t, chosen) for z in (v, x))
     value = _excess(log_p, log_q, gap) + _excess(log_p_rest, log_q_rest, -gap)
@@ -223,8 +229,8 @@ def target_kl(x: Array, v: Array, t: Array, chosen: Array) -> Array:
 
 
 @target_kl.defjvp
-def _target_kl_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """(q - p) du + p (1 - p) (logit p - logit q) dw with logits u of q and w of p."""
+def _target_kl_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+    """Return (q - p) du + p (1 - p) (logit p - logit q) dw, u the logit of q and w that of p."""
     (x, v, t, chosen), (dx, dv, dt, _) = primals, tangents
     taught = ~jnp.all(jnp.isneginf(v), axis=-1)
     gap = jnp.sum(jnp.where(chosen, probability_gap(x, v, t), 0), axis=-1)
@@ -234,7 +240,7 @@ def _target_kl_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     logit_gap = jnp.where(finite, (log_p - log_p_rest) - (log_q - log_q_rest), 0)
 
     def moved(logits: Array, tangent: Array) -> Array:
-        """Tangent of the logit: the chosen class's less the mean over the others."""
+        """Return the tangent of the logit: the chosen class's less the mean over the others."""
         dz = _scaled_tangent(logits, t, tangent, dt)
         others = jnp.exp(log_softmax(but(logits, chosen), t))
         return jnp.sum(jnp.where(chosen, dz, 0) - others * dz, axis=-1)
@@ -242,3 +248,33 @@ def _target_kl_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     by_student = jnp.where(taught, gap, 0) * moved(x, dx)
     by_teacher = jnp.where(finite, jnp.exp(log_p + log_p_rest), 0) * logit_gap * moved(v, dv)
     return target_kl(x, v, t, chosen), by_student + by_teacher
+
+
+def labeled(chosen: Array, values: Array) -> Array:
+    """Return the values, nan where a traced label was no class."""
+    return jnp.where(jnp.any(chosen, axis=-1), values, jnp.nan)
+
+
+def at_one(x: Array) -> Array:
+    """Return the temperature 1 of every example, [..., 1]."""
+    return jnp.ones((*x.shape[:-1], 1), x.dtype)
+
+
+def over(x: Array, t: Array) -> Array:
+    """Divide logits by a temperature; -inf stays, and has no gradient."""
+    absent = jnp.isneginf(x)
+    return jnp.where(absent, -jnp.inf, jnp.where(absent, 0, x) / t)
+
+
+def smoothed(chosen: Array, exists: Array, confidence: Array) -> Array:
+    """Return logarithms of probabilities that give one class its confidence.
+
+    Args:
+        chosen: the class, [..., num_classes].
+        exists: which classes there are; the others share what is left, or have none.
+        confidence: the chosen class's probability.
+    """
+    others = exists & ~chosen
+    num_others = jnp.maximum(jnp.sum(others, axis=-1, keepdims=True), 1)
+    rest = jnp.log1p(-confidence) - jnp.log(num_others)
+    return jnp.where(chosen, jnp.log(confidence), jnp.where(others, rest, -jnp.inf))

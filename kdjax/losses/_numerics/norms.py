@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-
-Array = jax.Array
+from jax import Array
 
 
 def safe_sqrt(x: Array) -> Array:
@@ -42,8 +41,13 @@ def deviations(x: Array, present: Array, axis: int = -1) -> Array:
     """
     top = jnp.max(jnp.where(present, x, -jnp.inf), axis=axis, keepdims=True)
     constant = top == jnp.min(jnp.where(present, x, jnp.inf), axis=axis, keepdims=True)
-    # A shift changes nothing but the digits that are left.
+    # Shifted by the largest entry first: large equal parts would cost the deviations their digits.
     shifted = jnp.where(present, x, 0) - jax.lax.stop_gradient(jnp.where(jnp.isinf(top), 0, top))
     shifted = jnp.where(present & ~constant, shifted, 0)
     count = jnp.maximum(jnp.sum(present, axis=axis, keepdims=True), 1)
     return jnp.where(present, shifted - jnp.sum(shifted, axis=axis, keepdims=True) / count, 0)
+
+
+def absolute(x: Array) -> Array:
+    """Return |x| with gradient 0 at 0, where that of `jnp.abs` is 1."""
+    return x * jnp.sign(x)

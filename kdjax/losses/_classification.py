@@ -1,0 +1,288 @@
+"""Losses for classifiers: soft targets, labels, and both as Hinton, Vinyals and Dean combine them.
+
+The temperature and the z-scores that soft targets are made with are here too.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from kdjax.losses import _inputs
+from kdjax.losses._numerics import exact, norms
+
+
+def tempered_log_softmax(
+    logits: Array, temperature: float | Array, *, axis: int = -1, where: Array | None = None
+) -> Array:
+    """Return the logarithms of softened class probabilities.
+
+    log softmax(z / T)
+
+    Args:
+        logits: [..., num_classes], any floating type; -inf removes a class.
+        temperature: a positive number, or an array: scalar or [...], one for each example.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [..., num_classes], float32 or wider; -inf at classes that do not exist.
+
+    Raises:
+        TypeError: if the logits are not of a floating type, or `where` is not boolean.
+        ValueError: if the temperature is not positive and finite, or a shape does not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import tempered_log_softmax
+        >>> print(jnp.exp(tempered_log_softmax(jnp.array([2.0, 0.0]), 2.0)))
+        [0.731 0.269]
+
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
+        arXiv:1503.02531, equation 1.
+    """
+    name = "tempered_log_softmax"
+    x = _inputs.select_classes(name, _inputs.as_floats(name, "logits", logits), where, axis)
+    log_probs = exact.log_softmax(x, _inputs.as_temperature(name, temperature, x))
+    return jnp.moveaxis(log_probs, -1, axis)
+
+
+def tempered_softmax(
+    logits: Array, temperature: float | Array, *, axis: int = -1, where: Array | None = None
+) -> Array:
+    """Return softened class probabilities.
+
+    softmax(z / T)
+
+    Args:
+        logits: [..., num_classes], any floating type; -inf removes a class.
+        temperature: a positive number, or an array: scalar or [...], one for each example.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [..., num_classes], float32 or wider; 0 at classes that do not exist, and everywhere if
+        none does.
+
+    Raises:
+        TypeError: if the logits are not of a floating type, or `where` is not boolean.
+        ValueError: if the temperature is not positive and finite, or a shape does not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import tempered_softmax
+        >>> print(tempered_softmax(jnp.array([2.0, 0.0]), 4.0))
+        [0.622 0.378]
+
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
+        arXiv:1503.02531, equation 1.
+    """
+    name = "tempered_softmax"
+    x = _inputs.select_classes(name, _inputs.as_floats(name, "logits", logits), where, axis)
+    log_probs = exact.log_softmax(x, _inputs.as_temperature(name, temperature, x))
+    return jnp.moveaxis(jnp.exp(log_probs), -1, axis)
+
+
+def standardize_logits(
+    logits: Array, *, axis: int = -1, where: Array | None = None, eps: float | Array = 1e-7
+) -> Array:
+    """Return the z-scores of logits, so that a student need not match a shift and a scale.
+
+    (z - mean(z)) / (eps + std(z)), mean and unbiased standard deviation over the classes
+
+    It goes before any loss on logits: the student's and the teacher's are standardized alike, and
+    the loss's temperature is then the paper's base temperature. Where all of an example's logits
+    are equal there is no scale: the scores are 0, with gradient 0.
+
+    Args:
+        logits: [..., num_classes], any floating type; -inf removes a class.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+        eps: added to the standard deviation, a number that is not negative.
+
+    Returns:
+        [..., num_classes], float32 or wider; -inf at classes that do not exist.
+
+    Raises:
+        TypeError: if the logits are not of a floating type, or `where` is not boolean.
+        ValueError: if a shape does not fit, or eps is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import standardize_logits
+        >>> print(standardize_logits(jnp.array([5.0, 5.0, 8.0]))[-1])
+        1.155
+
+    References:
+        Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge Distillation", 2024,
+        arXiv:2403.01427, algorithm 1.
+    """
+    name = "standardize_logits"
+    _inputs.check_number(name, "eps", eps, low=0.0)
+    x = _inputs.select_classes(name, _inputs.as_floats(name, "logits", logits), where, axis)
+    exists = ~jnp.isneginf(x)
+    deviations = norms.deviations(x, exists)
+    degrees = jnp.sum(exists, axis=-1, keepdims=True) - 1
+    variance = jnp.sum(jnp.square(deviations), axis=-1, keepdims=True) / jnp.maximum(degrees, 1)
+    scale = eps + norms.safe_sqrt(variance)
+    scores = deviations / jnp.where(scale > 0, scale, 1)
+    return jnp.moveaxis(jnp.where(exists, scores, -jnp.inf), -1, axis)
+
+
+def soft_target_loss(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    temperature: float | Array = 4.0,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Follow the teacher's softened probabilities: distillation without labels.
+
+    T^2 * KL(softmax(v / T) || softmax(z / T)), z the student's logits and v the teacher's
+
+    The factor T^2 keeps the size of the gradient, which shrinks as 1 / T^2, when T changes. As T
+    grows the gradient tends to (z - v) / num_classes, for logits of mean zero.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        temperature: T, a positive number, or an array: scalar or [...], one for each example.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], nats, float32 or wider: one value per example. +inf where the student excludes a
+        class that the teacher does not; the gradient is finite there too.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or `where` is not boolean.
+        ValueError: if the shapes differ, or the temperature is not positive and finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import soft_target_loss
+        >>> student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 0.0]])
+        >>> print(soft_target_loss(student, teacher, temperature=4.0))
+        [1.962]
+
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
+        arXiv:1503.02531, sections 2 and 2.1.
+    """
+    name = "soft_target_loss"
+    student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
+    t = _inputs.as_temperature(name, temperature, student)
+    return exact.tempered_kl(student, teacher, t) * jnp.squeeze(t * t, -1)
+
+
+def cross_entropy(
+    logits: Array, labels: Array, *, axis: int = -1, where: Array | None = None
+) -> Array:
+    """Return the cross-entropy of the labels with a network's probabilities at temperature 1.
+
+    -log q[label], or - sum y log q for class probabilities y
+
+    Args:
+        logits: [..., num_classes], any floating type; -inf removes a class.
+        labels: integer classes [...], or class probabilities [..., num_classes], constant.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], nats, float32 or wider; nan where a traced integer label is no class.
+
+    Raises:
+        TypeError: if the logits are not of a floating type, or the labels neither that nor integer.
+        ValueError: if the shapes do not fit, or an integer label that is not traced is no class.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import cross_entropy
+        >>> print(cross_entropy(jnp.array([[2.0, 0.0]]), jnp.array([0])))
+        [0.127]
+
+    References:
+        Good, "Rational Decisions", 1952, doi:10.1111/j.2517-6161.1952.tb00104.x.
+    """
+    return _hard("cross_entropy", "logits", logits, labels, axis=axis, where=where)
+
+
+def kd_loss(
+    student_logits: Array,
+    teacher_logits: Array,
+    labels: Array,
+    *,
+    temperature: float | Array = 4.0,
+    soft_weight: float | Array = 0.9,
+    axis: int = -1,
+    where: Array | None = None,
+) -> Array:
+    """Distill knowledge: follow the teacher's soft targets and, a little, the labels.
+
+    w * T^2 * KL(softmax(v / T) || softmax(z / T)) + (1 - w) * CE(labels, softmax(z))
+
+    with z the student's logits, v the teacher's and w the soft weight.
+
+    Args:
+        student_logits: [..., num_classes], any floating type; -inf removes a class.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        labels: integer classes [...], or class probabilities [..., num_classes].
+        temperature: T, a positive number, or an array: scalar or [...], one for each example.
+        soft_weight: w in [0, 1], or an array: scalar or [...]. At a number of 0 or 1 the other
+            part is not computed.
+        axis: the class axis.
+        where: boolean, broadcastable to the logits: the classes that exist.
+
+    Returns:
+        [...], nats, float32 or wider: one value per example; the caller masks and averages.
+
+    Raises:
+        TypeError: if logits are not of a floating type, or labels neither that nor integer.
+        ValueError: if the shapes do not fit, the temperature is not positive and finite, the
+            weight not in [0, 1], or an integer label that is not traced is no class.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import kd_loss
+        >>> student, teacher = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 0.0]])
+        >>> print(kd_loss(student, teacher, jnp.array([0])))
+        [2.007]
+
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
+        arXiv:1503.02531, section 2.
+    """
+    name = "kd_loss"
+    _inputs.check_number(name, "soft_weight", soft_weight, low=0.0, high=1.0)
+    student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
+    t = _inputs.as_temperature(name, temperature, student)
+    soft = exact.tempered_kl(student, teacher, t) * jnp.squeeze(t * t, -1)
+    hard = _hard(name, "student_logits", student_logits, labels, axis=axis, where=where)
+    if isinstance(soft_weight, int | float) and soft_weight in (0, 1):
+        # An infinite part of weight zero would be nan.
+        return soft if soft_weight else hard.astype(soft.dtype)
+    weight = jnp.asarray(soft_weight, soft.dtype)
+    if weight.ndim:
+        _inputs.check_shape(name, "soft_weight", weight.shape, soft.shape, "the examples")
+    return weight * soft + (1 - weight) * hard
+
+
+def _hard(
+    function: str, name: str, logits: Array, labels: Array, *, axis: int, where: Array | None
+) -> Array:
+    x = _inputs.as_floats(function, name, logits)
+    shape, labels = x.shape, jnp.asarray(labels)
+    x = _inputs.select_classes(function, x, where, axis)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        chosen = _inputs.as_chosen(function, labels, x)
+        return exact.labeled(chosen, exact.nll(x, chosen))
+    if not jnp.issubdtype(labels.dtype, jnp.floating):
+        raise TypeError(
+            f"{function}: labels has dtype {labels.dtype}, expected integer or floating"
+        )
+    _inputs.check_shape(function, "labels", labels.shape, shape, name)
+    probs = jax.lax.stop_gradient(jnp.moveaxis(labels, axis, -1).astype(x.dtype))
+    log_probs = exact.log_softmax(x, exact.at_one(x))
+    return -jnp.sum(jnp.where(probs == 0, 0, probs * jnp.where(probs == 0, 0, log_probs)), axis=-1)
