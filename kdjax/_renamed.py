@@ -8,7 +8,10 @@ from typing import Any
 __all__ = ["NEW_NAMES", "moved"]
 
 NEW_NAMES = {
+    "experiments.networks.load_network": "kdjax.models.load_network",
     "kdjax.bias.match_class_prior": "kdjax.specialists.match_class_prior",
+    "kdjax.models.normalisation_of": "kdjax.models.normalization_of",
+    "kdjax.models.rematerialised": "kdjax.models.rematerialized",
     "kdjax.resident.fits": "kdjax.many.has_room",
     "kdjax.resident.several": "kdjax.many.several",
     "kdjax.resident.with_examples": "kdjax.many.with_examples",

@@ -19,6 +19,8 @@ def test_an_old_name_is_the_new_one_with_a_warning(old, new):
 
 def test_what_the_readme_and_the_guides_showed_is_in_the_table():
     shown = {
+        "experiments.networks.load_network",
+        "kdjax.models.rematerialised",
         "kdjax.sweep.stack",
         "kdjax.sweep.make_sweep_step",
         "kdjax.bias.match_class_prior",
