@@ -2,28 +2,33 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.runs import fitting, methods, settings
-from kdjax.runs.methods import METHODS, Setup
+from kdjax.runs import methods
+from kdjax.runs.method_names import LINES
+from kdjax.runs.methods import METHODS, Need, Setup
 from kdjax.runs.networks import NetworkSpec
-from kdjax.runs.places import Places, places_of, with_features
-from kdjax.types import Outputs, TermInputs
+from kdjax.runs.places import places_of, with_features
+from kdjax.types import FeaturePaths, Outputs, Term, TermInputs
 
-PLACES = Places(
+PLACES = FeaturePaths(
     stages=("a", "b", "c"),
-    bare=("x/0/sum", "y/0/sum", "z/0/sum"),
+    preactivations=("x/0/sum", "y/0/sum", "z/0/sum"),
     embedding="e",
     spatial=True,
-    last="c",
+    last_map="c",
     norms=("x/0/norm_2", "y/0/norm_2", "z/0/norm_2"),
 )
 NORM = {"norm_2": {"scale": np.ones(6, np.float32), "bias": np.zeros(6, np.float32)}}
 CLASSES, BATCH, WIDTH = 5, 8, 6
+SPEC = NetworkSpec("resnet8", (), CLASSES, (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
 
 
 def outputs(seed):
@@ -34,7 +39,9 @@ def outputs(seed):
 
     sizes = [8, 4, 2]
     features = {name: draw(s, s, WIDTH) for name, s in zip(PLACES.stages, sizes, strict=True)}
-    features |= {name: draw(s, s, WIDTH) for name, s in zip(PLACES.bare, sizes, strict=True)}
+    features |= {
+        name: draw(s, s, WIDTH) for name, s in zip(PLACES.preactivations, sizes, strict=True)
+    }
     features |= {"e": draw(WIDTH), "class_maps": draw(2, 2, CLASSES)}
     features |= {"projected": draw(2, 2, WIDTH)}
     return Outputs(draw(CLASSES), features)
@@ -104,7 +111,7 @@ def test_wrong_names_and_networks_are_explained():
     flat = SETUP._replace(student=PLACES._replace(spatial=False))
     with pytest.raises(ValueError, match="--method at needs feature maps"):
         methods.objective_of("at", flat)
-    shallow = SETUP._replace(student=Places((), (), "", spatial=False))
+    shallow = SETUP._replace(student=FeaturePaths())
     with pytest.raises(ValueError, match="--method rkd needs features"):
         methods.objective_of("rkd", shallow)
 
@@ -124,7 +131,7 @@ def test_four_blocks_of_a_transformer_stand_for_stages(name, stages):
     )
     assert set(outputs.features) == set(places.all)
     with pytest.raises(ValueError, match="--method at needs feature maps"):
-        fitting.check_fit("at", spec, spec)
+        methods.check("at", spec, spec)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +140,9 @@ def test_four_blocks_of_a_transformer_stand_for_stages(name, stages):
 def test_a_stage_ends_with_its_last_block(name, last):
     spec = NetworkSpec(name, (), CLASSES, (32, 32, 3), (0.5,) * 3, (0.2,) * 3)
     places = places_of(spec)
-    assert places.bare == tuple(f"stage_{i}/block_{n}/sum" for i, n in enumerate(last, start=1))
+    assert places.preactivations == tuple(
+        f"stage_{i}/block_{n}/sum" for i, n in enumerate(last, start=1)
+    )
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8)
     model = with_features(dataclasses.replace(spec, reused_width=6))
     outputs = jax.eval_shape(
@@ -143,6 +152,48 @@ def test_a_stage_ends_with_its_last_block(name, last):
 
 
 def test_help_knows_every_method_and_its_paper():
-    lines = settings.method_lines()
-    assert list(lines) and set(lines) == set(METHODS)
-    assert all(re.search(r"(19|20)[0-9]{2}", lines[name]) for name in set(lines) - {"scratch"})
+    assert list(LINES) == list(METHODS)
+    assert all(METHODS[name].line == line for name, line in LINES.items())
+    assert all(re.search(r"(19|20)[0-9]{2}", LINES[name]) for name in set(LINES) - {"scratch"})
+
+
+def test_help_is_read_without_jax():
+    code = (
+        "import sys, kdjax.runs.method_names, kdjax.runs.distill as d; "
+        "assert all(line in d.METHOD_HELP for line in kdjax.runs.method_names.LINES.values()); "
+        "sys.exit('imported jax' if 'jax' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def own_terms(name, setup=SETUP):
+    """Return the terms of a method but for the labels' cross-entropy."""
+    made = METHODS[name].make(setup)
+    return [made] if isinstance(made, Term) else [t for n, (t, _) in made.items() if n != "hard"]
+
+
+def shapes_of(term, given):
+    def values(given):
+        return term.apply(*term.init(jax.random.key(0), given), given)[0]
+
+    return jax.eval_shape(values, given)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "scratch"])
+def test_needs_are_what_the_terms_ask_for(name):
+    needs, given = METHODS[name].needs, inputs()
+    assert any(term.couples_batch for term in own_terms(name)) == (Need.WHOLE_BATCH in needs)
+    for need, key in ((Need.LABELS, "label"), (Need.INDEX, "index")):
+        fewer = given._replace(batch={k: x for k, x in given.batch.items() if k != key})
+        with pytest.raises((KeyError, ValueError), match=key) if need in needs else nullcontext():
+            [shapes_of(term, fewer) for term in own_terms(name)]
+    headless = SETUP._replace(teacher_params={**SETUP.teacher_params})
+    headless.teacher_params.pop("head")
+    refuses = pytest.raises(ValueError, match="classifier of its own")
+    with refuses if Need.CLASSIFIER in needs else nullcontext():
+        own_terms(name, headless)
+        methods.student_of(name, SPEC, headless.teacher_params)
+    fewer = SETUP._replace(teacher=PLACES._replace(norms=()))
+    with pytest.raises(ValueError) if Need.NORMS in needs else nullcontext():
+        own_terms(name, fewer)

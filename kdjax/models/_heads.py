@@ -62,8 +62,8 @@ def simkd(
 
     The student's feature map is averaged to `size` and projected by 1x1, 3x3 and 1x1
     convolutions, each with BatchNorm and ReLU; the teacher's classifier reads its mean. Train it
-    with the term `kdjax.terms.simkd`. The student's own classifier stays in its parameters, unused
-    and without gradient.
+    with `kdjax.losses.projected_feature_loss`, as a term of the feature `projected`. The student's
+    own classifier stays in its parameters, unused and without gradient.
 
     Args:
         student: the network to train; it captures `feature`.

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax import models
+from kdjax import report as pages
 from kdjax.runs import distillation as job
-from kdjax.runs import fitting, methods, networks, plans, training, workdir
+from kdjax.runs import methods, networks, plans, training, workdir
 from kdjax.runs.console import say
 from kdjax.runs.networks import Network
 from kdjax.runs.numbers import spread
@@ -15,8 +17,6 @@ from kdjax.runs.opening import Experiment, facts, seeds_of, spec_of
 from kdjax.runs.plans import TeacherResult
 from kdjax.runs.settings import NetworkSettings
 from kdjax.runs.training import mean_of
-from kdjax import models
-from kdjax import report as pages
 
 DIRECT, TOGETHER = "student, of the teacher alone", "all generations together"
 COLUMNS = ("network", "parameters", "test errors", "test %", "validation %")
@@ -46,7 +46,7 @@ def check(experiment: Experiment, chosen: Mapping[str, NetworkSettings]) -> None
     source = given.spec if given else spec_of(settings, dataset, settings.teacher)
     for name, spec in links.items():
         networks.check_patches(f"--assistants {name}", spec)
-        fitting.check_fit(settings.method, spec, source)
+        methods.check(settings.method, spec, source)
         source = spec
     if settings.rematerialise:
         networks.check_blocks({f"--assistants {name}": spec for name, spec in links.items()})

@@ -18,6 +18,7 @@ import tyro
 
 from kdjax.runs import cli, distill, presets
 from kdjax.runs import settings as groups
+from kdjax.runs.method_names import LINES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,8 @@ def check(settings: Settings) -> None:
     """Raise a ValueError that names the flag of the first setting out of range."""
     distill.check(settings)
     for method in settings.methods:
-        known = all(name in distill.METHODS for name in method.split("+"))
-        groups.require(known, "--methods", f"of {', '.join(distill.METHODS)}", method)
+        known = all(name in LINES for name in method.split("+"))
+        groups.require(known, "--methods", f"of {', '.join(LINES)}", method)
     groups.require(settings.num_best >= 0, "--num-best", "zero or more", settings.num_best)
     blind = settings.data.validation_fraction == 0 and settings.preset != "imagenet"
     groups.require(

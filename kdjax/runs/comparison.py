@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kdjax.runs import fitting, methods, plans, training, workdir
+from kdjax import loop
+from kdjax import report as pages
+from kdjax.runs import methods, plans, training, workdir
 from kdjax.runs.console import say
 from kdjax.runs.numbers import spread
 from kdjax.runs.opening import Experiment, facts, seeds_of, spec_of
 from kdjax.runs.plans import TeacherResult
 from kdjax.runs.training import Arrays
-from kdjax import loop
-from kdjax import report as pages
 
 BASELINE = "scratch"
 ENDS = FINISHED, DIVERGED = "finished", "diverged"
@@ -63,8 +63,8 @@ def chosen(experiment: Experiment, asked: Sequence[str]) -> tuple[str, ...]:
     teacher = given.spec if given else spec_of(settings, dataset, settings.teacher)
     specs = plans.student_spec(experiment), teacher
     for name in asked:
-        fitting.check_fit(name, *specs)
-    return tuple(asked or (name for name in methods.METHODS if fitting.fits(name, *specs)))
+        methods.check(name, *specs)
+    return tuple(asked or (name for name in methods.METHODS if methods.fits(name, *specs)))
 
 
 def train_all(

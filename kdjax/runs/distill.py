@@ -19,13 +19,13 @@ import tyro
 
 from kdjax.runs import cli
 from kdjax.runs import settings as groups
+from kdjax.runs.method_names import LINES
 
 if TYPE_CHECKING:
     from kdjax.data import Dataset
 
-METHODS = groups.method_lines()
 METHOD_HELP = "How the student is taught; + joins several, as in kd+crd.\n" + "".join(
-    f"{name}: {line}\n" for name, line in METHODS.items()
+    f"{name}: {line}\n" for name, line in LINES.items()
 )
 
 
@@ -113,8 +113,8 @@ def check(settings: Settings) -> None:
     groups.check_distributed(settings.distributed)
     keep_last = settings.keep_last
     groups.require(keep_last >= 2, "--keep-last", "2 or more: one can be damaged", keep_last)
-    known = all(name in METHODS for name in settings.method.split("+"))
-    groups.require(known, "--method", f"of {', '.join(METHODS)}", settings.method)
+    known = all(name in LINES for name in settings.method.split("+"))
+    groups.require(known, "--method", f"of {', '.join(LINES)}", settings.method)
     temperature, soft_weight = settings.temperature, settings.soft_weight
     groups.require(0 < temperature < math.inf, "--temperature", "positive and finite", temperature)
     groups.require(0 <= soft_weight <= 1, "--soft-weight", "in [0, 1]", soft_weight)

@@ -10,14 +10,14 @@ import jax
 from jax.sharding import Mesh
 
 import kdjax
-from kdjax.runs import fitting, networks, workdir
+from kdjax import data, distributed, sharding
+from kdjax.checkpoint import lock
+from kdjax.loop import stop_on_signals
+from kdjax.runs import methods, networks, workdir
 from kdjax.runs.console import say
 from kdjax.runs.networks import Network, NetworkSpec
 from kdjax.runs.settings import NetworkSettings
 from kdjax.runs.training import Run
-from kdjax import data, distributed, sharding
-from kdjax.checkpoint import lock
-from kdjax.loop import stop_on_signals
 
 if TYPE_CHECKING:
     from kdjax.runs.distill import Settings
@@ -127,7 +127,7 @@ def open_experiment(
     if settings.rematerialise:
         trained = {"--student": student} | ({} if given_teacher else {"--teacher": teacher})
         networks.check_blocks(trained)
-    fitting.check_fit(settings.method, student, teacher)
+    methods.check(settings.method, student, teacher)
     with lock(settings.workdir):
         if _claim(settings.workdir, settings, requested):
             say(f"resuming the run in {settings.workdir}")

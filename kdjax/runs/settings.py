@@ -1,6 +1,5 @@
 """Groups of flags that scripts share, and the defaults that depend on the data."""
 
-import ast
 import dataclasses
 import math
 from pathlib import Path
@@ -210,18 +209,6 @@ def with_architecture(network: SettingsT, widths: tuple[int, ...]) -> SettingsT:
 def default_learning_rate(optimizer: str, batch_size: int) -> float:
     """Return the peak learning rate: that of a batch of 128, scaled up linearly beyond."""
     return {"adamw": 1e-3, "sgd": 0.05}[optimizer] * max(1.0, batch_size / 128)
-
-
-def method_lines() -> dict[str, str]:
-    """Return a line for every method of `kdjax.runs.methods`, read without importing it."""
-    tree = ast.parse(Path(__file__).with_name("methods.py").read_text())
-    return {
-        node.name.replace("_", "-"): (ast.get_docstring(node) or "").split("\n", 1)[0]
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef)
-        and [arg.arg for arg in node.args.args] == ["setup"]
-        and not node.name.startswith("_")
-    }
 
 
 def require(condition: bool, flag: str, expected: str, got: object) -> None:

@@ -10,12 +10,13 @@ import optax
 import pytest
 
 from kdjax import models, step, teachers
-from kdjax.runs import fitting, methods, settings
+from kdjax.runs import methods, settings
 from kdjax.runs.networks import NetworkSpec
 from kdjax.runs.places import places_of, with_features
 from kdjax.types import Outputs, TermInputs
 
 CLASSES, BATCH = 5, 4
+LOOKING = [name for name in methods.METHODS if methods.looks_at_features(name)]
 SLOW = pytest.mark.slow
 UNLIKE = [
     ("wrn_16_1", "vgg8"),  # three stages and four, of other sizes
@@ -66,16 +67,14 @@ def test_every_method_works_across_unlike_networks(teacher, student):
     (params, answers), (_, own) = shapes_of(teacher), shapes_of(student)
     setup = setup_of(teacher, student, params)
     width = params["head"]["kernel"].shape[0]
-    last = own.features[setup.student.last].shape
+    last = own.features[setup.student.last_map].shape
     projected = jax.ShapeDtypeStruct((*last[:3], width), np.float32)
     own = Outputs(own.logits, {**own.features, "projected": projected})
     fitting_ones = [
-        name
-        for name in (*methods.FEATURES, *methods.SPATIAL)
-        if fitting.fits(name, spec_of(student), spec_of(teacher))
+        name for name in LOOKING if methods.fits(name, spec_of(student), spec_of(teacher))
     ]
     left_out = {"fsp", "cwd"} | ({"ofd"} if teacher == "shufflenet_v2" else set())
-    assert set(fitting_ones) == {*methods.FEATURES, *methods.SPATIAL} - left_out
+    assert set(fitting_ones) == {*LOOKING} - left_out
     for name in fitting_ones:
         objective = methods.objective_of(name, setup)
 
@@ -103,16 +102,16 @@ def test_every_method_works_across_unlike_networks(teacher, student):
 )
 def test_networks_that_do_not_fit_are_refused_in_a_line(name, teacher, student, message):
     with pytest.raises(ValueError, match=message) as error:
-        fitting.check_fit(name, spec_of(student), spec_of(teacher))
+        methods.check(name, spec_of(student), spec_of(teacher))
     assert "\n" not in str(error.value)
-    assert not fitting.fits(name, spec_of(student), spec_of(teacher))
+    assert not methods.fits(name, spec_of(student), spec_of(teacher))
 
 
 def test_networks_that_fit():
-    assert fitting.fits("fsp+cwd", spec_of("resnet8"), spec_of("resnet8"))
+    assert methods.fits("fsp+cwd", spec_of("resnet8"), spec_of("resnet8"))
     # The last maps of the two are as wide, the earlier ones are not.
-    assert fitting.fits("cwd", spec_of("resnet8"), spec_of("wrn_16_1"))
-    assert fitting.stage_widths(spec_of("resnet8")) == (16, 32, 64)
+    assert methods.fits("cwd", spec_of("resnet8"), spec_of("wrn_16_1"))
+    assert methods.stage_widths(spec_of("resnet8")) == (16, 32, 64)
 
 
 @pytest.mark.parametrize(
