@@ -10,11 +10,13 @@ import optax
 import pytest
 
 from kdjax import models, step, teachers
-from kdjax.models import NetworkSpec
-from kdjax.runs import fitting, methods, settings
+from kdjax.runs import methods, settings
+from kdjax.runs.networks import NetworkSpec
+from kdjax.runs.places import places_of, with_features
 from kdjax.types import Outputs, TermInputs
 
 CLASSES, BATCH = 5, 4
+LOOKING = [name for name in methods.METHODS if methods.looks_at_features(name)]
 SLOW = pytest.mark.slow
 UNLIKE = [
     ("wrn_16_1", "vgg8"),  # three stages and four, of other sizes
@@ -26,10 +28,6 @@ UNLIKE = [
 
 def spec_of(name, size=32):
     return NetworkSpec(name, (), CLASSES, (size, size, 3), (0.5,) * 3, (0.25,) * 3)
-
-
-def capturing(spec):
-    return models.build(spec, features=models.build(spec).paths.all)
 
 
 def batch_of(size, seed=0):
@@ -44,7 +42,7 @@ def batch_of(size, seed=0):
 @functools.cache
 def shapes_of(name):
     """Return what a network has and says, as shapes."""
-    model = capturing(spec_of(name))
+    model = with_features(spec_of(name))
     images = jax.ShapeDtypeStruct((BATCH, 32, 32, 3), np.uint8)
 
     def both(x):
@@ -56,8 +54,8 @@ def shapes_of(name):
 
 def setup_of(teacher, student, params, num_examples=20):
     return methods.Setup(
-        student=models.build(spec_of(student)).paths,
-        teacher=models.build(spec_of(teacher)).paths,
+        student=places_of(spec_of(student)),
+        teacher=places_of(spec_of(teacher)),
         teacher_params=jax.tree.map(lambda x: np.ones(x.shape, np.float32), params),
         num_examples=num_examples,
         num_steps=100,
@@ -73,12 +71,10 @@ def test_every_method_works_across_unlike_networks(teacher, student):
     projected = jax.ShapeDtypeStruct((*last[:3], width), np.float32)
     own = Outputs(own.logits, {**own.features, "projected": projected})
     fitting_ones = [
-        name
-        for name in (*methods.FEATURES, *methods.SPATIAL)
-        if fitting.fits(name, spec_of(student), spec_of(teacher))
+        name for name in LOOKING if methods.fits(name, spec_of(student), spec_of(teacher))
     ]
     left_out = {"fsp", "cwd"} | ({"ofd"} if teacher == "shufflenet_v2" else set())
-    assert set(fitting_ones) == {*methods.FEATURES, *methods.SPATIAL} - left_out
+    assert set(fitting_ones) == {*LOOKING} - left_out
     for name in fitting_ones:
         objective = methods.objective_of(name, setup)
 
@@ -106,16 +102,16 @@ def test_every_method_works_across_unlike_networks(teacher, student):
 )
 def test_networks_that_do_not_fit_are_refused_in_a_line(name, teacher, student, message):
     with pytest.raises(ValueError, match=message) as error:
-        fitting.check_fit(name, spec_of(student), spec_of(teacher))
+        methods.check(name, spec_of(student), spec_of(teacher))
     assert "\n" not in str(error.value)
-    assert not fitting.fits(name, spec_of(student), spec_of(teacher))
+    assert not methods.fits(name, spec_of(student), spec_of(teacher))
 
 
 def test_networks_that_fit():
-    assert fitting.fits("fsp+cwd", spec_of("resnet8"), spec_of("resnet8"))
+    assert methods.fits("fsp+cwd", spec_of("resnet8"), spec_of("resnet8"))
     # The last maps of the two are as wide, the earlier ones are not.
-    assert fitting.fits("cwd", spec_of("resnet8"), spec_of("wrn_16_1"))
-    assert fitting.stage_widths(spec_of("resnet8")) == (16, 32, 64)
+    assert methods.fits("cwd", spec_of("resnet8"), spec_of("wrn_16_1"))
+    assert methods.stage_widths(spec_of("resnet8")) == (16, 32, 64)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +123,7 @@ def test_networks_that_fit():
 )
 def test_a_step_across_unlike_networks(teacher, student, method):
     batch = jax.tree.map(jnp.asarray, batch_of(8))
-    taught, own = capturing(spec_of(teacher, 8)), capturing(spec_of(student, 8))
+    taught, own = with_features(spec_of(teacher, 8)), with_features(spec_of(student, 8))
     variables = jax.jit(taught.init)(jax.random.key(1), batch["image"])
     objective = methods.objective_of(method, setup_of(teacher, student, variables.params))
     source, optimizer = teachers.frozen(taught, variables), optax.sgd(1e-4)
