@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kdjax.runs.places import places_of, with_features
 
 from kdjax.runs import methods
 from kdjax.runs.method_names import LINES
 from kdjax.runs.methods import METHODS, Need, Setup
 from kdjax.runs.networks import NetworkSpec
-from kdjax.runs.places import places_of, with_features
 from kdjax.types import FeaturePaths, Outputs, Term, TermInputs
 
 PLACES = FeaturePaths(

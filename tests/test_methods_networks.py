@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from kdjax.runs.places import places_of, with_features
 
 from kdjax import models, step, teachers
 from kdjax.runs import methods, settings
 from kdjax.runs.networks import NetworkSpec
-from kdjax.runs.places import places_of, with_features
 from kdjax.types import Outputs, TermInputs
 
 CLASSES, BATCH = 5, 4

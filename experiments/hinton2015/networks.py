@@ -83,7 +83,8 @@ def distil(
 
     Args, returns and raises as those of `train`.
     """
-    settings = {"temperature": temperature, "soft_weight": soft_weight}
+    each = {"temperature": temperature, "soft_weight": soft_weight}
+    wide = {k: np.broadcast_to(np.asarray(v, np.float32), len(seeds)) for k, v in each.items()}
     return train(
         study,
         name,
@@ -91,7 +92,7 @@ def distil(
         recipe,
         examples,
         seeds=seeds,
-        settings={k: np.broadcast_to(np.float32(v), len(seeds)) for k, v in settings.items()},
+        settings=wide,
         objective_fn=soft_and_hard,
         teacher=teachers.stored(),
         **watch,

@@ -142,8 +142,7 @@ def train_together(
         loop.NonFiniteLoss: if a member's loss was nan or infinite.
         loop.Stopped: if the run was asked to stop; the state is saved.
     """
-    members = [_made(training, seed) for seed in seeds]
-    states = many.stack(members)
+    states = _made_alike(training, seeds)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), states)
     found = checkpoint.restore(directory, like)
     states = found[1] if found else states
@@ -396,33 +395,36 @@ def _step_of(state: TrainState) -> int:
     return int(np.max(state.step))
 
 
-def _made(training: Training, seed: int) -> TrainState:
-    """Make the state that a member of a program starts from."""
+def _made(training: Training, key: Array, batch: Batch, outputs: Outputs | None) -> TrainState:
+    """Make the state that a training starts from."""
+    state: TrainState = step.init_train_state(
+        key, training.model, training.objective, training.optimizer, batch, outputs
+    )
+    return state
+
+
+def _made_alike(training: Training, seeds: Sequence[int]) -> TrainState:
+    """Make the states that members of a program start from."""
     batch = {name: x[:2] for name, x in training.examples.items()}
     outputs = training.teacher.apply(training.teacher.variables, batch)
-    return step.init_train_state(
-        jax.random.key(seed), training.model, training.objective, training.optimizer, batch, outputs
-    )
+    keys = (jax.random.key(seed) for seed in seeds)
+    states: TrainState = many.stack([_made(training, key, batch, outputs) for key in keys])
+    return states
 
 
 def _restored_or_made(
     run: Run, training: Training, directory: Path, seed: int, batch: Batch
 ) -> TrainState:
     """Read the newest state, or make one, where its arrays live on this run's mesh."""
-
-    def make(key: Array, batch: Batch, outputs: Outputs | None) -> TrainState:
-        return step.init_train_state(
-            key, training.model, training.objective, training.optimizer, batch, outputs
-        )
-
+    make = functools.partial(_made, training)
     outputs = jax.jit(training.teacher.apply)(training.teacher.variables, batch)
     args = jax.random.key(seed), batch, outputs
     like = sharding.abstract(make, *args, layout_fn=run.layout_fn)
     found = checkpoint.restore(directory, like)
-    if found:
-        return found[1]
-    state = sharding.initialize(make, *args, layout_fn=run.layout_fn)
-    if training.start is None:
+    state: TrainState = (
+        found[1] if found else sharding.initialize(make, *args, layout_fn=run.layout_fn)
+    )
+    if found or training.start is None:
         return state
     # The step donates its buffers, and the start must survive.
     params, model_state = jax.tree.map(jnp.copy, training.start)
