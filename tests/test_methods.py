@@ -10,18 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kdjax.runs.places import places_of, with_features
 
+from kdjax import models
+from kdjax.models import NetworkSpec
 from kdjax.runs import methods
 from kdjax.runs.method_names import LINES
 from kdjax.runs.methods import METHODS, Need, Setup
-from kdjax.runs.networks import NetworkSpec
 from kdjax.types import FeaturePaths, Outputs, Term, TermInputs
 
 PLACES = FeaturePaths(
     stages=("a", "b", "c"),
     preactivations=("x/0/sum", "y/0/sum", "z/0/sum"),
     embedding="e",
+    head="head",
     spatial=True,
     last_map="c",
     norms=("x/0/norm_2", "y/0/norm_2", "z/0/norm_2"),
@@ -122,14 +123,14 @@ def test_wrong_names_and_networks_are_explained():
 )
 def test_four_blocks_of_a_transformer_stand_for_stages(name, stages):
     spec = NetworkSpec(name, (), CLASSES, (8, 8, 3), (0.5,) * 3, (0.2,) * 3, patch_size=4)
-    places = places_of(spec)
-    assert (places.stages, places.spatial) == (stages, False)
+    paths = models.build(spec).paths
+    assert (paths.stages, paths.spatial) == (stages, False)
     images = jax.ShapeDtypeStruct((2, 8, 8, 3), np.uint8)
-    model = with_features(spec)
+    model = models.build(spec, features=paths.all)
     outputs = jax.eval_shape(
         lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], images
     )
-    assert set(outputs.features) == set(places.all)
+    assert set(outputs.features) == set(paths.all)
     with pytest.raises(ValueError, match="--method at needs feature maps"):
         methods.check("at", spec, spec)
 
@@ -139,16 +140,16 @@ def test_four_blocks_of_a_transformer_stand_for_stages(name, stages):
 )
 def test_a_stage_ends_with_its_last_block(name, last):
     spec = NetworkSpec(name, (), CLASSES, (32, 32, 3), (0.5,) * 3, (0.2,) * 3)
-    places = places_of(spec)
-    assert places.preactivations == tuple(
+    paths = models.build(spec).paths
+    assert paths.preactivations == tuple(
         f"stage_{i}/block_{n}/sum" for i, n in enumerate(last, start=1)
     )
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8)
-    model = with_features(dataclasses.replace(spec, reused_width=6))
+    model = models.build(dataclasses.replace(spec, reused_width=6), features=paths.all)
     outputs = jax.eval_shape(
         lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], images
     )
-    assert set(places.all) <= set(outputs.features)
+    assert set(paths.all) <= set(outputs.features)
 
 
 def test_help_knows_every_method_and_its_paper():

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from kdjax.runs.places import places_of, with_features
 
 from kdjax import models, step, teachers
+from kdjax.models import NetworkSpec
 from kdjax.runs import methods, settings
-from kdjax.runs.networks import NetworkSpec
 from kdjax.types import Outputs, TermInputs
 
 CLASSES, BATCH = 5, 4
@@ -39,6 +38,10 @@ def batch_of(size, seed=0):
     }
 
 
+def with_features(spec):
+    return models.build(spec, features=models.build(spec).paths.all)
+
+
 @functools.cache
 def shapes_of(name):
     """Return what a network has and says, as shapes."""
@@ -54,8 +57,8 @@ def shapes_of(name):
 
 def setup_of(teacher, student, params, num_examples=20):
     return methods.Setup(
-        student=places_of(spec_of(student)),
-        teacher=places_of(spec_of(teacher)),
+        student=models.build(spec_of(student)).paths,
+        teacher=models.build(spec_of(teacher)).paths,
         teacher_params=jax.tree.map(lambda x: np.ones(x.shape, np.float32), params),
         num_examples=num_examples,
         num_steps=100,
