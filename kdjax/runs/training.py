@@ -314,7 +314,16 @@ def _fed(run: Run, training: Training, seed: int, state: TrainState, most: int) 
         step_of_rows = many.several(held) if most > 1 else held
         yield _Feed(step_of_rows, _rows(training, seed, start), most)
         return
-    batches = _batches(run, training, seed, start)
+    size = training.batch_size
+    own = data.train_batches(
+        training.examples,
+        seed=seed,
+        batch_size=size,
+        start_step=start,
+        rows=sharding.local_rows(run.mesh, size),
+        workers=run.workers,
+    )
+    batches = on_mesh(run, training.examples, own)
     try:
         yield _Feed(training.train_step, batches, 1)
     finally:
@@ -439,14 +448,3 @@ def _first_batch(run: Run, training: Training, seed: int) -> Batch:
     return sharding.shard_batch(first, run.mesh)
 
 
-def _batches(run: Run, training: Training, seed: int, start: int) -> Iterator[Batch]:
-    size = training.batch_size
-    batches = data.train_batches(
-        training.examples,
-        seed=seed,
-        batch_size=size,
-        start_step=start,
-        rows=sharding.local_rows(run.mesh, size),
-        workers=run.workers,
-    )
-    return on_mesh(run, training.examples, batches)
