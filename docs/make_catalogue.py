@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kdjax import losses  # noqa: E402
-from kdjax.runs import comparison, methods  # noqa: E402
+from kdjax.runs import compare, methods  # noqa: E402
 
 
 class Row(NamedTuple):
@@ -258,11 +258,11 @@ def _golden_counts() -> dict[str, int]:
 
 def _gain(name: str) -> str:
     path = ROOT / "docs" / "results" / "comparison.json"
-    entries = {e.method: e for e in comparison.read(path)} if path.exists() else {}
-    if name not in entries or name == comparison.BASELINE:
+    entries = {e.method: e for e in compare.read(path)} if path.exists() else {}
+    if name not in entries or name == compare.BASELINE:
         return ""
-    baseline = statistics.mean(entries[comparison.BASELINE].last)
-    return comparison.gain(entries[name], baseline)
+    baseline = statistics.mean(entries[compare.BASELINE].last)
+    return compare.gain(entries[name], baseline)
 
 
 def _read(name: str) -> dict[str, dict[str, float]]:

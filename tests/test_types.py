@@ -1,4 +1,4 @@
-"""The state of training, whose keys checkpoints hold, and a module that needs jax alone."""
+"""The state of training: a pytree whose keys checkpoints hold; a module that needs jax alone."""
 
 import dataclasses
 import subprocess

@@ -446,5 +446,3 @@ def _first_batch(run: Run, training: Training, seed: int) -> Batch:
     rows = sharding.local_rows(run.mesh, size)
     first = data.train_batch(training.examples, 0, seed=seed, batch_size=size, rows=rows)
     return sharding.shard_batch(first, run.mesh)
-
-
