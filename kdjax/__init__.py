@@ -7,54 +7,44 @@ __version__ = "0.1.0"
 
 # Type checkers read these lines; Python reads `__getattr__`, and loads what is named alone.
 if TYPE_CHECKING:
-    from kdjax import bias as bias
     from kdjax import checkpoint as checkpoint
     from kdjax import data as data
     from kdjax import distributed as distributed
     from kdjax import loop as loop
     from kdjax import losses as losses
+    from kdjax import many as many
     from kdjax import metrics as metrics
     from kdjax import models as models
     from kdjax import objective as objective
     from kdjax import online as online
-    from kdjax import report as report
-    from kdjax import resident as resident
-    from kdjax import runs as runs
-    from kdjax import scans as scans
+    from kdjax import optimizers as optimizers
     from kdjax import sharding as sharding
     from kdjax import specialists as specialists
     from kdjax import step as step
-    from kdjax import sweep as sweep
     from kdjax import teachers as teachers
     from kdjax import terms as terms
     from kdjax import testing as testing
-    from kdjax import transforms as transforms
     from kdjax import types as types
 
 __all__ = [
     "__version__",
-    "bias",
     "checkpoint",
     "data",
     "distributed",
     "loop",
     "losses",
+    "many",
     "metrics",
     "models",
     "objective",
     "online",
-    "report",
-    "resident",
-    "runs",
-    "scans",
+    "optimizers",
     "sharding",
     "specialists",
     "step",
-    "sweep",
     "teachers",
     "terms",
     "testing",
-    "transforms",
     "types",
 ]
 

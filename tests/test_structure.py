@@ -11,18 +11,20 @@ ROOT = Path(__file__).parents[1]
 # From the top to the bottom: a module imports from the lines above its own, or its own folder.
 LEVELS = [
     "_extras",
+    "_renamed",
     "losses",
     "types",
     "distributed",
     "checkpoint",
     "metrics",
-    "transforms",
+    "optimizers",
     "models",
     "teachers",
     "terms",
     "objective",
-    "scans",
     "sharding",
+    "many",
+    "_steps",
     "step",
     "resident",
     "online",
@@ -31,11 +33,12 @@ LEVELS = [
     "data",
     "specialists",
     "loop",
-    "report",
     "testing",
     "runs",
     "__main__",
 ]
+# Found under its old name for one release, but not among the parts.
+OLD = {"bias", "resident", "sweep"}
 FILES = sorted(
     p for room in ("kdjax", "experiments", "benchmarks") for p in (ROOT / room).rglob("*.py")
 )
@@ -141,9 +144,10 @@ def test_every_part_loads_when_it_is_named():
     import kdjax
 
     parts = {p.stem for p in (ROOT / "kdjax").glob("*") if p.suffix in ("", ".py")}
-    parts = {name for name in parts if not name.startswith((".", "_"))}
+    # What a run needs is asked for as `kdjax.runs`, not found beside the library.
+    parts = {name for name in parts if not name.startswith((".", "_"))} - {"runs"} - OLD
     assert set(kdjax.__all__) == {*parts, "__version__"}
-    assert parts == {name for name in LEVELS if not name.startswith("_")}
+    assert parts == {name for name in LEVELS if not name.startswith("_")} - {"runs"} - OLD
     assert set(kdjax.__all__) <= set(dir(kdjax))
     for name in parts:
         assert getattr(kdjax, name).__name__ == f"kdjax.{name}"
@@ -189,14 +193,15 @@ def test_root_modules_list_what_they_offer():
 
 
 def exported(path):
-    targets = [
-        target.id
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name)
+    """Whether a module lists its public names; what has an underscore has none."""
+    assigned = [
+        node.id
+        for statement in ast.parse(path.read_text()).body
+        if isinstance(statement, ast.Assign | ast.AnnAssign)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     ]
-    return "__all__" in targets or (path.stem.startswith("_") and path.stem != "__init__")
+    return "__all__" in assigned or (path.stem.startswith("_") and path.stem != "__init__")
 
 
 def lines_of(function):
