@@ -145,10 +145,9 @@ def test_every_part_loads_when_it_is_named():
     import kdjax
 
     parts = {p.stem for p in (ROOT / "kdjax").glob("*") if p.suffix in ("", ".py")}
-    # What a run needs is asked for as `kdjax.runs`, not found beside the library.
-    parts = {name for name in parts if not name.startswith((".", "_"))} - {"runs"} - OLD
+    parts = {name for name in parts if not name.startswith((".", "_"))} - OLD
     assert set(kdjax.__all__) == {*parts, "__version__"}
-    assert parts == {name for name in LEVELS if not name.startswith("_")} - {"runs"} - OLD
+    assert parts == {name for name in LEVELS if not name.startswith("_")} - OLD
     assert set(kdjax.__all__) <= set(dir(kdjax))
     for name in parts:
         assert getattr(kdjax, name).__name__ == f"kdjax.{name}"
