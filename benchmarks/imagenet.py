@@ -23,7 +23,7 @@ import optax
 from benchmarks.timing import command
 from kdjax import models, step, teachers, terms
 from kdjax.objective import combine
-from kdjax.types import Model, Variables
+from kdjax.types import Model, Teacher, Variables
 
 CLASSES, SIZE, BATCHES = 1000, 224, (8, 16)
 IMAGES, EPOCHS = 1_281_167 * 0.99, 100
@@ -81,7 +81,7 @@ def compiled(row: Row, batch_size: int) -> Cost:
 
     state, variables = jax.eval_shape(make, jax.random.key(0), batch)
     train_step = step.make_train_step(student, objective, optimizer)
-    run: Any = step.with_teacher(train_step, teachers.Teacher(variables, frozen.apply))
+    run: Any = step.with_teacher(train_step, Teacher(variables, frozen.apply))
     program = run.func.lower(state, batch, teacher_variables=variables).compile()
     memory = program.memory_analysis()
     named = memory.argument_size_in_bytes + memory.output_size_in_bytes

@@ -21,7 +21,7 @@ import optax
 from benchmarks.timing import command
 from kdjax import models, sharding, step, teachers, terms
 from kdjax.objective import combine
-from kdjax.types import PyTree, TrainState, Variables
+from kdjax.types import PyTree, Teacher, TrainState, Variables
 
 MESHES = ((8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2))
 BATCH, CLASSES = 8, 1000
@@ -60,7 +60,7 @@ def compile_on(mesh: jax.sharding.Mesh, *, split_teacher: bool) -> tuple[TrainSt
 
     state, variables = sharding.abstract(make, jax.random.key(0), batch, layout_fn=lives)
     train_step = step.make_train_step(model, objective, optimizer, layout_fn=layout)
-    run: Any = step.with_teacher(train_step, teachers.Teacher(variables, frozen.apply))
+    run: Any = step.with_teacher(train_step, Teacher(variables, frozen.apply))
     return state, variables, run.func.lower(state, batch, teacher_variables=variables).compile()
 
 

@@ -18,142 +18,141 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kdjax import losses  # noqa: E402
-from kdjax.runs import comparison, methods, settings  # noqa: E402
+from kdjax.runs import comparison, methods  # noqa: E402
 
 
 class Row(NamedTuple):
-    """A method: its loss functions, what it learns or remembers, whose code it was held against."""
+    """A method: whose code it was held against, what it learns or remembers, its loss functions.
 
-    losses: tuple[str, ...]
+    Those of a method that lifts one loss and does nothing else are known without.
+    """
+
     golden: tuple[str, ...] = ()
     learns: str = ""
+    losses: tuple[str, ...] = ()
 
 
 ROWS: dict[str, Row] = {
-    "scratch": Row(("cross_entropy",)),
+    "scratch": Row(losses=("cross_entropy",)),
     "kd": Row(
-        ("soft_target_loss",),
         ("RepDistiller/KD", "mdistiller/kd_loss", "mdistiller/KD_total", "MLKD/kd_loss",
          "big_vision/kl", "tunix/LogitStrategy", "torchdistill/KDLoss", "cls_KD/KDLoss",
          "attention-transfer/distillation", "keras/LogitsDistillation_KLD_instance"),
+        losses=("soft_target_loss",),
     ),
     "logit-std": Row(
-        ("standardize_logits", "soft_target_loss"),
         ("logit-standardization-KD/kd_loss", "logit-standardization-KD/dkd_loss",
          "torchdistill/LogitStdKDLoss"),
+        losses=("standardize_logits", "soft_target_loss"),
     ),
-    "dkd": Row(("dkd_loss",), ("mdistiller/dkd_loss", "logit-standardization-KD/dkd_loss")),
-    "nkd": Row(("nkd_loss",), ("cls_KD/NKDLoss",)),
-    "wsld": Row(
-        ("wsld_loss",),
-        ("Weighted-Soft-Label-Distillation/WSLDistiller", "cls_KD/WSLDLoss"),
+    "dkd": Row(("mdistiller/dkd_loss", "logit-standardization-KD/dkd_loss")),
+    "nkd": Row(("cls_KD/NKDLoss",)),
+    "wsld": Row(("Weighted-Soft-Label-Distillation/WSLDistiller", "cls_KD/WSLDLoss")),
+    "dist": Row(("DIST_KD/DIST", "image_classification_sota/DIST", "torchdistill/DISTLoss")),
+    "ttm": Row(("TTM/TTM",)),
+    "wttm": Row(("TTM/WTTM",)),
+    "mlkd": Row(("MLKD/bc_loss", "MLKD/cc_loss", "MLKD/kd_loss")),
+    "ctkd": Row(learns="temperature", losses=("curriculum_temperature", "soft_target_loss")),
+    "logit-mse": Row(("big_vision/l2",)),
+    "skd": Row(("torchdistill/SKDDirectionLoss",), losses=("direction_relation_loss",)),
+    "tfkd": Row(),
+    "uskd": Row(
+        ("cls_KD/USKDLoss",),
+        learns="classifier",
+        losses=("self_target_loss", "self_rank_loss"),
     ),
-    "dist": Row(
-        ("dist_loss",),
-        ("DIST_KD/DIST", "image_classification_sota/DIST", "torchdistill/DISTLoss"),
-    ),
-    "ttm": Row(("ttm_loss",), ("TTM/TTM",)),
-    "wttm": Row(("wttm_loss",), ("TTM/WTTM",)),
-    "mlkd": Row(("multi_level_loss",), ("MLKD/bc_loss", "MLKD/cc_loss", "MLKD/kd_loss")),
-    "ctkd": Row(("curriculum_temperature", "soft_target_loss"), learns="temperature"),
-    "logit-mse": Row(("logit_mse_loss",), ("big_vision/l2",)),
-    "skd": Row(("direction_relation_loss",), ("torchdistill/SKDDirectionLoss",)),
-    "tfkd": Row(("virtual_teacher_loss",)),
-    "uskd": Row(("self_target_loss", "self_rank_loss"), ("cls_KD/USKDLoss",), "classifier"),
-    "reverse-kl": Row(
-        ("reverse_kl_divergence",),
-        ("DSKD/reverse_kl", "TAID/ReverseKL", "distillm/reverse_kl"),
-    ),
+    "reverse-kl": Row(("DSKD/reverse_kl", "TAID/ReverseKL", "distillm/reverse_kl")),
     "js": Row(
-        ("generalized_js_divergence",),
         ("Liger-Kernel/jsd", "TAID/JS", "trl/generalized_jsd_loss",
          "trl/generalized_jsd_loss_red", "DSKD/js_divergence", "distillm/js_distance"),
     ),
-    "skew-kl": Row(
-        ("skew_kl_divergence",),
-        ("DSKD/skewed_forward_kl", "TAID/SkewForwardKL", "distillm/skewed_forward_kl"),
-    ),
+    "skew-kl": Row(("DSKD/skewed_forward_kl", "TAID/SkewForwardKL", "distillm/skewed_forward_kl")),
     "skew-reverse-kl": Row(
-        ("skew_reverse_kl_divergence",),
         ("DSKD/skewed_reverse_kl", "TAID/SkewReverseKL", "distillm/skewed_reverse_kl"),
     ),
-    "total-variation": Row(("total_variation",), ("TAID/TVD", "distillm/tv_distance")),
-    "akl": Row(("adaptive_kl_divergence",), ("DSKD/adaptive_kl",)),
-    "taid": Row(("taid_loss",), ("TAID/TAID", "TAID/TAID_schedule"), "schedule's state"),
+    "total-variation": Row(("TAID/TVD", "distillm/tv_distance")),
+    "akl": Row(("DSKD/adaptive_kl",)),
+    "taid": Row(
+        ("TAID/TAID", "TAID/TAID_schedule"),
+        learns="schedule's state",
+        losses=("taid_loss",),
+    ),
     "hint": Row(
-        ("hint_loss",),
         ("RepDistiller/Hint", "mdistiller/FitNet", "keras/FeatureDistillation_mse",
          "tunix/FeatureProjection", "tunix/FeaturePooling"),
-        "1x1 convolution",
+        learns="1x1 convolution",
+        losses=("hint_loss",),
     ),
     "at": Row(
-        ("attention_transfer_loss",),
         ("RepDistiller/AT", "attention-transfer/at_loss", "mdistiller/at_loss",
          "torchdistill/ATLoss_code", "torchdistill/ATLoss_paper",
          "torchdistill/AltActTransferLoss"),
     ),
-    "nst": Row(("neuron_selectivity_loss",), ("RepDistiller/NST", "mdistiller/nst_loss")),
-    "fsp": Row(("flow_loss",), ("RepDistiller/FSP", "torchdistill/FSPLoss")),
+    "nst": Row(("RepDistiller/NST", "mdistiller/nst_loss")),
+    "fsp": Row(("RepDistiller/FSP", "torchdistill/FSPLoss")),
     "ft": Row(
-        ("factor_transfer_loss",),
         ("RepDistiller/FT", "RepDistiller/FT_modules", "torchdistill/FTLoss"),
-        "paraphraser, translator",
+        learns="paraphraser, translator",
+        losses=("factor_transfer_loss",),
     ),
     "ab": Row(
-        ("activation_boundary_loss",),
         ("AB_distillation/criterion", "RepDistiller/AB"),
-        "1x1 convolutions",
+        learns="1x1 convolutions",
+        losses=("activation_boundary_loss",),
     ),
-    "ofd": Row(("overhaul_loss",), ("mdistiller/OFD",), "1x1 convolutions"),
+    "ofd": Row(("mdistiller/OFD",), learns="1x1 convolutions", losses=("overhaul_loss",)),
     "vid": Row(
-        ("variational_information_loss",),
         ("RepDistiller/VID", "mdistiller/vid_loss"),
-        "means and variances",
+        learns="means and variances",
+        losses=("variational_information_loss",),
     ),
     "review": Row(
-        ("hierarchical_context_loss",),
         ("ReviewKD/hcl", "mdistiller/ReviewKD", "mdistiller/hcl_loss",
          "torchdistill/HierarchicalContextLoss"),
-        "fusion of stages",
+        learns="fusion of stages",
+        losses=("hierarchical_context_loss",),
     ),
-    "cat": Row(("class_attention_loss",), ("CAT-KD/CAT_loss",)),
-    "cwd": Row(("channel_wise_loss",), ("TorchDistiller/CWD",)),
-    "mgd": Row(("masked_generation_loss",), ("MGD/cls", "MGD/det"), "generator"),
-    "simkd": Row(("projected_feature_loss",), ("SimKD/SimKD",), "projector, kept"),
-    "semckd": Row(("semantic_calibration_loss",), ("SimKD/SemCKD",), "attention, projections"),
-    "ickd": Row(("inter_channel_correlation_loss",), (), "1x1 convolution"),
-    "pad": Row(("prime_aware_loss",), ("torchdistill/PADL2Loss",), "projection, variance"),
-    "srrl": Row(("softmax_regression_loss",), ("cls_KD/SRRLLoss",), "projection"),
+    "cat": Row(("CAT-KD/CAT_loss",)),
+    "cwd": Row(("TorchDistiller/CWD",), losses=("channel_wise_loss",)),
+    "mgd": Row(("MGD/cls", "MGD/det"), learns="generator", losses=("masked_generation_loss",)),
+    "simkd": Row(("SimKD/SimKD",), learns="projector, kept", losses=("projected_feature_loss",)),
+    "semckd": Row(
+        ("SimKD/SemCKD",),
+        learns="attention, projections",
+        losses=("semantic_calibration_loss",),
+    ),
+    "ickd": Row(learns="1x1 convolution", losses=("inter_channel_correlation_loss",)),
+    "pad": Row(
+        ("torchdistill/PADL2Loss",),
+        learns="projection, variance",
+        losses=("prime_aware_loss",),
+    ),
+    "srrl": Row(("cls_KD/SRRLLoss",), learns="projection", losses=("softmax_regression_loss",)),
     "rkd": Row(
-        ("distance_relation_loss", "angle_relation_loss"),
         ("RKD/RkdDistance", "RKD/RKdAngle", "RepDistiller/RKD", "mdistiller/rkd_loss",
          "torchdistill/RKDLoss"),
+        losses=("distance_relation_loss", "angle_relation_loss"),
     ),
-    "sp": Row(("similarity_preserving_loss",), ("RepDistiller/SP", "mdistiller/sp_loss")),
-    "cc": Row(
-        ("correlation_congruence_loss",),
-        ("torchdistill/CCKD_gaussian", "torchdistill/CCKD_bilinear"),
-    ),
+    "sp": Row(("RepDistiller/SP", "mdistiller/sp_loss")),
+    "cc": Row(("torchdistill/CCKD_gaussian", "torchdistill/CCKD_bilinear")),
     "cc-neighbours": Row(
-        ("consecutive_correlation_loss",),
         ("RepDistiller/CC", "RepDistiller/CC_embed"),
-        "linear maps",
+        learns="linear maps",
+        losses=("consecutive_correlation_loss",),
     ),
     "pkt": Row(
-        ("probabilistic_transfer_loss",),
-        ("RepDistiller/PKT", "mdistiller/pkt_loss", "probabilistic_kt/PKT",
-         "torchdistill/PKTLoss"),
+        ("RepDistiller/PKT", "mdistiller/pkt_loss", "probabilistic_kt/PKT", "torchdistill/PKTLoss"),
     ),
-    "darkrank": Row(("hard_dark_rank_loss",), ("RKD/HardDarkRank",)),
+    "darkrank": Row(("RKD/HardDarkRank",), losses=("hard_dark_rank_loss",)),
     "itrd": Row(
-        ("itrd_correlation_loss", "itrd_mutual_loss"),
         ("TTM/ITRD_correlation", "TTM/ITRD_mutual"),
-        "projection",
+        learns="projection",
+        losses=("itrd_correlation_loss", "itrd_mutual_loss"),
     ),
     "crd": Row(
-        ("contrastive_representation_loss",),
         ("RepDistiller/CRD", "mdistiller/CRD", "torchdistill/CRDLoss"),
-        "projections; remembers an embedding per example",
+        learns="projections; remembers an embedding per example",
+        losses=("contrastive_representation_loss",),
     ),
 }  # fmt: skip
 COLUMNS = (
@@ -163,8 +162,9 @@ COLUMNS = (
 HEAD = """# The catalogue
 
 What `python -m experiments.distill --method NAME` knows, and the functions of `kdjax.losses` behind
-it, each with a term of `kdjax.terms` for your own objectives. Docstrings have arguments, shapes and
-deviations from the papers; [golden.md](golden.md) says whose code each was held against.
+it. For your own objectives, `kdjax.terms` has a term of each: `terms.of(losses.NAME, ...)`, or one
+with a name of its own where something is learned. Docstrings have arguments, shapes and deviations
+from the papers; [golden.md](golden.md) says whose code each was held against.
 
 *Golden entries*: values with gradients, computed by other libraries' and the authors' code, that
 the tests hold ours against. *Time*, *memory*: the step's time and the memory it needs at its peak,
@@ -179,12 +179,18 @@ def page() -> str:
     """Return the page: a table of the methods, then one of the other losses."""
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     lines += [_line(_method_cells(name)) for name in methods.METHODS]
-    used = {name for row in ROWS.values() for name in row.losses}
+    used = {loss for name in ROWS for loss in losses_of(name)}
     rest = [name for name in losses.__all__ if name not in used and _paper(name)]
     lines += ["", "## Further functions", "", _line(("function", "name", "formula", "paper"))]
     lines += [_line(["---"] * 4)]
     lines += [_line((f"`{n}`", _first_line(n), _formula(n), _paper(n))) for n in rest]
     return HEAD + "\n".join(lines) + "\n"
+
+
+def losses_of(name: str) -> tuple[str, ...]:
+    """Name the loss functions of a method."""
+    lifted = methods.loss_of(name)
+    return ROWS[name].losses or ((lifted,) if lifted else ())
 
 
 def _method_cells(name: str) -> list[str]:
@@ -193,9 +199,9 @@ def _method_cells(name: str) -> list[str]:
     counts = _golden_counts()
     return [
         f"`{name}`",
-        settings.method_lines()[name].rstrip("."),
-        "; ".join(filter(None, map(_formula, row.losses))),
-        "; ".join(dict.fromkeys(filter(None, map(_paper, row.losses)))),
+        methods.METHODS[name].line.rstrip("."),
+        "; ".join(filter(None, map(_formula, losses_of(name)))),
+        "; ".join(dict.fromkeys(filter(None, map(_paper, losses_of(name))))),
         _kind(name),
         ", ".join(filter(None, (_inputs(name), row.learns))),
         str(sum(counts[loss] for loss in row.golden) or ""),
@@ -205,13 +211,14 @@ def _method_cells(name: str) -> list[str]:
 
 
 def _kind(name: str) -> str:
-    if name in methods.LOGITS:
-        return "logits"
-    return "maps" if name in methods.SPATIAL else "features"
+    needs = methods.METHODS[name].needs
+    if methods.Need.MAPS in needs:
+        return "maps"
+    return "features" if methods.Need.FEATURES in needs else "logits"
 
 
 def _inputs(name: str) -> str:
-    functions = [getattr(losses, loss) for loss in ROWS[name].losses]
+    functions = [getattr(losses, loss) for loss in losses_of(name)]
     return "labels" if any("labels" in inspect.signature(f).parameters for f in functions) else ""
 
 

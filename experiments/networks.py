@@ -1,15 +1,5 @@
-"""The former place of `kdjax.models.load_network`, which older code still imports from here."""
+"""Where `kdjax.models.load_network` was; older code imports it from here."""
 
-import warnings
-from typing import Any
+from kdjax._renamed import moved
 
-from kdjax import models
-
-
-def __getattr__(name: str) -> Any:
-    if name not in ("Network", "NetworkSpec", "build", "load_network", "save_network"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(
-        f"experiments.networks.{name} is now kdjax.models.{name}", DeprecationWarning, stacklevel=2
-    )
-    return getattr(models, name)
+__all__, __getattr__ = moved(__name__)

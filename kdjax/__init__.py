@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from kdjax._version import __version__
 
 # Type checkers read these lines; Python reads `__getattr__`, and loads what is named alone.
 if TYPE_CHECKING:

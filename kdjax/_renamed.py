@@ -8,7 +8,10 @@ from typing import Any
 __all__ = ["NEW_NAMES", "moved"]
 
 NEW_NAMES = {
+    "experiments.networks.load_network": "kdjax.models.load_network",
     "kdjax.bias.match_class_prior": "kdjax.specialists.match_class_prior",
+    "kdjax.models.normalisation_of": "kdjax.models.normalization_of",
+    "kdjax.models.rematerialised": "kdjax.models.rematerialized",
     "kdjax.resident.fits": "kdjax.many.has_room",
     "kdjax.resident.several": "kdjax.many.several",
     "kdjax.resident.with_examples": "kdjax.many.with_examples",
@@ -17,6 +20,7 @@ NEW_NAMES = {
     "kdjax.sweep.member": "kdjax.many.member",
     "kdjax.sweep.scan_steps": "kdjax.many.scan_steps",
     "kdjax.sweep.stack": "kdjax.many.stack",
+    "kdjax.data.centre_crop": "kdjax.data.center_crop",
 }
 
 

@@ -10,6 +10,18 @@ import optax
 from kdjax import metrics as measures
 from kdjax.types import Array, Batch, Metrics, PyTree, TermInputs, TrainState, Variables
 
+__all__ = [
+    "STUDENT_STREAM",
+    "ViewFn",
+    "hits",
+    "kept_if",
+    "key_of",
+    "mask_of",
+    "student_of",
+    "updated",
+    "view_of",
+]
+
 ViewFn = Callable[[Array, Batch], Batch]
 """Augments a batch on the device: (key, batch) -> batch."""
 

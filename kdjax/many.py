@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core.primitives import conv_general_dilated_p
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
@@ -229,7 +230,7 @@ def has_convolutions(program: Jaxpr | ClosedJaxpr) -> bool:
     """
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     return any(
-        equation.primitive is jax.lax.conv_general_dilated_p
+        equation.primitive is conv_general_dilated_p
         or any(map(has_convolutions, _programs_in(equation.params)))
         for equation in jaxpr.eqns
     )

@@ -1,12 +1,14 @@
-"""From terms to the number that training minimises: the only place that averages and weighs."""
+"""From terms to the number that training minimizes: the only place that averages and weighs."""
 
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from kdjax import metrics as measures
+from kdjax.metrics import masked_sum
 from kdjax.types import Array, Metrics, Objective, PyTree, Term, TermInputs, Variables
+
+__all__ = ["Weight", "combine"]
 
 Weight = float | Array | Callable[[Array], Array]
 """A number, or a schedule of the step as optax makes them."""
@@ -49,7 +51,7 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
         new_state, metrics = {}, {}
         for name in names:
             values, new_state[name] = terms[name].apply(params[name], state[name], inputs)
-            total, count = measures.masked_sum(_per_example(name, values, inputs.mask), inputs.mask)
+            total, count = masked_sum(_per_example(name, values, inputs.mask), inputs.mask)
             metrics[f"loss/{name}"] = (total, count)
             loss = loss + _at(weights[name], step) * total / jnp.maximum(count, 1)
         num_valid = jnp.sum(inputs.mask, dtype=jnp.float32)

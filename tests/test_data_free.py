@@ -14,7 +14,7 @@ import scripts
 from kdjax import models, terms
 from kdjax.models import load_network
 from kdjax.objective import combine
-from kdjax.runs import data_free, generator, settings
+from kdjax.runs import data_free, generator, resolved, settings
 from kdjax.types import Outputs, Variables
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def test_the_teacher_sees_what_distill_shows_it():
     split = SimpleNamespace(label=np.zeros(60_000))
     mnist = SimpleNamespace(image_shape=(28, 28, 1), label_names=tuple("0123456789"), train=split)
     asked = data_free.Settings(data=settings.DataSettings(name="mnist"), workdir=Path("w"))
-    assert settings.resolve(asked, mnist).teacher.augment == ("jitter",)
+    assert resolved.resolve(asked, mnist).teacher.augment == ("jitter",)
 
 
 def test_wrong_use_is_one_line():

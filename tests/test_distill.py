@@ -14,7 +14,7 @@ import pytest
 from xla import EIGHT_DEVICES, QUICK_COMPILATION
 
 from kdjax import checkpoint, models
-from kdjax.runs import distill, flags, settings, workdir
+from kdjax.runs import distill, flags, resolved, settings, workdir
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -405,11 +405,11 @@ def test_defaults_follow_the_data_and_digits_are_never_flipped(
     name, shape, labels, augment, teacher_augment
 ):
     asked = distill.Settings(data=settings.DataSettings(name=name), workdir=Path("w"))
-    resolved = settings.resolve(asked, FakeData(shape, labels, 50_000))
-    assert resolved.augment == augment
-    assert resolved.teacher.augment == teacher_augment
-    assert resolved.data.student_examples == (100 if name == "digits" else 50_000)
-    kept = settings.resolve(
+    found = resolved.resolve(asked, FakeData(shape, labels, 50_000))
+    assert found.augment == augment
+    assert found.teacher.augment == teacher_augment
+    assert found.data.student_examples == (100 if name == "digits" else 50_000)
+    kept = resolved.resolve(
         distill.Settings(augment=("none",), epochs=3, batch_size=32, workdir=Path("w")),
         FakeData(shape, labels, 500),
     )

@@ -16,7 +16,7 @@ from experiments.hinton2015 import gradient, networks, regulariser, report, teac
 from experiments.hinton2015.study import Claim, Recipe, StudySettings, opened
 from kdjax import checkpoint, models
 from kdjax.loop import Stopped
-from kdjax.runs import training
+from kdjax.runs import evaluation
 from kdjax.runs.numbers import mean_and_deviation
 
 ROOT = Path(__file__).parents[1]
@@ -234,7 +234,7 @@ def test_best_offset_is_the_middle_of_the_best():
 
 def test_mean_of_is_the_mean_of_softened_probabilities():
     logits = np.random.default_rng(0).normal(size=(3, 7, 4)).astype(np.float32) * 4
-    softened = np.exp(training.mean_of(logits, 2.0) / 2)
+    softened = np.exp(evaluation.mean_of(logits, 2.0) / 2)
     parts = np.exp(logits / 2) / np.exp(logits / 2).sum(-1, keepdims=True)
     np.testing.assert_allclose(softened / softened.sum(-1, keepdims=True), parts.mean(0), rtol=1e-5)
 

@@ -1,18 +1,24 @@
 """What `--method` names: every method makes an objective that can be computed."""
 
+import dataclasses
 import re
+import subprocess
+import sys
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax import models
 from kdjax.models import NetworkSpec
-from kdjax.runs import fitting, methods, settings
-from kdjax.runs.methods import METHODS, Setup
-from kdjax.types import FeaturePaths, Outputs, TermInputs
+from kdjax.runs import methods
+from kdjax.runs.method_names import LINES
+from kdjax.runs.methods import METHODS, Need, Setup
+from kdjax.types import FeaturePaths, Outputs, Term, TermInputs
 
-PATHS = FeaturePaths(
+PLACES = FeaturePaths(
     stages=("a", "b", "c"),
     preactivations=("x/0/sum", "y/0/sum", "z/0/sum"),
     embedding="e",
@@ -23,6 +29,7 @@ PATHS = FeaturePaths(
 )
 NORM = {"norm_2": {"scale": np.ones(6, np.float32), "bias": np.zeros(6, np.float32)}}
 CLASSES, BATCH, WIDTH = 5, 8, 6
+SPEC = NetworkSpec("resnet8", (), CLASSES, (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
 
 
 def outputs(seed):
@@ -32,9 +39,9 @@ def outputs(seed):
         return jnp.asarray(rng.normal(size=(BATCH, *shape)), jnp.float32)
 
     sizes = [8, 4, 2]
-    features = {name: draw(s, s, WIDTH) for name, s in zip(PATHS.stages, sizes, strict=True)}
+    features = {name: draw(s, s, WIDTH) for name, s in zip(PLACES.stages, sizes, strict=True)}
     features |= {
-        name: draw(s, s, WIDTH) for name, s in zip(PATHS.preactivations, sizes, strict=True)
+        name: draw(s, s, WIDTH) for name, s in zip(PLACES.preactivations, sizes, strict=True)
     }
     features |= {"e": draw(WIDTH), "class_maps": draw(2, 2, CLASSES)}
     features |= {"projected": draw(2, 2, WIDTH)}
@@ -51,8 +58,8 @@ def inputs():
 
 
 SETUP = Setup(
-    student=PATHS,
-    teacher=PATHS,
+    student=PLACES,
+    teacher=PLACES,
     teacher_params={
         "head": {"kernel": np.ones((WIDTH, CLASSES), np.float32)},
         **{stage: {"0": NORM} for stage in "xyz"},
@@ -102,7 +109,7 @@ def test_wrong_names_and_networks_are_explained():
         methods.objective_of("kd+nothing", SETUP)
     with pytest.raises(ValueError, match="names a method twice"):
         methods.objective_of("kd+kd", SETUP)
-    flat = SETUP._replace(student=PATHS._replace(spatial=False))
+    flat = SETUP._replace(student=PLACES._replace(spatial=False))
     with pytest.raises(ValueError, match="--method at needs feature maps"):
         methods.objective_of("at", flat)
     shallow = SETUP._replace(student=FeaturePaths())
@@ -110,25 +117,85 @@ def test_wrong_names_and_networks_are_explained():
         methods.objective_of("rkd", shallow)
 
 
-def test_methods_of_maps_refuse_a_transformer():
-    spec = NetworkSpec("vit_mu", (), CLASSES, (8, 8, 3), (0.5,) * 3, (0.2,) * 3, patch_size=4)
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [("vit_mu", ("block_0",)), ("vit_s", ("block_2", "block_5", "block_8", "block_11"))],
+)
+def test_four_blocks_of_a_transformer_stand_for_stages(name, stages):
+    spec = NetworkSpec(name, (), CLASSES, (8, 8, 3), (0.5,) * 3, (0.2,) * 3, patch_size=4)
+    paths = models.build(spec).paths
+    assert (paths.stages, paths.spatial) == (stages, False)
+    images = jax.ShapeDtypeStruct((2, 8, 8, 3), np.uint8)
+    model = models.build(spec, features=paths.all)
+    outputs = jax.eval_shape(
+        lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], images
+    )
+    assert set(outputs.features) == set(paths.all)
     with pytest.raises(ValueError, match="--method at needs feature maps"):
-        fitting.check_fit("at", spec, spec)
+        methods.check("at", spec, spec)
 
 
-def test_a_teacher_without_a_classifier_of_its_own_is_refused():
-    reusing = SETUP._replace(teacher=PATHS._replace(head=""))
-    for name in ("srrl", "skd"):
-        with pytest.raises(ValueError, match=f"--method {name} needs a teacher with a classifier"):
-            methods.objective_of(name, reusing)
-    spec = NetworkSpec("resnet8", (), CLASSES, (8, 8, 3), (0.5,) * 3, (0.2,) * 3)
-    with pytest.raises(ValueError, match="--method simkd needs a teacher with a classifier"):
-        methods.student_of("simkd", spec, reusing)
-    assert methods.student_of("simkd", spec, SETUP).reused_width == WIDTH
-    assert methods.student_of("kd", spec, reusing) == spec
+@pytest.mark.parametrize(
+    ("name", "last"), [("resnet20", (2, 2, 2)), ("resnet18", (1,) * 4), ("resnet34", (2, 3, 5, 2))]
+)
+def test_a_stage_ends_with_its_last_block(name, last):
+    spec = NetworkSpec(name, (), CLASSES, (32, 32, 3), (0.5,) * 3, (0.2,) * 3)
+    paths = models.build(spec).paths
+    assert paths.preactivations == tuple(
+        f"stage_{i}/block_{n}/sum" for i, n in enumerate(last, start=1)
+    )
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8)
+    model = models.build(dataclasses.replace(spec, reused_width=6), features=paths.all)
+    outputs = jax.eval_shape(
+        lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], images
+    )
+    assert set(paths.all) <= set(outputs.features)
 
 
 def test_help_knows_every_method_and_its_paper():
-    lines = settings.method_lines()
-    assert list(lines) and set(lines) == set(METHODS)
-    assert all(re.search(r"(19|20)[0-9]{2}", lines[name]) for name in set(lines) - {"scratch"})
+    assert list(LINES) == list(METHODS)
+    assert all(METHODS[name].line == line for name, line in LINES.items())
+    assert all(re.search(r"(19|20)[0-9]{2}", LINES[name]) for name in set(LINES) - {"scratch"})
+
+
+def test_help_is_read_without_jax():
+    code = (
+        "import dataclasses, sys, kdjax.runs.method_names, kdjax.runs.distill as d; "
+        "about = {f.name: f.metadata.get('about') for f in dataclasses.fields(d.Settings)}['method']; "
+        "assert all(line in about for line in kdjax.runs.method_names.LINES.values()); "
+        "sys.exit('imported jax' if 'jax' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def own_terms(name, setup=SETUP):
+    """Return the terms of a method but for the labels' cross-entropy."""
+    made = METHODS[name].make(setup)
+    return [made] if isinstance(made, Term) else [t for n, (t, _) in made.items() if n != "hard"]
+
+
+def shapes_of(term, given):
+    def values(given):
+        return term.apply(*term.init(jax.random.key(0), given), given)[0]
+
+    return jax.eval_shape(values, given)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "scratch"])
+def test_needs_are_what_the_terms_ask_for(name):
+    needs, given = METHODS[name].needs, inputs()
+    assert any(term.couples_batch for term in own_terms(name)) == (Need.WHOLE_BATCH in needs)
+    for need, key in ((Need.LABELS, "label"), (Need.INDEX, "index")):
+        fewer = given._replace(batch={k: x for k, x in given.batch.items() if k != key})
+        with pytest.raises((KeyError, ValueError), match=key) if need in needs else nullcontext():
+            [shapes_of(term, fewer) for term in own_terms(name)]
+    headless = SETUP._replace(teacher_params={**SETUP.teacher_params})
+    headless.teacher_params.pop("head")
+    refuses = pytest.raises(ValueError, match="classifier of its own")
+    with refuses if Need.CLASSIFIER in needs else nullcontext():
+        own_terms(name, headless)
+        methods.student_of(name, SPEC, headless)
+    fewer = SETUP._replace(teacher=PLACES._replace(norms=()))
+    with pytest.raises(ValueError) if Need.NORMS in needs else nullcontext():
+        own_terms(name, fewer)

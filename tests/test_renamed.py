@@ -19,12 +19,15 @@ def test_an_old_name_is_the_new_one_with_a_warning(old, new):
 
 def test_what_the_readme_and_the_guides_showed_is_in_the_table():
     shown = {
+        "experiments.networks.load_network",
+        "kdjax.models.rematerialised",
         "kdjax.sweep.stack",
         "kdjax.sweep.make_sweep_step",
         "kdjax.bias.match_class_prior",
         "kdjax.resident.with_examples",
         "kdjax.resident.several",
         "kdjax.sharding.initialise",
+        "kdjax.data.centre_crop",
     }
     assert shown <= _renamed.NEW_NAMES.keys()
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from kdjax import models, sharding, step, teachers, terms
+from kdjax.losses import angle_relation_loss, distance_relation_loss
 from kdjax.objective import combine
 
 MESHES = [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)]
@@ -81,8 +82,8 @@ def objective_of(network):
         {
             "kd": terms.kd(),
             "crd": terms.crd(student, teacher, num_examples=EXAMPLES, num_negatives=8, width=16),
-            "distances": terms.distance_relation(student, teacher),
-            "angles": terms.angle_relation(student, teacher),
+            "distances": terms.of(distance_relation_loss, student=student, teacher=teacher),
+            "angles": terms.of(angle_relation_loss, student=student, teacher=teacher),
         },
         {"kd": 1.0, "crd": 0.2, "distances": 1.0, "angles": 1.0},
     )

@@ -13,7 +13,7 @@ import toys
 from jax import export
 
 from kdjax import sharding, step, teachers, terms
-from kdjax.losses import kd_loss
+from kdjax.losses import angle_relation_loss, kd_loss, similarity_preserving_loss
 from kdjax.objective import combine
 
 
@@ -144,8 +144,8 @@ def test_micro_batches_are_refused_where_terms_couple_the_batch():
     objective = combine(
         {
             "hard": terms.cross_entropy(),
-            "alike": terms.similarity_preserving("hidden", "hidden"),
-            "angles": terms.angle_relation("hidden", "hidden"),
+            "alike": terms.of(similarity_preserving_loss, student="hidden", teacher="hidden"),
+            "angles": terms.of(angle_relation_loss, student="hidden", teacher="hidden"),
         },
         {"hard": 1.0, "alike": 1.0, "angles": 1.0},
     )

@@ -151,6 +151,11 @@ def test_a_law_can_be_switched_off(loss, switch):
     check_loss(loss, **switch)
 
 
+def test_a_law_that_does_not_exist_is_named():
+    with pytest.raises(TypeError, match="no law is named shift_invariance"):
+        check_loss(soft, shift_invariance=False)
+
+
 # Terms.
 
 

@@ -19,7 +19,7 @@ from kdjax import runs
 
 if TYPE_CHECKING:
     from kdjax.models import NetworkSpec
-    from kdjax.runs.training import Arrays
+    from kdjax.runs.evaluation import Arrays
 
 NUM_MEMBERS, TEMPERATURES, HARD_WEIGHT = 10, (1.0, 2.0, 5.0, 10.0), 0.5
 MEMBER, STUDENT = Recipe(epochs=8), Recipe(epochs=30)
@@ -53,7 +53,7 @@ def run(study: Study) -> Findings:
     alone = accuracies(longer.logits(study.run, study.test.image), study.test.label)
     logits = members.logits(study.run, study.test.image)
     single = accuracies(logits, study.test.label)
-    mean = runs.training.mean_of(logits, 1.0)[None]
+    mean = runs.evaluation.mean_of(logits, 1.0)[None]
     together = accuracies(mean, study.test.label)
     rows = [
         ("one member", f"{formatted(single, 2)} %", ""),
@@ -64,7 +64,10 @@ def run(study: Study) -> Findings:
     train_logits = members.logits(study.run, examples["image"])
     shares = {}
     for temperature in study.pick(TEMPERATURES, TEMPERATURES[:2]):
-        answered = {**examples, "teacher_logits": runs.training.mean_of(train_logits, temperature)}
+        answered = {
+            **examples,
+            "teacher_logits": runs.evaluation.mean_of(train_logits, temperature),
+        }
         accuracy = students(study, spec, recipe, answered, temperature, seeds)
         shares[temperature] = float(np.mean(accuracy) - np.mean(single)) / gain * 100
         share = f"{shares[temperature]:.0f} %"

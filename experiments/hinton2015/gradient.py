@@ -20,8 +20,8 @@ from kdjax import runs
 
 if TYPE_CHECKING:
     from kdjax.models import NetworkSpec
+    from kdjax.runs.evaluation import Arrays
     from kdjax.runs.report import Table
-    from kdjax.runs.training import Arrays
     from kdjax.types import Array, Objective, TermInputs
 
 TEMPERATURES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

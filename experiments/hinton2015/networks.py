@@ -13,9 +13,10 @@ from experiments.hinton2015.study import Recipe, Study
 from kdjax import checkpoint, many, models, step, teachers, terms
 from kdjax.models import NetworkSpec
 from kdjax.objective import combine
-from kdjax.runs import recipes, teaching, training, workdir
+from kdjax.runs import evaluation, recipes, teaching, training, workdir
+from kdjax.runs.evaluation import Arrays, Run
 from kdjax.runs.settings import OptimizerSettings
-from kdjax.runs.training import Arrays, Run, Training
+from kdjax.runs.training import Training
 from kdjax.types import Array, Model, Objective, PyTree, Teacher, Variables
 
 EVAL_BATCH_SIZE = 1000
@@ -82,7 +83,8 @@ def distil(
 
     Args, returns and raises as those of `train`.
     """
-    settings = {"temperature": temperature, "soft_weight": soft_weight}
+    each = {"temperature": temperature, "soft_weight": soft_weight}
+    wide = {k: np.broadcast_to(np.asarray(v, np.float32), len(seeds)) for k, v in each.items()}
     return train(
         study,
         name,
@@ -90,7 +92,7 @@ def distil(
         recipe,
         examples,
         seeds=seeds,
-        settings={k: np.broadcast_to(np.float32(v), len(seeds)) for k, v in settings.items()},
+        settings=wide,
         objective_fn=soft_and_hard,
         teacher=teachers.stored(),
         **watch,
@@ -182,7 +184,7 @@ def claim(directory: Any, asked: Mapping[str, Any]) -> None:
 def predict(run: Run, model: Model, variables: Variables, images: np.ndarray) -> np.ndarray:
     """Compute one network's logits for all images, [images, num_classes]."""
     arrays = {"image": images, "label": np.zeros(len(images), np.int32)}
-    return training.predict(run, model, variables, arrays, batch_size=EVAL_BATCH_SIZE)
+    return evaluation.predict(run, model, variables, arrays, batch_size=EVAL_BATCH_SIZE)
 
 
 def errors(logits: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """Training a panel of specialists, one after another, each kept as soon as it is done."""
 
 import dataclasses
+import functools
 import itertools
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from experiments.hinton2015.study import PanelRecipe, Study
 from kdjax import checkpoint, models, specialists, step, teachers
 from kdjax.models import Network, NetworkSpec
 from kdjax.runs import recipes, teaching, training
-from kdjax.runs.training import Run, Training
+from kdjax.runs.evaluation import Run
+from kdjax.runs.training import Training
 from kdjax.types import PyTree, Teacher, Variables
 
 
@@ -123,7 +125,7 @@ def _train_missing(
             phase=f"specialist {i + 1}",
             examples={"image": images, "label": own},
             start=start_of(generalist.variables, classes, shift),
-            rows_fn=lambda own_seed, at, own=own: rows(recipe, own, own_seed, at),
+            rows_fn=functools.partial(rows, recipe, own),
         )
         own_seed, state = seed * recipe.num_sets + i, folder.with_suffix(".state")
         variables = training.train(study.run, training_of, own_seed, directory=state)

@@ -25,7 +25,7 @@ from kdjax import runs
 if TYPE_CHECKING:
     from experiments.hinton2015.teacher import Trained
     from kdjax.models import NetworkSpec
-    from kdjax.runs.training import Arrays
+    from kdjax.runs.evaluation import Arrays
     from kdjax.types import Variables
 
 FRACTION, TEMPERATURE = 0.03, 20.0

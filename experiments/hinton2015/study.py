@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import kdjax
 from kdjax import runs
 from kdjax.runs import flags
 from kdjax.runs.flags import flag, group
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from kdjax.data import Examples
+    from kdjax.runs.evaluation import Run
     from kdjax.runs.report import Section, Table
-    from kdjax.runs.training import Run
 
 
 T = TypeVar("T")
@@ -190,7 +191,7 @@ def run_script(
     asked, command = flags.read(settings_type, program, title, args)
     with flags.plain_errors(resume_with=command):
         flags.check(asked)
-        with runs.experiment.stop_on_signals() as stop_fn:
+        with kdjax.loop.stop_on_signals() as stop_fn:
             study = opened(asked, section, data_name, stop_fn)
             write(study, title, body(study), command=_portable(command))
 
@@ -206,7 +207,7 @@ def opened(
     """
     name = asked.data.name or ("digits" if asked.quick else data_name)
     fraction = asked.data.validation_fraction
-    dataset = runs.experiment.data.load(name, data_dir=asked.data.dir, validation_fraction=fraction)
+    dataset = kdjax.data.load(name, data_dir=asked.data.dir, validation_fraction=fraction)
     root = asked.workdir or Path("runs") / ("hinton2015-quick" if asked.quick else "hinton2015")
     (root / section).mkdir(parents=True, exist_ok=True)
     mine = {"quick": asked.quick, "data.validation_fraction": fraction, "seed": asked.seed}

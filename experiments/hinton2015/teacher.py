@@ -7,8 +7,8 @@ import numpy as np
 from experiments.hinton2015 import networks
 from experiments.hinton2015.study import Recipe, Study
 from kdjax import data
-from kdjax.runs import training
-from kdjax.runs.training import Arrays, Run
+from kdjax.runs import evaluation
+from kdjax.runs.evaluation import Arrays, Run
 from kdjax.types import Model, Variables
 
 RECIPE = Recipe(epochs=140, batch_size=128, augment=("translate", "warp"), max_norm=3.5)
@@ -48,7 +48,7 @@ class Trained(NamedTuple):
         windows = [
             grid[i : i + size, j : j + size].reshape(-1, *logits.shape[1:]) for i, j in corners
         ]
-        answers = np.concatenate([training.mean_of(window, TEMPERATURE) for window in windows])
+        answers = np.concatenate([evaluation.mean_of(window, TEMPERATURE) for window in windows])
         return {**shifted(examples, max_shift=max_shift), "teacher_logits": answers}
 
 
@@ -90,7 +90,7 @@ def look_around(
     than one of them does. The average is taken at the temperature of the distillation.
     """
     views = data.all_shifts(images, max_shift=max_shift)
-    return training.mean_of(_logits(run, model, variables, views), TEMPERATURE)
+    return evaluation.mean_of(_logits(run, model, variables, views), TEMPERATURE)
 
 
 def _logits(run: Run, model: Model, variables: Variables, views: np.ndarray) -> np.ndarray:

@@ -1,8 +1,6 @@
 """Data: TFDS sets as arrays, batches as a function of the step, views made on the device."""
 
-import warnings
-from typing import Any
-
+from kdjax._renamed import moved
 from kdjax.data.batches import (
     batch_indices,
     eval_batches,
@@ -44,14 +42,4 @@ __all__ = [
     "warp",
 ]
 
-_RENAMED = {"centre_crop": "center_crop"}
-
-
-def __getattr__(name: str) -> Any:
-    """Return what had another name in the release before, with a warning."""
-    if name not in _RENAMED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    new = _RENAMED[name]
-    message = f"{__name__}.{name} is now {__name__}.{new}"
-    warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return globals()[new]
+_, __getattr__ = moved(__name__)

@@ -125,7 +125,7 @@ def taid_loss(
     return exact.tempered_kl(student, target, one) + entropy
 
 
-def taid_schedule_init(*, start: float = 0.4) -> dict[str, Array]:
+def taid_schedule_init(*, start: float | Array = 0.4) -> dict[str, Array]:
     """Make the state from which a TAID interpolation grows.
 
     t = start, momentum 0, no loss seen
@@ -163,10 +163,10 @@ def taid_schedule_update(
     loss: Array,
     progress: float | Array,
     *,
-    start: float = 0.4,
-    end: float = 1.0,
-    step_size: float = 5e-4,
-    decay: float = 0.99,
+    start: float | Array = 0.4,
+    end: float | Array = 1.0,
+    step_size: float | Array = 5e-4,
+    decay: float | Array = 0.99,
 ) -> dict[str, Array]:
     """Move a TAID interpolation towards the teacher, faster while the loss falls.
 

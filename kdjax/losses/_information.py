@@ -57,7 +57,7 @@ def probabilistic_transfer_loss(
     student_features: Array,
     teacher_features: Array,
     *,
-    eps: float = 1e-7,
+    eps: float | Array = 1e-7,
     mask: Array | None = None,
 ) -> Array:
     """Keep the probability that each example takes another for its neighbor.
@@ -112,7 +112,7 @@ def probabilistic_transfer_loss(
     return jnp.sum(jnp.where(both, terms, 0), axis=-1) / jnp.maximum(batch.num_valid, 1)
 
 
-def _kernel(x: Array, mask: Array, eps: float) -> tuple[Array, Array]:
+def _kernel(x: Array, mask: Array, eps: float | Array) -> tuple[Array, Array]:
     """Return cosines from 0 to 1, and the sums of rows, 1 where nothing counts."""
     norm = norms.l2_norm(x, keepdims=True)
     cosines = relations.gram(jnp.where(norm == 0, 0, x / (norm + eps)))

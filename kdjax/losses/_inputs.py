@@ -1,7 +1,9 @@
 """What all losses do with their arguments: widen them, check them, give them one shape.
 
 `function` is everywhere the name of the public function and `name` that of its argument: errors
-name both, with the shapes. Student and teacher come back in one type, float32 or wider.
+name both, with the shapes. Every check raises a TypeError for a wrong type, and a ValueError for a
+shape that does not fit or a Python number out of its range. Student and teacher come back in one
+type, float32 or wider.
 """
 
 import math
@@ -22,11 +24,7 @@ LOG_PROBS: Names = ("student_log_probs", "teacher_log_probs")
 
 
 def as_floats(function: str, name: str, x: Array) -> Array:
-    """Return an array of any floating type as float32 or wider.
-
-    Raises:
-        TypeError: if it is not of a floating type.
-    """
+    """Return an array of any floating type as float32 or wider."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{function}: {name} has dtype {x.dtype}, expected a floating type")
@@ -34,11 +32,7 @@ def as_floats(function: str, name: str, x: Array) -> Array:
 
 
 def as_booleans(function: str, name: str, x: Array) -> Array:
-    """Return an array of booleans.
-
-    Raises:
-        TypeError: if it is not boolean.
-    """
+    """Return an array of booleans."""
     x = jnp.asarray(x)
     if x.dtype != jnp.bool_:
         raise TypeError(f"{function}: {name} has dtype {x.dtype}, expected bool")
@@ -46,12 +40,7 @@ def as_booleans(function: str, name: str, x: Array) -> Array:
 
 
 def as_pair(function: str, student: Array, teacher: Array, names: Names = FEATURES) -> Pair:
-    """Return student and teacher, after checking that their shapes are the same.
-
-    Raises:
-        TypeError: if one is not of a floating type.
-        ValueError: if their shapes differ; nothing is broadcast.
-    """
+    """Return student and teacher of one shape; nothing is broadcast."""
     first, second = _widened(function, names, student, teacher)
     check_shape(function, names[1], second.shape, first.shape, names[0])
     return _of_one_type(first, second)
@@ -64,12 +53,7 @@ def as_features(
     names: Names = FEATURES,
     axes: str = "[batch, ...]",
 ) -> Pair:
-    """Return features of one shape; the teacher's are constant.
-
-    Raises:
-        TypeError: if one is not of a floating type.
-        ValueError: if their shapes differ, or there is no axis behind the batch.
-    """
+    """Return features of one shape, with axes behind the batch; the teacher's are constant."""
     student, teacher = as_pair(function, student, teacher, names)
     if student.ndim < 2:
         raise ValueError(f"{function}: {names[0]} has shape {student.shape}, expected {axes}")
@@ -77,12 +61,7 @@ def as_features(
 
 
 def as_map(function: str, name: str, x: Array) -> Array:
-    """Return a feature map, [batch, ..., channels].
-
-    Raises:
-        TypeError: if it is not of a floating type.
-        ValueError: if there is no axis of positions.
-    """
+    """Return a feature map, [batch, positions..., channels]."""
     x = as_floats(function, name, x)
     if x.ndim < 3:
         raise ValueError(
@@ -92,12 +71,7 @@ def as_map(function: str, name: str, x: Array) -> Array:
 
 
 def as_one_size(function: str, first: Array, second: Array, names: Names = FEATURES) -> Pair:
-    """Return two features in one size: along each axis the larger is averaged.
-
-    Raises:
-        TypeError: if one is not of a floating type.
-        ValueError: if the batch or number of axes differ, or there is no axis behind the batch.
-    """
+    """Return features [batch, ..., channels] in one size: the larger is averaged along an axis."""
     first, second = _widened(function, names, first, second)
     one, two = first.shape, second.shape
     if len(one) < 2 or len(one) != len(two) or one[0] != two[0]:
@@ -111,12 +85,7 @@ def as_one_size(function: str, first: Array, second: Array, names: Names = FEATU
 
 
 def as_maps(function: str, student: Array, teacher: Array) -> Pair:
-    """Return two feature maps of any widths in one size; the teacher's is constant.
-
-    Raises:
-        TypeError: if one is not of a floating type.
-        ValueError: if there are no positions, or the batch or number of axes differ.
-    """
+    """Return two feature maps of any widths in one size; the teacher's is constant."""
     student, teacher = (
         as_map(function, *x) for x in zip(FEATURES, (student, teacher), strict=True)
     )
@@ -125,12 +94,7 @@ def as_maps(function: str, student: Array, teacher: Array) -> Pair:
 
 
 def as_like_maps(function: str, student: Array, teacher: Array, names: Names = FEATURES) -> Pair:
-    """Return two features of as many channels in one size; the teacher's is constant.
-
-    Raises:
-        TypeError: if one is not of a floating type.
-        ValueError: if the number of axes, examples or channels differ.
-    """
+    """Return two features of as many channels in one size; the teacher's is constant."""
     first, second = as_one_size(function, student, teacher, names)
     if first.shape != second.shape:
         raise ValueError(
@@ -141,11 +105,7 @@ def as_like_maps(function: str, student: Array, teacher: Array, names: Names = F
 
 
 def as_channels(function: str, name: str, x: float | Array, like: Array) -> Array:
-    """Return a number or one for each channel, [channels], in the shape and type of features.
-
-    Raises:
-        ValueError: if it has another shape.
-    """
+    """Return a number or one for each channel, [channels], in the shape and type of features."""
     x = jnp.asarray(x, like.dtype)
     if x.shape not in ((), like.shape[-1:]):
         raise ValueError(
@@ -158,12 +118,7 @@ def as_channels(function: str, name: str, x: float | Array, like: Array) -> Arra
 def as_feature_batch(
     function: str, student: Array, teacher: Array, mask: Array | None
 ) -> relations.FeatureBatch:
-    """Flatten features of any two widths; rows that do not count become 0, the teacher's constant.
-
-    Raises:
-        TypeError: if features are not of a floating type, or the mask is not boolean.
-        ValueError: if the batches differ, or there is no axis behind the batch.
-    """
+    """Flatten features of any two widths; masked rows become 0, the teacher's constant."""
     first, second = _widened(function, FEATURES, student, teacher)
     for name, x in zip(FEATURES, (first, second), strict=True):
         if x.ndim < 2:
@@ -188,29 +143,21 @@ def as_logits(
     where: Array | None,
     names: Names = LOGITS,
 ) -> Pair:
-    """Return two logits of one shape, classes last and -inf where `where` is False.
-
-    The teacher's are constant.
-
-    Raises:
-        TypeError: if one is not of a floating type, or `where` is not boolean.
-        ValueError: if a shape does not fit.
-    """
-    pair = as_pair(function, student, teacher, names)
-    student, teacher = (select_classes(function, x, where, axis) for x in pair)
+    """Return logits of one shape, classes last, as `where` selects; the teacher's are constant."""
+    student, teacher = as_log_probs(function, student, teacher, axis, where, names)
     return student, jax.lax.stop_gradient(teacher)
 
 
 def as_log_probs(
-    function: str, student: Array, teacher: Array, axis: int, where: Array | None
+    function: str,
+    student: Array,
+    teacher: Array,
+    axis: int,
+    where: Array | None,
+    names: Names = LOG_PROBS,
 ) -> Pair:
-    """Return two log-probabilities of one shape, classes last and -inf where `where` is False.
-
-    Raises:
-        TypeError: if one is not of a floating type, or `where` is not boolean.
-        ValueError: if a shape does not fit.
-    """
-    pair = as_pair(function, student, teacher, LOG_PROBS)
+    """Return log-probabilities of one shape, classes last, as `where` selects."""
+    pair = as_pair(function, student, teacher, names)
     student, teacher = (select_classes(function, x, where, axis) for x in pair)
     return student, teacher
 
@@ -223,12 +170,7 @@ def as_logit_batch(
     where: Array | None,
     mask: Array | None,
 ) -> relations.LogitBatch:
-    """Return logits whose examples are related; those that do not count become 0.
-
-    Raises:
-        TypeError: if logits are not of a floating type, or `where` or the mask is not boolean.
-        ValueError: if a shape does not fit.
-    """
+    """Return logits whose examples are related; those that do not count become 0."""
     pair = as_pair(function, student, teacher, LOGITS)
     exists = ~jnp.isneginf(select_classes(function, jnp.zeros_like(pair[0]), where, axis))
     student, teacher = (select_classes(function, x, where, axis) for x in pair)
@@ -238,12 +180,7 @@ def as_logit_batch(
 
 
 def select_classes(function: str, x: Array, where: Array | None, axis: int) -> Array:
-    """Move the class axis to the end and put -inf at classes that `where` leaves out.
-
-    Raises:
-        TypeError: if `where` is not boolean.
-        ValueError: if it does not broadcast to the logits, or there is no such axis.
-    """
+    """Move the class axis to the end and put -inf at classes that `where` leaves out."""
     if where is not None:
         where = as_booleans(function, "where", where)
         try:
@@ -262,9 +199,7 @@ def select_classes(function: str, x: Array, where: Array | None, axis: int) -> A
 def as_chosen(function: str, labels: Array, x: Array) -> Array:
     """Return which class each example's label is, [..., num_classes], like the logits x.
 
-    Raises:
-        TypeError: if the labels are not integers.
-        ValueError: if their shape does not fit, or one that is not traced is no class.
+    A label that is no class is an error, unless it is traced.
     """
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -275,12 +210,7 @@ def as_chosen(function: str, labels: Array, x: Array) -> Array:
 
 
 def as_mask(function: str, mask: Array | None, size: int) -> Array:
-    """Return which examples count, [batch]; all of them for None.
-
-    Raises:
-        TypeError: if the mask is not boolean.
-        ValueError: if it has another shape.
-    """
+    """Return which examples count, [batch]; all of them for None."""
     if mask is None:
         return jnp.ones(size, bool)
     mask = as_booleans(function, "mask", mask)
@@ -291,9 +221,7 @@ def as_mask(function: str, mask: Array | None, size: int) -> Array:
 def as_examples(function: str, mask: Array | None, x: Array) -> Array:
     """Return which examples of logits [..., num_classes] count, [...]; all of them for None.
 
-    Raises:
-        TypeError: if the mask is not boolean.
-        ValueError: if its shape is not that of leading axes.
+    A mask has the shape of the leading axes, as many as it has.
     """
     batch = x.shape[:-1]
     if mask is None:
@@ -304,12 +232,7 @@ def as_examples(function: str, mask: Array | None, x: Array) -> Array:
 
 
 def as_temperature(function: str, temperature: float | Array, x: Array) -> Array:
-    """Return the temperature of every example of logits x, classes last, as [..., 1].
-
-    Raises:
-        TypeError: if it is not a number.
-        ValueError: if it is a number and not positive and finite, or has another shape.
-    """
+    """Return a positive temperature for every example of x, classes last, as [..., 1]."""
     check_number(function, "temperature", temperature, low=0.0, open_low=True)
     array = jnp.asarray(temperature, x.dtype)
     if array.ndim == x.ndim and array.shape[-1] == 1:
@@ -318,23 +241,13 @@ def as_temperature(function: str, temperature: float | Array, x: Array) -> Array
 
 
 def as_fraction(function: str, name: str, value: float | Array, x: Array) -> Array:
-    """Return a share in [0, 1] for every example of x, classes last, as [..., 1].
-
-    Raises:
-        TypeError: if it is not a number.
-        ValueError: if it is a number out of range, or has another shape.
-    """
+    """Return a share in [0, 1] for every example of x, classes last, as [..., 1]."""
     check_number(function, name, value, low=0.0, high=1.0)
     return _one_per_example(function, name, jnp.asarray(value, x.dtype), x)
 
 
 def weighted(function: str, name: str, weight: float | Array, values: Array) -> Array:
-    """Multiply by a weight; a number of 0 gives 0 even where a value is infinite.
-
-    Raises:
-        TypeError: if the weight is not a number.
-        ValueError: if it is a negative number, or its shape is neither () nor the values'.
-    """
+    """Multiply by a weight, () or [...]; a number of 0 gives 0 even where a value is infinite."""
     check_number(function, name, weight, low=0.0)
     if isinstance(weight, int | float) and weight == 0:
         return jnp.zeros_like(values)
@@ -355,12 +268,7 @@ def check_shape(
 
 
 def check_count(function: str, name: str, value: int) -> None:
-    """Check a number of things.
-
-    Raises:
-        TypeError: if it is not an integer.
-        ValueError: if it is not positive.
-    """
+    """Check a number of things: a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{function}: {name} is {value!r}, expected an integer")
     if value < 1:
@@ -376,12 +284,7 @@ def check_number(
     high: float = math.inf,
     open_low: bool = False,
 ) -> None:
-    """Check a hyper-parameter that is a Python number; arrays pass, they may be traced.
-
-    Raises:
-        TypeError: if it is neither a number nor an array.
-        ValueError: if it is nan, infinite or out of range.
-    """
+    """Check a hyper-parameter that is a Python number; arrays pass, they may be traced."""
     if isinstance(value, Array | np.ndarray):
         return
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):

@@ -5,7 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.stats import norm
 
 from kdjax.losses import _inputs
 from kdjax.losses._numerics import norms, pooling
@@ -231,6 +230,9 @@ def batch_norm_margin(scale: Array, bias: Array) -> Array:
         Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", 2019,
         arXiv:1904.01866, section 3.1 and its code.
     """
+    # Loaded by the few who need it: it is the slowest import that this package would have.
+    from jax.scipy.stats import norm
+
     scale, mean = _inputs.as_pair("batch_norm_margin", scale, bias, ("scale", "bias"))
     deviation = jnp.abs(scale)
     constant = deviation == 0

@@ -18,7 +18,7 @@ def distance_relation_loss(
     teacher_features: Array,
     *,
     squared: bool = False,
-    eps: float = 1e-12,
+    eps: float | Array = 1e-12,
     mask: Array | None = None,
 ) -> Array:
     """Keep the distances between examples in proportion: relational distillation of pairs.
@@ -143,7 +143,7 @@ def hard_dark_rank_loss(
     scale: float | Array = 3.0,
     power: float | Array = 3.0,
     num_ranked: int = 4,
-    eps: float = 1e-12,
+    eps: float | Array = 1e-12,
     mask: Array | None = None,
 ) -> Array:
     """Rank the nearest neighbors of each example as the teacher does.

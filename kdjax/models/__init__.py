@@ -1,8 +1,6 @@
 """Networks as pairs of pure functions: adapters for Flax, the field's networks, PyTorch weights."""
 
-import warnings
-from typing import Any
-
+from kdjax._renamed import moved
 from kdjax.models._blocks import BasicBlock
 from kdjax.models._build import Network, NetworkSpec, build, load_network, save_network
 from kdjax.models._heads import simkd, with_class_maps
@@ -50,14 +48,4 @@ __all__ = [
     "wide_resnet", "with_class_maps", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2",
 ]  # fmt: skip
 
-_RENAMED = {"normalisation_of": "normalization_of", "rematerialised": "rematerialized"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _RENAMED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    new = _RENAMED[name]
-    warnings.warn(
-        f"kdjax.models.{name} is now kdjax.models.{new}", DeprecationWarning, stacklevel=2
-    )
-    return globals()[new]
+_, __getattr__ = moved(__name__)

@@ -67,8 +67,9 @@ def simkd(
 
     The student's feature map is averaged to `size` and projected by 1x1, 3x3 and 1x1
     convolutions, each with BatchNorm and ReLU; the teacher's classifier, which stays as it is,
-    reads its mean. The projector is trained with the term `kdjax.terms.simkd` and deployed with the
-    student, whose own classifier stays in its parameters, unused and without gradient.
+    reads its mean. Train it with `kdjax.losses.projected_feature_loss`, as a term of the feature
+    `projected`; the projector is deployed with the student, whose own classifier stays in its
+    parameters, unused and without gradient.
 
     Args:
         student: the network to train; it captures `feature`.

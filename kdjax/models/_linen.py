@@ -45,7 +45,7 @@ def from_linen(
             "stage_1.block_0". A module that is called more than once is an error unless the path
             says which call, counted from zero: "activation:2".
         call_fn: `(module, inputs, train) -> logits`, for modules that are called otherwise.
-        paths: where it has the features that methods look at, and its classifier.
+        paths: where it has the features that methods look at, and its classifier; `Model.paths`.
 
     Returns:
         A model; `Outputs.features` has the captured arrays under the names in `features`.

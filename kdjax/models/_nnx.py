@@ -56,7 +56,7 @@ def from_nnx(
             "blocks.0.norm". A module that is called more than once is an error unless the path
             says which call, counted from zero: "activation:2".
         call_fn: `(module, inputs, train) -> logits`, for modules that are called otherwise.
-        paths: where it has the features that methods look at, and its classifier.
+        paths: where it has the features that methods look at, and its classifier; `Model.paths`.
 
     Returns:
         A model with `nnx.Param` as its params and the other variables as its state, both as nested

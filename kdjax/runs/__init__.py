@@ -6,7 +6,7 @@ A script is one file: its flags, then `run` from top to bottom. The scripts are 
 - `flags`, `settings`, `presets`: the command line;
 - `experiment`, `workdir`, `console`: data, mesh and work directory, what is kept and what is said;
 - `methods`, `teaching`, `training`: what `--method` names, who teaches whom, how networks train;
-- `measures`, `report`, `page`: what came out.
+- `evaluation`, `measures`, `report`, `page`: what came out.
 
 Rooms load when they are first named, as `runs.training`, so that a script shows its flags without
 the seconds that it takes to import JAX.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kdjax.runs import (
         console,
+        evaluation,
         experiment,
         generator,
         measures,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "console",
+    "evaluation",
     "experiment",
     "generator",
     "measures",

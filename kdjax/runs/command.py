@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-import kdjax
+from kdjax._version import __version__
 from kdjax.runs.flags import fail
 
 SCRIPTS = {
@@ -31,7 +31,7 @@ def main(args: Sequence[str] | None = None, *, program: str = "kdjax") -> None:
     if word in ("-h", "--help"):
         print(_help(program))
     elif word == "--version":
-        print(f"kdjax {kdjax.__version__}")
+        print(f"kdjax {__version__}")
     elif word in SCRIPTS:
         script = importlib.import_module(f"kdjax.runs.{word.replace('-', '_')}")
         script.main(flags, program=f"{program} {word}")

@@ -27,9 +27,9 @@ from kdjax.runs.flags import flag
 from kdjax.runs.settings import METHOD, NOT_NEGATIVE, POSITIVE, MethodSettings
 
 if TYPE_CHECKING:
+    from kdjax.runs.evaluation import Arrays
     from kdjax.runs.experiment import Experiment
     from kdjax.runs.teaching import TeacherResult
-    from kdjax.runs.training import Arrays
 
 BASELINE = "scratch"
 ENDS = FINISHED, DIVERGED = "finished", "diverged"

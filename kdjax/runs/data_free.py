@@ -108,7 +108,7 @@ def train(experiment: Experiment, teacher: TeacherResult, plan: Plan, seed: int)
     state = runs.generator.train(run, plan, seed)
     variables = runs.generator.student_variables(state)
     eval_step = kdjax.step.make_eval_step(plan.student)
-    measured = runs.training.measure(run, eval_step, variables, teacher.test)
+    measured = runs.evaluation.measure(run, eval_step, variables, teacher.test)
     correct, count = measured["accuracy"]
     return Result(
         seed,
@@ -136,7 +136,7 @@ def report(
         Seeds=", ".join(str(r.seed) for r in found),
     )
     images = found[0].images
-    logits = runs.training.predict(
+    logits = runs.evaluation.predict(
         experiment.run,
         teacher.network.model,
         teacher.network.variables,

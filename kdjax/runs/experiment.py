@@ -9,16 +9,17 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-import kdjax
 from kdjax import data, distributed, sharding
+from kdjax._version import __version__
 from kdjax.checkpoint import lock
 from kdjax.loop import stop_on_signals
 from kdjax.models import Network, NetworkSpec
 from kdjax.runs import methods, networks, workdir
 from kdjax.runs.console import say
+from kdjax.runs.evaluation import Run
 from kdjax.runs.report import format_table
-from kdjax.runs.settings import NetworkSettings, Resolved, RunSettings, resolve
-from kdjax.runs.training import Run
+from kdjax.runs.resolved import Resolved, resolve
+from kdjax.runs.settings import NetworkSettings, RunSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,7 @@ def facts(run: Run, command: str, **own: str) -> dict[str, str]:
         "Commit": workdir.commit(),
         "Device": f"{run.mesh.size} x {device.device_kind} ({device.platform})",
         **own,
-        "Versions": f"kdjax {kdjax.__version__}, jax {jax.__version__}",
+        "Versions": f"kdjax {__version__}, jax {jax.__version__}",
     }
 
 

@@ -229,7 +229,7 @@ def _answers(result: TeacherResult) -> Answers:
 
 
 def _mean(answers: tuple[Answers, ...]) -> Answers:
-    return Answers(*(runs.training.mean_of(z, 1.0) for z in zip(*answers, strict=True)))
+    return Answers(*(runs.evaluation.mean_of(z, 1.0) for z in zip(*answers, strict=True)))
 
 
 def _num_params(network: Network) -> int:

@@ -16,9 +16,9 @@ from kdjax import checkpoint, loop, metrics, models, step, terms
 from kdjax.objective import combine
 from kdjax.runs import recipes, teaching
 from kdjax.runs.console import progress
+from kdjax.runs.evaluation import Run
 from kdjax.runs.experiment import Experiment
 from kdjax.runs.teaching import TeacherResult
-from kdjax.runs.training import Run
 from kdjax.sharding import replicate
 from kdjax.types import Array, Batch, Metrics, Model, Objective, Outputs, PyTree, Variables
 

@@ -8,9 +8,9 @@ import numpy as np
 from kdjax import metrics, models, step
 from kdjax.checkpoint import params_sha256
 from kdjax.models import Network
-from kdjax.runs import training
+from kdjax.runs import evaluation
+from kdjax.runs.evaluation import Run
 from kdjax.runs.teaching import TeacherResult
-from kdjax.runs.training import Run
 
 Summary = dict[str, dict[str, Any]]
 """For each kind of network the number of parameters, and lists with one entry per network."""
@@ -61,11 +61,11 @@ def best_of(students: Sequence[Student], entry: Mapping[str, Any]) -> Student:
 
 def _measure(run: Run, eval_step: Any, network: Network, teacher: TeacherResult) -> dict[str, Any]:
     variables = network.variables
-    test = training.measure(run, eval_step, variables, teacher.test)
+    test = evaluation.measure(run, eval_step, variables, teacher.test)
     correct, count = test["accuracy"]
     validation = None
     if len(teacher.validation["label"]):
-        scores = training.measure(run, eval_step, variables, teacher.validation)
+        scores = evaluation.measure(run, eval_step, variables, teacher.validation)
         validation = metrics.value(scores["accuracy"])
     return {
         "test_errors": int(count - correct),

@@ -1,24 +1,28 @@
-"""The methods that `--method` names: for each the terms of its objective, with their weights.
+"""The methods that `--method` names, as data: the terms of each with their weights, its needs.
 
-A method is a function of a `Setup`; the first line of its docstring is its line of help. Weights
-are the paper's or its authors' for CIFAR-100 where that line says no more, brought into the scale
-of our losses, and where they have one for each pair of networks, that of one pair; those of older
-methods are from the RepDistiller tables (Tian, Krishnan, Isola, "Contrastive Representation
-Distillation", 2019, arXiv:1910.10699).
+A row of `METHODS` has a function of a `Setup` that makes the terms, and what the method needs of
+data and networks; its line of help is in `kdjax.runs.method_names`. Weights are the paper's or its
+authors' for CIFAR-100 where that line says no more, brought into the scale of our losses, and where
+they have one for each pair of networks, that of one pair; those of older methods are from the
+RepDistiller tables (Tian, Krishnan, Isola, "Contrastive Representation Distillation", 2019,
+arXiv:1910.10699).
 """
 
 import dataclasses
+import enum
 import functools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import optax
 
-from kdjax.runs.networks import classifier_of
-from kdjax import losses, terms
+from kdjax import losses, models, terms
 from kdjax.models import NetworkSpec
 from kdjax.objective import Weight, combine
+from kdjax.runs.method_names import LINES
 from kdjax.types import Array, FeaturePaths, Objective, PyTree, Term
 
 Weighted = dict[str, tuple[Term, Weight]]
@@ -40,8 +44,54 @@ class Setup(NamedTuple):
         return max(1, round(of * self.num_steps))
 
 
+_Make = Callable[[Setup], Term]
+_Places = Callable[[Setup], tuple[str, str] | tuple[list[str], list[str]]]
+
+
+class Need(enum.Flag):
+    """What a method may need of data and networks."""
+
+    NOTHING = 0
+    LABELS = enum.auto()
+    """Its own terms read labels, and not only the cross-entropy beside them."""
+    INDEX = enum.auto()
+    """The place of every example in the training set: it remembers something of each."""
+    WHOLE_BATCH = enum.auto()
+    """It relates the examples of a batch, so that micro-batches would change it."""
+    FEATURES = enum.auto()
+    """Features of any shape, of both networks."""
+    MAPS = enum.auto()
+    """Feature maps, of both networks."""
+    NORMS = enum.auto()
+    """BatchNorm right before the teacher's ReLUs."""
+    CLASSIFIER = enum.auto()
+    """The teacher's last layer."""
+    SAME_WIDTHS = enum.auto()
+    """As many channels in the stages of both networks."""
+    SAME_LAST_WIDTH = enum.auto()
+    """As many channels in the last stage of both networks."""
+
+
+class Method(NamedTuple):
+    """A row of the table: what makes the terms of a method, their weights, and what it needs.
+
+    `make` returns a term, which has the name of the method and `weight`, or terms by name with
+    their weights. The weight grows over the first twelfth of the training, 20 of 240 epochs, if
+    `warms_up`. `label_weight` is that of the cross-entropy beside it. The student that
+    `reuses_classifier` answers through the teacher's last layer. `line` is the line of help.
+    """
+
+    needs: Need
+    make: Callable[[Setup], Term | Weighted]
+    weight: float = 1.0
+    label_weight: float = 1.0
+    warms_up: bool = False
+    reuses_classifier: bool = False
+    line: str = ""
+
+
 def objective_of(name: str, setup: Setup, *, scale: float = 1.0) -> Objective:
-    """Make the objective of a method, or of several joined by "+".
+    """Return the objective of a method, or of several joined by "+".
 
     The terms of several are added, each with its weight; the cross-entropy with the labels, which
     most of them have, counts once, with the largest of its weights.
@@ -56,9 +106,9 @@ def objective_of(name: str, setup: Setup, *, scale: float = 1.0) -> Objective:
     """
     found: Weighted = {}
     labels: list[Any] = []
-    check_places(name, setup.student, setup.teacher)
+    _check_paths(name, setup.student, setup.teacher)
     for method in methods_in(name):
-        weighted = METHODS[method](setup)
+        weighted = _weighted(method, setup)
         labels.append(weighted.pop("hard")[1])
         found |= weighted
     found["hard"] = terms.cross_entropy(), max(labels, key=float)
@@ -68,32 +118,116 @@ def objective_of(name: str, setup: Setup, *, scale: float = 1.0) -> Objective:
     )
 
 
+def _weighted(name: str, setup: Setup) -> Weighted:
+    """Return the terms of one method with their weights, the labels' under "hard"."""
+    method = METHODS[name]
+    made, weight = method.make(setup), method.weight
+    if method.warms_up:
+        weight = optax.linear_schedule(0.0, weight, setup.share(1 / 12))
+    parts = {name.replace("-", "_"): (made, weight)} if isinstance(made, Term) else made
+    return {"hard": (terms.cross_entropy(), method.label_weight), **parts}
+
+
 def _scaled(weight: Weight, scale: float) -> Weight:
     return (lambda step: scale * weight(step)) if callable(weight) else scale * weight
 
 
-def check_places(name: str, student: FeaturePaths, teacher: FeaturePaths) -> None:
+def check(name: str, student: NetworkSpec, teacher: NetworkSpec) -> None:
+    """Raise a ValueError unless two networks have what a method needs.
+
+    Args:
+        name: the method, or several joined by "+".
+        student: describes the student.
+        teacher: describes the teacher.
+    """
+    _check_paths(name, models.build(student).paths, models.build(teacher).paths)
+    for method in methods_in(name):
+        needs = METHODS[method].needs
+        if not needs & (Need.SAME_WIDTHS | Need.SAME_LAST_WIDTH):
+            continue
+        one, two = stage_widths(student), stage_widths(teacher)
+        count = min(len(one), len(two)) if Need.SAME_WIDTHS in needs else 1
+        if one[-count:] != two[-count:]:
+            raise ValueError(
+                f"--method {method} needs maps of the same widths; {student.name} has {one} and "
+                f"{teacher.name} {two}"
+            )
+
+
+def fits(name: str, student: NetworkSpec, teacher: NetworkSpec) -> bool:
+    """Whether two networks have what a method needs."""
+    try:
+        check(name, student, teacher)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_paths(name: str, student: FeaturePaths, teacher: FeaturePaths) -> None:
     """Raise a ValueError unless two networks have features where a method needs them."""
     for method in methods_in(name):
-        if method in SPATIAL and not (student.spatial and teacher.spatial):
-            raise ValueError(f"--method {method} needs feature maps: networks of convolutions")
-        if method in FEATURES and not (student.stages and teacher.stages):
-            raise ValueError(f"--method {method} needs features: networks with hidden layers")
-        if method == "ofd" and not teacher.norms:
-            raise ValueError("--method ofd needs a teacher with BatchNorm right before its ReLUs")
+        for need, (words, is_met) in _REQUIRED.items():
+            if need in METHODS[method].needs and not is_met(student, teacher):
+                raise ValueError(f"--method {method} needs {words}")
+
+
+_REQUIRED: Mapping[Need, tuple[str, Callable[[FeaturePaths, FeaturePaths], bool]]] = {
+    Need.MAPS: ("feature maps: networks of convolutions", lambda s, t: s.spatial and t.spatial),
+    Need.FEATURES: (
+        "features: networks with hidden layers",
+        lambda s, t: bool(s.stages and t.stages),
+    ),
+    Need.NORMS: (
+        "a teacher with BatchNorm right before its ReLUs",
+        lambda s, t: bool(t.norms),
+    ),
+}
+
+
+@functools.cache
+def stage_widths(spec: NetworkSpec) -> tuple[int, ...]:
+    """Return the channels of each stage of a network."""
+    stages = models.build(spec).paths.stages
+    model = models.build(spec, features=stages)
+
+    def features(images: jax.Array) -> dict[str, jax.Array]:
+        variables = model.init(jax.random.key(0), images)
+        return dict(model.apply(*variables, images, train=False)[0].features)
+
+    found = jax.eval_shape(features, np.zeros((1, *spec.image_shape), np.uint8))
+    return tuple(found[stage].shape[-1] for stage in stages)
 
 
 def student_of(name: str, spec: NetworkSpec, setup: Setup) -> NetworkSpec:
     """Describe what a method makes of a student: the same, but for those that deploy more."""
-    if "simkd" not in methods_in(name):
-        return spec
-    width = classifier_of("simkd", setup.teacher, setup.teacher_params)["kernel"].shape[0]
-    return dataclasses.replace(spec, reused_width=width)
+    for method in methods_in(name):
+        if METHODS[method].reuses_classifier:
+            width = classifier_of(method, setup)["kernel"].shape[0]
+            return dataclasses.replace(spec, reused_width=width)
+    return spec
+
+
+def classifier_of(method: str, setup: Setup) -> PyTree:
+    """Return the last layer of the teacher, for a method that reads it.
+
+    Raises:
+        ValueError: if the teacher answers through the classifier of its own teacher.
+    """
+    if setup.teacher.head not in setup.teacher_params:
+        raise ValueError(f"--method {method} needs a teacher with a classifier of its own")
+    return setup.teacher_params[setup.teacher.head]
+
+
+def loss_of(name: str) -> str | None:
+    """Name the loss of a method that lifts one and does nothing else, None for any other."""
+    make = METHODS[name].make
+    return make.args[0].__name__ if isinstance(make, functools.partial) else None
 
 
 def looks_at_features(name: str) -> bool:
     """Whether a method, or one of several joined by "+", needs more than logits and labels."""
-    return any(method not in LOGITS for method in methods_in(name))
+    looking = Need.FEATURES | Need.MAPS
+    return any(METHODS[method].needs & looking for method in methods_in(name))
 
 
 def methods_in(name: str) -> list[str]:
@@ -111,15 +245,6 @@ def methods_in(name: str) -> list[str]:
     return methods
 
 
-def _with_labels(weight: float = 1.0, **others: tuple[Term, Weight]) -> Weighted:
-    return {"hard": (terms.cross_entropy(), weight), **others}
-
-
-def _warm_up(setup: Setup, weight: float) -> Weight:
-    """Return a weight that grows over the first twelfth of the training, 20 of 240 epochs."""
-    return optax.linear_schedule(0.0, weight, setup.share(1 / 12))
-
-
 def _paired(student: tuple[str, ...], teacher: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Return the last features of both, as many as the one with fewer has."""
     count = min(len(student), len(teacher))
@@ -130,12 +255,59 @@ def _stages(setup: Setup) -> tuple[list[str], list[str]]:
     return _paired(setup.student.stages, setup.teacher.stages)
 
 
+def _preactivations(setup: Setup) -> tuple[list[str], list[str]]:
+    return _paired(setup.student.preactivations, setup.teacher.preactivations)
+
+
 def _last(setup: Setup) -> tuple[str, str]:
     return setup.student.stages[-1], setup.teacher.stages[-1]
 
 
 def _embeddings(setup: Setup) -> tuple[str, str]:
     return setup.student.embedding, setup.teacher.embedding
+
+
+def _of(loss: Callable[..., Array], at: _Places | None = None, **hyper: Any) -> _Make:
+    """Return what lifts a loss to a term, of the features at these places."""
+    return functools.partial(_lifted, loss, at, hyper)
+
+
+def _lifted(
+    loss: Callable[..., Array], at: _Places | None, hyper: dict[str, Any], setup: Setup
+) -> Term:
+    student, teacher = at(setup) if at else (None, None)
+    return terms.of(loss, student=student, teacher=teacher, **hyper)
+
+
+def _kd(setup: Setup) -> Weighted:
+    soft, weight = terms.soft_targets(temperature=setup.temperature), setup.soft_weight
+    return {"soft": (soft, weight), "hard": (terms.cross_entropy(), 1 - weight)}
+
+
+def _skd(setup: Setup) -> Weighted:
+    num_classes = classifier_of("skd", setup)["kernel"].shape[-1]
+    # The authors divide the cosines by the classes.
+    scale = 0.1 * num_classes**2
+    directions = terms.of(losses.direction_relation_loss, regularization=scale)
+    soft = terms.soft_targets(temperature=4.0)
+    return {"skd_soft": (soft, 0.5), "skd_directions": (directions, 0.5)}
+
+
+def _uskd(setup: Setup) -> Term:
+    early = setup.student.stages[-2 if len(setup.student.stages) > 1 else -1]
+    return terms.uskd(early, target_weight=0.1, nontarget_weight=0.1, weak_weight=0.1)
+
+
+def _hint(setup: Setup) -> Term:
+    student, teacher = _stages(setup)
+    middle = (len(student) - 1) // 2
+    # Maps are behind a ReLU, the hidden units of other networks are not always.
+    return terms.hint(student[middle], teacher[middle], norm=setup.teacher.spatial)
+
+
+def _ofd(setup: Setup) -> Term:
+    student, teacher = _preactivations(setup)
+    return terms.overhaul(student, teacher, margins=_margins(setup, len(teacher)))
 
 
 def _margins(setup: Setup, count: int) -> list[Array]:
@@ -145,297 +317,119 @@ def _margins(setup: Setup, count: int) -> list[Array]:
     return [losses.batch_norm_margin(norm["scale"], norm["bias"]) for norm in norms]
 
 
-# Logits
+def _review(setup: Setup) -> Term:
+    pairs = zip(_preactivations(setup), _embeddings(setup), strict=True)
+    return terms.review(*([*stages, embedding] for stages, embedding in pairs))
 
 
-def scratch(setup: Setup) -> Weighted:
-    """Labels alone."""
-    return _with_labels()
+def _channel_wise(student_features: Array, teacher_features: Array) -> Array:
+    return losses.channel_wise_loss(*losses.match_sizes(student_features, teacher_features))
 
 
-def kd(setup: Setup) -> Weighted:
-    """Soft targets, T and their weight as the flags say (Hinton et al., 2015)."""
-    soft = terms.soft_targets(temperature=setup.temperature)
-    return _with_labels(1 - setup.soft_weight, soft=(soft, setup.soft_weight))
+def _simkd(setup: Setup) -> Term:
+    teacher = setup.teacher.last_map
+    return terms.of(losses.projected_feature_loss, student="projected", teacher=teacher)
 
 
-def logit_std(setup: Setup) -> Weighted:
-    """Soft targets of z-scores of the logits, T = 2 (Sun et al., 2024)."""
-    soft = terms.standardized(terms.soft_targets(temperature=2.0))
-    return _with_labels(0.1, logit_std=(soft, 9.0))
-
-
-def dkd(setup: Setup) -> Weighted:
-    """The labelled class and the others apart (Zhao et al., 2022); warm-up over a twelfth."""
-    return _with_labels(dkd=(terms.dkd(), _warm_up(setup, 1.0)))
-
-
-def nkd(setup: Setup) -> Weighted:
-    """The labelled class and the others, normalised (Yang et al., 2023)."""
-    return _with_labels(nkd=(terms.nkd(temperature=3.0, nontarget_weight=3.5), 1.0))
-
-
-def wsld(setup: Setup) -> Weighted:
-    """Soft targets weighed by what they have on the labels (Zhou et al., 2021)."""
-    return _with_labels(wsld=(terms.wsld(temperature=4.0), 2.25))
-
-
-def dist(setup: Setup) -> Weighted:
-    """Correlations between and within classes, T = 4 (Huang et al., 2022)."""
-    return _with_labels(dist=(terms.dist(temperature=4.0, inter_weight=2.0, intra_weight=2.0), 1.0))
-
-
-def ttm(setup: Setup) -> Weighted:
-    """Only the teacher is softened (Zheng & Yang, 2024)."""
-    return _with_labels(ttm=(terms.ttm(), 45.0))
-
-
-def wttm(setup: Setup) -> Weighted:
-    """The same, weighed by the teacher's doubt (Zheng & Yang, 2024)."""
-    return _with_labels(wttm=(terms.wttm(), 4.0))
-
-
-def mlkd(setup: Setup) -> Weighted:
-    """Instances, batch and classes at five temperatures (Jin et al., 2023)."""
-    return _with_labels(0.1, mlkd=(terms.multi_level(), 0.9))
-
-
-def ctkd(setup: Setup) -> Weighted:
-    """A temperature that learns to be difficult (Li et al., 2022), over a twenty-fourth."""
-    soft = terms.curriculum_temperature(setup.share(1 / 24))
-    return _with_labels(0.1, ctkd=(soft, 0.9))
-
-
-def logit_mse(setup: Setup) -> Weighted:
-    """Squared differences of the logits (Ba & Caruana, 2013); the weight is ours."""
-    return _with_labels(logit_mse=(terms.logit_mse(), 1.0))
-
-
-def skd(setup: Setup) -> Weighted:
-    """Soft targets, and cosines between examples' logits (Jeong et al., 2026)."""
-    num_classes = classifier_of("skd", setup.teacher, setup.teacher_params)["kernel"].shape[-1]
-    # The authors divide the cosines by the classes.
-    directions = terms.direction_relation(regularization=0.1 * num_classes**2)
+def _semckd(setup: Setup) -> Weighted:
     soft = terms.soft_targets(temperature=4.0)
-    return _with_labels(skd_soft=(soft, 0.5), skd_directions=(directions, 0.5))
-
-
-def tfkd(setup: Setup) -> Weighted:
-    """A teacher made by hand, T = 20 (Yuan et al., 2019): no teacher."""
-    return _with_labels(0.9, tfkd=(terms.virtual_teacher(), 0.1))
-
-
-def uskd(setup: Setup) -> Weighted:
-    """Soft labels from the student itself (Yang et al., 2023): no teacher."""
-    early = setup.student.stages[-2 if len(setup.student.stages) > 1 else -1]
-    term = terms.uskd(early, target_weight=0.1, nontarget_weight=0.1, weak_weight=0.1)
-    return _with_labels(uskd=(term, 1.0))
-
-
-# Divergences, in the forms that language models use; the weights are ours.
-
-
-def reverse_kl(setup: Setup) -> Weighted:
-    """KL of the student from the teacher (Gu et al., 2023)."""
-    return _with_labels(reverse_kl=(terms.reverse_kl(), 1.0))
-
-
-def js(setup: Setup) -> Weighted:
-    """Generalised Jensen-Shannon, beta = 0.5 (Agarwal et al., 2023)."""
-    return _with_labels(js=(terms.generalized_js(), 1.0))
-
-
-def skew_kl(setup: Setup) -> Weighted:
-    """KL from a mixture, skew 0.1 (Ko et al., 2024)."""
-    return _with_labels(skew_kl=(terms.skew_kl(), 1.0))
-
-
-def skew_reverse_kl(setup: Setup) -> Weighted:
-    """Reverse KL from a mixture, skew 0.1 (Ko et al., 2024)."""
-    return _with_labels(skew_reverse_kl=(terms.skew_reverse_kl(), 1.0))
-
-
-def total_variation(setup: Setup) -> Weighted:
-    """Half the L1 distance of probabilities (Wen et al., 2023)."""
-    return _with_labels(total_variation=(terms.total_variation(), 1.0))
-
-
-def akl(setup: Setup) -> Weighted:
-    """Forward and reverse KL by how head and tail differ (Wu et al., 2024)."""
-    return _with_labels(akl=(terms.adaptive_kl(), 1.0))
-
-
-def taid(setup: Setup) -> Weighted:
-    """A target that moves from the student to the teacher (Shing et al., 2025)."""
-    return _with_labels(taid=(terms.taid(num_steps=setup.num_steps), 1.0))
-
-
-# Features
-
-
-def hint(setup: Setup) -> Weighted:
-    """The middle feature through a learned map (Romero et al., 2014)."""
-    student, teacher = _stages(setup)
-    middle = (len(student) - 1) // 2
-    # Maps are behind a ReLU, the hidden units of other networks are not always.
-    term = terms.hint(student[middle], teacher[middle], norm=setup.teacher.spatial)
-    return _with_labels(hint=(term, 100.0))
-
-
-def at(setup: Setup) -> Weighted:
-    """Attention maps of all stages (Zagoruyko & Komodakis, 2016)."""
-    return _with_labels(at=(terms.attention(*_stages(setup)), 1000.0))
-
-
-def nst(setup: Setup) -> Weighted:
-    """Neuron selectivity of all stages (Huang & Wang, 2017)."""
-    return _with_labels(nst=(terms.neuron_selectivity(*_stages(setup)), 50.0))
-
-
-def fsp(setup: Setup) -> Weighted:
-    """The flow from stage to stage (Yim et al., 2017), with the labels; the weight is ours."""
-    return _with_labels(fsp=(terms.flow(*_stages(setup)), 10.0))
-
-
-def ft(setup: Setup) -> Weighted:
-    """Factors of the last map (Kim et al., 2018); the paraphraser learns meanwhile."""
-    # The paraphraser learns at a fifth of the rate, as in the tables.
-    term = terms.factor_transfer(*_last(setup), reconstruction_weight=0.2 / 500)
-    return _with_labels(ft=(term, 500.0))
-
-
-def ab(setup: Setup) -> Weighted:
-    """Activation boundaries (Heo et al., 2018), with the labels and not before them."""
-    pairs = _paired(setup.student.preactivations, setup.teacher.preactivations)
-    return _with_labels(ab=(terms.activation_boundary(*pairs), 3e-3))
-
-
-def ofd(setup: Setup) -> Weighted:
-    """What the teacher's ReLU lets through (Heo et al., 2019)."""
-    student, teacher = _paired(setup.student.preactivations, setup.teacher.preactivations)
-    term = terms.overhaul(student, teacher, margins=_margins(setup, len(teacher)))
-    return _with_labels(ofd=(term, 1e-3))
-
-
-def vid(setup: Setup) -> Weighted:
-    """Information about the teacher's stages (Ahn et al., 2019)."""
-    return _with_labels(vid=(terms.vid(*_stages(setup)), 1.0))
-
-
-def review(setup: Setup) -> Weighted:
-    """Stages fused with all behind them (Chen et al., 2021); warm-up over a twelfth."""
-    stages = _paired(setup.student.preactivations, setup.teacher.preactivations)
-    embeddings = _embeddings(setup)
-    paths = ([*own, last] for own, last in zip(stages, embeddings, strict=True))
-    return _with_labels(review=(terms.review(*paths), _warm_up(setup, 0.6)))
-
-
-def cat(setup: Setup) -> Weighted:
-    """Class activation maps (Guo et al., 2023); the weight is ours."""
-    return _with_labels(cat=(terms.class_attention(), 50.0))
-
-
-def cwd(setup: Setup) -> Weighted:
-    """Where each channel looks, last map (Shu et al., 2020); same widths; the weight is ours."""
-    return _with_labels(cwd=(terms.channel_wise(*_last(setup)), 10.0))
-
-
-def mgd(setup: Setup) -> Weighted:
-    """The last map from what a mask leaves of it (Yang et al., 2022)."""
-    return _with_labels(mgd=(terms.masked_generation(*_last(setup), mask_ratio=0.15), 1.2e-3))
-
-
-def simkd(setup: Setup) -> Weighted:
-    """The teacher's classifier on a map that learns to be the teacher's (Chen et al., 2022)."""
-    return _with_labels(0.0, simkd=(terms.simkd(setup.teacher.last_map), 1.0))
-
-
-def semckd(setup: Setup) -> Weighted:
-    """Soft targets, and all stages from all, by learned attention (Chen et al., 2020)."""
     stages = terms.semantic_calibration(*_stages(setup))
-    soft = terms.soft_targets(temperature=4.0)
-    return _with_labels(semckd_soft=(soft, 1.0), semckd=(stages, 400.0))
+    return {"semckd_soft": (soft, 1.0), "semckd": (stages, 400.0)}
 
 
-def ickd(setup: Setup) -> Weighted:
-    """How channels relate, last map (Liu et al., 2021)."""
-    return _with_labels(ickd=(terms.inter_channel_correlation(*_last(setup)), 2.5))
+def _srrl(setup: Setup) -> Term:
+    classifier = classifier_of("srrl", setup)
+    return terms.softmax_regression(*_embeddings(setup), classifier=classifier)
 
 
-def pad(setup: Setup) -> Weighted:
-    """The embedding with a learned uncertainty (Zhang et al., 2020); the weight is ours."""
-    return _with_labels(pad=(terms.prime_aware(*_embeddings(setup)), _warm_up(setup, 1.0)))
+def _rkd(setup: Setup) -> Weighted:
+    return {
+        "rkd_distance": (_of(losses.distance_relation_loss, _embeddings)(setup), 25.0),
+        "rkd_angle": (_of(losses.angle_relation_loss, _embeddings)(setup), 50.0),
+    }
 
 
-def srrl(setup: Setup) -> Weighted:
-    """Features that the teacher's classifier can read (Yang et al., 2021)."""
-    classifier = classifier_of("srrl", setup.teacher, setup.teacher_params)
-    term = terms.softmax_regression(*_embeddings(setup), classifier=classifier)
-    return _with_labels(srrl=(term, 1.0))
-
-
-# Relations and contrast
-
-
-def rkd(setup: Setup) -> Weighted:
-    """Distances and angles of embeddings (Park et al., 2019)."""
-    return _with_labels(
-        rkd_distance=(terms.distance_relation(*_embeddings(setup)), 25.0),
-        rkd_angle=(terms.angle_relation(*_embeddings(setup)), 50.0),
-    )
-
-
-def sp(setup: Setup) -> Weighted:
-    """Similarity of the last maps (Tung & Mori, 2019)."""
-    return _with_labels(sp=(terms.similarity_preserving(*_last(setup)), 3000.0))
-
-
-def cc(setup: Setup) -> Weighted:
-    """Correlation congruence of embeddings (Peng et al., 2019); the weight is ours."""
-    return _with_labels(cc=(terms.correlation_congruence(*_embeddings(setup)), 100.0))
-
-
-def cc_neighbours(setup: Setup) -> Weighted:
-    """Products of the errors of neighbours in the batch: the tables' CC (Peng et al., 2019)."""
-    term = terms.consecutive_correlation(*_embeddings(setup))
-    return _with_labels(cc_neighbours=(term, 0.02))
-
-
-def pkt(setup: Setup) -> Weighted:
-    """Probabilities of neighbours (Passalis & Tefas, 2018)."""
-    return _with_labels(pkt=(terms.probabilistic_transfer(*_embeddings(setup)), 30000.0))
-
-
-def darkrank(setup: Setup) -> Weighted:
-    """The order of neighbours (Chen et al., 2018); the weight is ours."""
-    return _with_labels(darkrank=(terms.hard_dark_rank(*_embeddings(setup), normalize=True), 1.0))
-
-
-def itrd(setup: Setup) -> Weighted:
-    """Correlation and mutual information (Miles et al., 2021)."""
-    return _with_labels(itrd=(terms.itrd(*_embeddings(setup)), 1.0))
-
-
-def crd(setup: Setup) -> Weighted:
-    """Contrast with a memory bank, 16,384 negatives (Tian et al., 2019)."""
+def _crd(setup: Setup) -> Term:
     negatives = min(16_384, setup.num_examples)
-    term = terms.crd(*_embeddings(setup), num_examples=setup.num_examples, num_negatives=negatives)
-    return _with_labels(crd=(term, 0.8))
+    return terms.crd(*_embeddings(setup), num_examples=setup.num_examples, num_negatives=negatives)
 
 
-def _named(*methods: Callable[[Setup], Weighted]) -> dict[str, Callable[[Setup], Weighted]]:
-    return {method.__name__.replace("_", "-"): method for method in methods}
-
-
-LOGITS = _named(
-    scratch, kd, logit_std, dkd, nkd, wsld, dist, ttm, wttm, mlkd, ctkd, logit_mse, skd, tfkd,
-    reverse_kl, js, skew_kl, skew_reverse_kl, total_variation, akl, taid,
-)  # fmt: skip
-FEATURES = _named(
-    uskd, hint, ab, vid, pad, srrl, rkd, sp, cc, cc_neighbours, pkt, darkrank, itrd, crd,
-)  # fmt: skip
-SPATIAL = _named(at, nst, fsp, ft, ofd, review, cat, cwd, mgd, simkd, semckd, ickd)
-METHODS: Mapping[str, Callable[[Setup], Weighted]] = {**LOGITS, **FEATURES, **SPATIAL}
+_CLASS_MAPS = ("class_maps", "class_maps")
+_LABELS, _BATCH, _MAPS, _FEATURES = Need.LABELS, Need.WHOLE_BATCH, Need.MAPS, Need.FEATURES
+_RELATED, _RELATED_MAPS = _FEATURES | _BATCH, _MAPS | _BATCH
+_ROWS: dict[str, Method] = {
+    "scratch": Method(_LABELS, lambda s: {}),
+    "kd": Method(Need.NOTHING, _kd),
+    "logit-std": Method(
+        Need.NOTHING,
+        lambda s: terms.standardized(terms.soft_targets(temperature=2.0)),
+        9.0,
+        label_weight=0.1,
+    ),
+    "dkd": Method(_LABELS, _of(losses.dkd_loss), warms_up=True),
+    "nkd": Method(_LABELS, _of(losses.nkd_loss, temperature=3.0, nontarget_weight=3.5)),
+    "wsld": Method(_LABELS, _of(losses.wsld_loss, temperature=4.0), 2.25),
+    "dist": Method(
+        _BATCH, _of(losses.dist_loss, temperature=4.0, inter_weight=2.0, intra_weight=2.0)
+    ),
+    "ttm": Method(Need.NOTHING, _of(losses.ttm_loss), 45.0),
+    "wttm": Method(Need.NOTHING, _of(losses.wttm_loss), 4.0),
+    "mlkd": Method(_BATCH, _of(losses.multi_level_loss), 0.9, label_weight=0.1),
+    "ctkd": Method(
+        Need.NOTHING, lambda s: terms.curriculum_temperature(s.share(1 / 24)), 0.9, label_weight=0.1
+    ),
+    "logit-mse": Method(Need.NOTHING, _of(losses.logit_mse_loss)),
+    "skd": Method(_BATCH | Need.CLASSIFIER, _skd),
+    "tfkd": Method(_LABELS, _of(losses.virtual_teacher_loss), 0.1, label_weight=0.9),
+    # Divergences, in the forms that language models use; the weights are ours.
+    "reverse-kl": Method(Need.NOTHING, _of(losses.reverse_kl_divergence)),
+    "js": Method(Need.NOTHING, _of(losses.generalized_js_divergence)),
+    "skew-kl": Method(Need.NOTHING, _of(losses.skew_kl_divergence)),
+    "skew-reverse-kl": Method(Need.NOTHING, _of(losses.skew_reverse_kl_divergence)),
+    "total-variation": Method(Need.NOTHING, _of(losses.total_variation)),
+    "akl": Method(Need.NOTHING, _of(losses.adaptive_kl_divergence)),
+    "taid": Method(Need.NOTHING, lambda s: terms.taid(num_steps=s.num_steps)),
+    # Features of any shape, relations and contrast.
+    "uskd": Method(_FEATURES | _LABELS | _BATCH, _uskd),
+    "hint": Method(_RELATED, _hint, 100.0),
+    "ab": Method(_RELATED, lambda s: terms.activation_boundary(*_preactivations(s)), 3e-3),
+    "vid": Method(_FEATURES, lambda s: terms.vid(*_stages(s))),
+    "pad": Method(_RELATED, lambda s: terms.prime_aware(*_embeddings(s)), warms_up=True),
+    "srrl": Method(_RELATED | Need.CLASSIFIER, _srrl),
+    "rkd": Method(_RELATED, _rkd),
+    "sp": Method(_RELATED, _of(losses.similarity_preserving_loss, _last), 3000.0),
+    "cc": Method(_RELATED, _of(losses.correlation_congruence_loss, _embeddings), 100.0),
+    "cc-neighbours": Method(
+        _RELATED, lambda s: terms.consecutive_correlation(*_embeddings(s)), 0.02
+    ),
+    "pkt": Method(_RELATED, _of(losses.probabilistic_transfer_loss, _embeddings), 30000.0),
+    "darkrank": Method(
+        _RELATED, lambda s: terms.normalized(_of(losses.hard_dark_rank_loss, _embeddings)(s))
+    ),
+    "itrd": Method(_RELATED, lambda s: terms.itrd(*_embeddings(s))),
+    "crd": Method(_FEATURES | Need.INDEX, _crd, 0.8),
+    # Feature maps.
+    "at": Method(_MAPS, _of(losses.attention_transfer_loss, _stages), 1000.0),
+    "nst": Method(_MAPS, _of(losses.neuron_selectivity_loss, _stages), 50.0),
+    "fsp": Method(_MAPS | Need.SAME_WIDTHS, _of(losses.flow_loss, _stages), 10.0),
+    # The paraphraser learns at a fifth of the rate, as in the tables.
+    "ft": Method(
+        _RELATED_MAPS,
+        lambda s: terms.factor_transfer(*_last(s), reconstruction_weight=0.2 / 500),
+        500.0,
+    ),
+    "ofd": Method(_RELATED_MAPS | Need.NORMS, _ofd, 1e-3),
+    "review": Method(_RELATED_MAPS, _review, 0.6, warms_up=True),
+    "cat": Method(_MAPS, _of(losses.class_attention_loss, lambda s: _CLASS_MAPS), 50.0),
+    "cwd": Method(_MAPS | Need.SAME_LAST_WIDTH, _of(_channel_wise, _last), 10.0),
+    "mgd": Method(_MAPS, lambda s: terms.masked_generation(*_last(s), mask_ratio=0.15), 1.2e-3),
+    "simkd": Method(_MAPS | Need.CLASSIFIER, _simkd, label_weight=0.0, reuses_classifier=True),
+    "semckd": Method(_RELATED_MAPS, _semckd),
+    "ickd": Method(_RELATED_MAPS, lambda s: terms.inter_channel_correlation(*_last(s)), 2.5),
+}
+METHODS: Mapping[str, Method] = {
+    name: method._replace(line=LINES[name]) for name, method in _ROWS.items()
+}
 """What `--method` knows: methods of logits, of features of any shape, and of feature maps."""
 
 BY_DESIGN: Mapping[str, tuple[str, ...]] = {
@@ -446,13 +440,3 @@ BY_DESIGN: Mapping[str, tuple[str, ...]] = {
     "wttm": ("zero at equality",),
 }
 """What terms break on purpose, of the checks that `--audit` makes."""
-
-
-def check(name, student, teacher):
-    from kdjax.runs import fitting
-    fitting.check_fit(name, student, teacher)
-
-
-def fits(name, student, teacher):
-    from kdjax.runs import fitting
-    return fitting.fits(name, student, teacher)

@@ -11,7 +11,6 @@ import numpy as np
 from kdjax import models
 from kdjax.models import Network, NetworkSpec
 from kdjax.runs.settings import NetworkSettings, TeacherSettings
-from kdjax.types import FeaturePaths, PyTree
 
 
 def make_spec(
@@ -58,17 +57,6 @@ def check_blocks(specs: Mapping[str, NetworkSpec]) -> None:
             raise ValueError(
                 f"--rematerialise computes blocks again, and {flag}.name {spec.name} has none"
             )
-
-
-def classifier_of(method: str, teacher: FeaturePaths, params: PyTree) -> PyTree:
-    """Return the last layer of a teacher, for a method that reads it.
-
-    Raises:
-        ValueError: if the teacher answers through the classifier of its own teacher.
-    """
-    if teacher.head not in params:
-        raise ValueError(f"--method {method} needs a teacher with a classifier of its own")
-    return params[teacher.head]
 
 
 def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:

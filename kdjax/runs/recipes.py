@@ -3,8 +3,9 @@
 import optax
 
 from kdjax import data, step
-from kdjax.runs.settings import Augmentation, OptimizerSettings, default_learning_rate
 from kdjax.optimizers import max_norm
+from kdjax.runs.resolved import default_learning_rate
+from kdjax.runs.settings import Augmentation, OptimizerSettings
 
 
 def make_optimizer(

@@ -9,11 +9,12 @@ import numpy as np
 from kdjax import data, distributed, models, sharding, step, teachers, terms
 from kdjax.models import Network, NetworkSpec
 from kdjax.objective import combine
-from kdjax.runs import methods, recipes, training
+from kdjax.runs import evaluation, methods, recipes, training
 from kdjax.runs.console import say
+from kdjax.runs.evaluation import Arrays, Run
 from kdjax.runs.experiment import Experiment, spec_of
 from kdjax.runs.settings import Augmentation, NetworkSettings
-from kdjax.runs.training import Arrays, Run, Training
+from kdjax.runs.training import Training
 from kdjax.types import Model, Objective, Teacher
 
 
@@ -234,7 +235,7 @@ def with_logits(run: Run, network: Network, examples: Arrays) -> Arrays:
     """Put a network's logits beside examples that have none yet."""
     if "teacher_logits" in examples or not len(examples["label"]):
         return examples
-    logits = training.predict(run, network.model, network.variables, examples)
+    logits = evaluation.predict(run, network.model, network.variables, examples)
     return {**examples, "teacher_logits": logits}
 
 

@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from kdjax import checkpoint, data, loop, many, metrics, models, sharding, step, teachers
+from kdjax import checkpoint, data, loop, many, metrics, models, sharding, step
 from kdjax.distributed import gathered
 from kdjax.runs.console import progress, say
+from kdjax.runs.evaluation import Arrays, Run, measure, on_mesh
 from kdjax.runs.settings import STEPS_PER_CALL
-from kdjax.runs.workdir import MetricsLog
 from kdjax.types import (
     Array,
     Batch,
@@ -33,35 +32,10 @@ from kdjax.types import (
     Variables,
 )
 
-Arrays = Mapping[str, Any]
-"""NumPy arrays by name, or columns of `kdjax.data` that are read while they are used."""
 RowsFn = Callable[[int, int], Iterator[dict[str, np.ndarray]]]
 """The examples of every batch: (seed, first step) -> an iterator of `index` [batch]."""
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 StepFn = Callable[[PyTree, Teacher], Step]
-EVAL_BATCH_SIZE = 500
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What all trainings of a run share."""
-
-    workdir: Path
-    mesh: Mesh
-    log: MetricsLog
-    stop_fn: Callable[[], bool]
-    log_every: int = 50
-    eval_every: int | None = None
-    checkpoint_every: int | None = None
-    keep_last: int = 2
-    keep_best: bool = False
-    profile: bool = False
-    workers: int = 0
-    steps_per_call: int | None = None
-
-    def layout_fn(self, tree: PyTree) -> PyTree:
-        """Return where arrays of ours live: a training's state, a network's variables."""
-        return sharding.shardings(tree, self.mesh, sharding.NETWORK_RULES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +142,7 @@ def train_together(
         loop.NonFiniteLoss: if a member's loss was nan or infinite.
         loop.Stopped: if the run was asked to stop; the state is saved.
     """
-    members = [_made(training, seed) for seed in seeds]
-    states = many.stack(members)
+    states = _made_alike(training, seeds)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), states)
     found = checkpoint.restore(directory, like)
     states = found[1] if found else states
@@ -225,40 +198,6 @@ def audit(
     if not report.passed:
         names = ", ".join(finding.name for finding in report.failures)
         raise ValueError(f"--audit: does not hold: {names}; the table above says what to do")
-
-
-def measure(run: Run, eval_step: Any, variables: Variables, arrays: Arrays) -> dict[str, Any]:
-    """Evaluate a network on every example once, as `{name: (total, count)}`."""
-    return loop.evaluate(eval_step, variables, _eval_batches(run, arrays, EVAL_BATCH_SIZE))
-
-
-def predict(
-    run: Run,
-    model: Model,
-    variables: Variables,
-    arrays: Arrays,
-    *,
-    batch_size: int = EVAL_BATCH_SIZE,
-) -> np.ndarray:
-    """Compute the logits of a network on the mesh for every example, [examples, num_classes]."""
-    leaves, tree = jax.tree.flatten(sharding.layout_of(variables))
-    answer = functools.partial(_logits, model, (tuple(leaves), tree), variables)
-    return loop.predict(answer, _eval_batches(run, arrays, batch_size))
-
-
-def mean_of(logits: Sequence[np.ndarray] | np.ndarray, temperature: float) -> np.ndarray:
-    """Average the probabilities of several networks at a temperature.
-
-    Args:
-        logits: [networks, ..., num_classes].
-        temperature: where the probabilities are averaged.
-
-    Returns:
-        Logits of the mean, [..., num_classes].
-    """
-    given = [Teacher(jnp.asarray(z), lambda own, batch: Outputs(own)) for z in logits]
-    mean = teachers.ensemble(given, temperature=temperature)
-    return np.asarray(mean.apply(mean.variables, {}).logits)
 
 
 def forget_programs() -> None:
@@ -375,7 +314,16 @@ def _fed(run: Run, training: Training, seed: int, state: TrainState, most: int) 
         step_of_rows = many.several(held) if most > 1 else held
         yield _Feed(step_of_rows, _rows(training, seed, start), most)
         return
-    batches = _batches(run, training, seed, start)
+    size = training.batch_size
+    own = data.train_batches(
+        training.examples,
+        seed=seed,
+        batch_size=size,
+        start_step=start,
+        rows=sharding.local_rows(run.mesh, size),
+        workers=run.workers,
+    )
+    batches = on_mesh(run, training.examples, own)
     try:
         yield _Feed(training.train_step, batches, 1)
     finally:
@@ -456,33 +404,36 @@ def _step_of(state: TrainState) -> int:
     return int(np.max(state.step))
 
 
-def _made(training: Training, seed: int) -> TrainState:
-    """Make the state that a member of a program starts from."""
+def _made(training: Training, key: Array, batch: Batch, outputs: Outputs | None) -> TrainState:
+    """Make the state that a training starts from."""
+    state: TrainState = step.init_train_state(
+        key, training.model, training.objective, training.optimizer, batch, outputs
+    )
+    return state
+
+
+def _made_alike(training: Training, seeds: Sequence[int]) -> TrainState:
+    """Make the states that members of a program start from."""
     batch = {name: x[:2] for name, x in training.examples.items()}
     outputs = training.teacher.apply(training.teacher.variables, batch)
-    return step.init_train_state(
-        jax.random.key(seed), training.model, training.objective, training.optimizer, batch, outputs
-    )
+    keys = (jax.random.key(seed) for seed in seeds)
+    states: TrainState = many.stack([_made(training, key, batch, outputs) for key in keys])
+    return states
 
 
 def _restored_or_made(
     run: Run, training: Training, directory: Path, seed: int, batch: Batch
 ) -> TrainState:
     """Read the newest state, or make one, where its arrays live on this run's mesh."""
-
-    def make(key: Array, batch: Batch, outputs: Outputs | None) -> TrainState:
-        return step.init_train_state(
-            key, training.model, training.objective, training.optimizer, batch, outputs
-        )
-
+    make = functools.partial(_made, training)
     outputs = jax.jit(training.teacher.apply)(training.teacher.variables, batch)
     args = jax.random.key(seed), batch, outputs
     like = sharding.abstract(make, *args, layout_fn=run.layout_fn)
     found = checkpoint.restore(directory, like)
-    if found:
-        return found[1]
-    state = sharding.initialize(make, *args, layout_fn=run.layout_fn)
-    if training.start is None:
+    state: TrainState = (
+        found[1] if found else sharding.initialize(make, *args, layout_fn=run.layout_fn)
+    )
+    if found or training.start is None:
         return state
     # The step donates its buffers, and the start must survive.
     params, model_state = jax.tree.map(jnp.copy, training.start)
@@ -495,39 +446,3 @@ def _first_batch(run: Run, training: Training, seed: int) -> Batch:
     rows = sharding.local_rows(run.mesh, size)
     first = data.train_batch(training.examples, 0, seed=seed, batch_size=size, rows=rows)
     return sharding.shard_batch(first, run.mesh)
-
-
-def _batches(run: Run, training: Training, seed: int, start: int) -> Iterator[Batch]:
-    size = training.batch_size
-    batches = data.train_batches(
-        training.examples,
-        seed=seed,
-        batch_size=size,
-        start_step=start,
-        rows=sharding.local_rows(run.mesh, size),
-        workers=run.workers,
-    )
-    return _placed(run, training.examples, batches)
-
-
-def _eval_batches(run: Run, arrays: Arrays, batch_size: int) -> Iterator[Batch]:
-    """Cut examples into padded, masked batches on the mesh."""
-    devices = run.mesh.size
-    size = -(-min(batch_size, len(arrays["label"])) // devices) * devices
-    rows = sharding.local_rows(run.mesh, size)
-    batches = data.eval_batches(arrays, batch_size=size, rows=rows, workers=run.workers)
-    yield from _placed(run, arrays, batches)
-
-
-def _placed(run: Run, arrays: Arrays, batches: Iterator[Any]) -> Iterator[Batch]:
-    """Put batches on the mesh: ahead of their use where it takes time to make them."""
-    place_fn = functools.partial(sharding.shard_batch, mesh=run.mesh)
-    return data.prefetch(batches, place_fn) if data.is_lazy(arrays) else map(place_fn, batches)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _logits(model: Model, layout: Any, variables: Variables, batch: Batch) -> Array:
-    leaves, tree = layout
-    whole: Variables = sharding.gather(variables, jax.tree.unflatten(tree, leaves))
-    outputs, _ = model.apply(whole.params, whole.state, batch["image"], train=False)
-    return outputs.logits.astype(np.float32)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from kdjax import losses
 from kdjax.losses import _inputs
 from kdjax.losses._numerics import norms
-from kdjax.terms._base import feature_of, teacher_of
 from kdjax.terms._layers import batch_norm, conv, init_conv, init_linear, init_norm, linear
+from kdjax.terms._reading import feature_of, paths_of, teacher_of
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
 
 _EMBED_FACTOR = 4
@@ -75,13 +75,13 @@ def semantic_calibration(student_features: Sequence[str], teacher_features: Sequ
 
 
 def _paths(student: Sequence[str], teacher: Sequence[str]) -> tuple[list[str], list[str]]:
-    paths = [[x] if isinstance(x, str) else list(x) for x in (student, teacher)]
+    paths = paths_of(student), paths_of(teacher)
     if not all(paths):
         raise ValueError(
             f"semantic_calibration: student_features are {paths[0]} and teacher_features "
             f"{paths[1]}, expected at least one of each"
         )
-    return paths[0], paths[1]
+    return paths
 
 
 def _features(

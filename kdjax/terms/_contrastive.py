@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from kdjax import losses
 from kdjax.losses._numerics import norms
 from kdjax.terms._layers import init_linear, linear
-from kdjax.terms._relations import rows_of
+from kdjax.terms._reading import rows_of
 from kdjax.types import Array, Batch, PyTree, Term, TermInputs, Variables
 
 _OTHER = {"student": "teacher", "teacher": "student"}

@@ -1,11 +1,12 @@
-"""Terms whose temperature is learned."""
+"""Terms that change while the student learns: a temperature, a target."""
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
-from kdjax import losses
-from kdjax.terms._base import teacher_of
+from kdjax import losses, metrics
+from kdjax.terms._reading import teacher_of
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
 
 
@@ -63,3 +64,57 @@ def curriculum_temperature(
         return loss_fn(inputs, temperature), {"step": state["step"] + 1}
 
     return Term(init, apply, couples_batch)
+
+
+def taid(
+    *,
+    num_steps: int,
+    start: float = 0.4,
+    end: float = 1.0,
+    step_size: float = 5e-4,
+    decay: float = 0.99,
+) -> Term:
+    """Follow a target that moves from the student to the teacher, see `kdjax.losses.taid_loss`.
+
+    The target moves after every call that saw an example, faster while the loss falls; see
+    `kdjax.losses.taid_schedule_update`. A micro-batch is a call: with n of them a training of
+    `num_steps` steps has n times as many.
+
+    Args:
+        num_steps: how many calls the training has.
+        start: the first interpolation, in [0, 1].
+        end: the last one.
+        step_size: how far one call may move it beyond the straight line.
+        decay: of the running mean of the relative improvement.
+
+    Returns:
+        A term whose state is the schedule's.
+
+    Raises:
+        ValueError: if there are no steps, or at trace time if a number is out of its range.
+    """
+    if num_steps < 1:
+        raise ValueError(f"taid: num_steps must be positive, got {num_steps}")
+
+    def init(key: Array, inputs: TermInputs) -> Variables:
+        return Variables({}, losses.taid_schedule_init(start=start))
+
+    def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
+        values = losses.taid_loss(
+            inputs.student.logits,
+            teacher_of(inputs).logits,
+            interpolation=state["interpolation"],
+        )
+        total, count = metrics.masked_sum(values, inputs.mask)
+        moved = losses.taid_schedule_update(
+            state,
+            total / jnp.maximum(count, 1),
+            state["num_updates"] / num_steps,
+            start=start,
+            end=end,
+            step_size=step_size,
+            decay=decay,
+        )
+        return values, jax.tree.map(lambda new, old: jnp.where(count > 0, new, old), moved, state)
+
+    return Term(init, apply)

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.terms._base import feature_of, teacher_of
 from kdjax.terms._layers import batch_norm, conv, init_conv, init_norm
-from kdjax.terms._stages import stages
+from kdjax.terms._reading import feature_of, pair_of, teacher_of
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
 
 _SLOPE = 0.1  # of the leaky ReLUs
@@ -55,10 +54,10 @@ def factor_transfer(
         2018, arXiv:1802.04977.
     """
     _check_rate("factor_transfer", rate)
-    paths = [(student_feature, teacher_feature)]
+    name, paths = "factor_transfer", (student_feature, teacher_feature)
 
     def init(key: Array, inputs: TermInputs) -> Variables:
-        [(student, teacher)] = stages("factor_transfer", inputs, paths)
+        student, teacher = pair_of(name, inputs, *paths)
         keys = jax.random.split(key)
         own = _init_translator(keys[0], student.shape[-1], _width(teacher, rate))
         if paraphraser is not None:
@@ -68,7 +67,7 @@ def factor_transfer(
         return Variables({"translator": own, "paraphraser": learned}, {})
 
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
-        [(student, teacher)] = stages("factor_transfer", inputs, paths)
+        student, teacher = pair_of(name, inputs, *paths)
         theirs = state["paraphraser"] if paraphraser is not None else params["paraphraser"]
         factors = _translate(params["translator"], student, inputs.mask)
         wanted = _encode(theirs, teacher)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.losses import _inputs
-from kdjax.terms._base import feature_of, teacher_of
 from kdjax.terms._layers import init_conv, init_linear, linear
+from kdjax.terms._reading import pair_of
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
 
 
@@ -50,9 +50,8 @@ def masked_generation(
 
     def features(inputs: TermInputs) -> tuple[Array, Array]:
         name = "masked_generation"
-        student = feature_of(name, "student", inputs.student, student_feature)
-        teacher = feature_of(name, "teacher", teacher_of(inputs), teacher_feature)
-        student, teacher = _inputs.as_one_size(name, student, teacher)
+        pair = pair_of(name, inputs, student_feature, teacher_feature)
+        student, teacher = _inputs.as_one_size(name, *pair)
         return student, teacher
 
     def init(key: Array, inputs: TermInputs) -> Variables:

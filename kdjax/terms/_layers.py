@@ -57,7 +57,7 @@ def init_norm(width: int) -> PyTree:
 
 
 def batch_norm(params: PyTree, x: Array, mask: Array, *, eps: float = 1e-5) -> Array:
-    """Normalise every channel over the examples that count, and all positions.
+    """Normalize every channel over the examples that count, and all positions.
 
     Args:
         params: `scale` and `bias`, [channels].
@@ -77,3 +77,13 @@ def _mean(x: Array, counts: Array) -> Array:
     axes = tuple(range(x.ndim - 1))
     total = jnp.sum(jnp.where(counts, x, 0), axis=axes)
     return total / jnp.maximum(jnp.sum(counts, axis=axes), 1).astype(x.dtype)
+
+
+def init_connector(key: Array, inputs: int, outputs: int) -> PyTree:
+    """Return `connect`, a linear map without bias, and `norm`, the BatchNorm behind it."""
+    return {"connect": init_linear(key, inputs, outputs, bias=False), "norm": init_norm(outputs)}
+
+
+def connect(params: PyTree, x: Array, mask: Array) -> Array:
+    """Bring features to another width: a 1x1 convolution, then BatchNorm over the batch."""
+    return batch_norm(params["norm"], linear(params["connect"], x), mask)

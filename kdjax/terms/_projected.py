@@ -1,4 +1,4 @@
-"""Terms that learn how to bring the student's features to the teacher's width."""
+"""Terms that bring one of the student's features to the teacher's width by a layer they learn."""
 
 from collections.abc import Mapping
 
@@ -6,54 +6,58 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.terms._base import feature_of, teacher_of
-from kdjax.terms._layers import batch_norm, init_linear, init_norm, linear
-from kdjax.terms._stages import Paths, pair_paths, stages, total
+from kdjax.losses import _inputs
+from kdjax.terms._layers import batch_norm, connect, init_connector, init_linear, init_norm, linear
+from kdjax.terms._reading import pair_of, teacher_of
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
 
 
-def inter_channel_correlation(student_features: Paths, teacher_features: Paths) -> Term:
-    """Keep how channels relate: ICKD, through a learned connector for each stage.
+def hint(student_feature: str, teacher_feature: str, *, norm: bool = False) -> Term:
+    """Regress the teacher's features from the student's through a learned linear map.
 
-    See `kdjax.losses.inter_channel_correlation_loss`. The connector is a 1x1 convolution and
-    BatchNorm over the batch, as in the authors' code.
+    The map acts on the last axis (a 1x1 convolution on images, a dense layer on vectors and
+    tokens), belongs to the term and is thrown away after training. Of maps of different sizes the
+    larger is averaged first, see `kdjax.losses.match_sizes`.
 
     Args:
-        student_features: module path of a feature map, or one for each stage; the losses add up.
-        teacher_features: as many; heights and widths may differ.
+        student_feature: module path of a student feature, [batch, ..., student_width].
+        teacher_feature: module path of a teacher feature, [batch, ..., teacher_width], with as many
+            axes.
+        norm: follow the map by BatchNorm over the batch and ReLU, as the RepDistiller tables do for
+            features behind a ReLU: large weights then need no small learning rate.
 
     Returns:
-        A term with parameters `connect` and `norm` for each stage.
+        A term with parameters `kernel` [student_width, teacher_width] and `bias` [teacher_width],
+        with `norm` also `scale` [teacher_width].
 
     Raises:
-        ValueError: if the paths are not as many; at trace time, if a feature was not captured.
+        ValueError: at trace time, if a network captured no feature of that name, or the numbers of
+            axes differ.
 
     References:
-        Liu, Huang, Lin, Xie, Wang, Chang, Liang, "Exploring Inter-Channel Correlation for
-        Diversity-preserved Knowledge Distillation", 2022, arXiv:2202.03680.
+        Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", 2014,
+        arXiv:1412.6550.
     """
-    name = "inter_channel_correlation"
-    paths = pair_paths(name, student_features, teacher_features)
+
+    def features(inputs: TermInputs) -> tuple[Array, Array]:
+        pair = pair_of("hint", inputs, student_feature, teacher_feature)
+        student, teacher = _inputs.as_one_size("hint", *pair)
+        return student, teacher
 
     def init(key: Array, inputs: TermInputs) -> Variables:
-        pairs = stages(name, inputs, paths)
-        params = {
-            f"stage_{i}": _init_connector(jax.random.fold_in(key, i), s.shape[-1], t.shape[-1])
-            for i, (s, t) in enumerate(pairs)
-        }
-        return Variables(params, {})
+        student, teacher = features(inputs)
+        width = teacher.shape[-1]
+        own = init_linear(key, student.shape[-1], width, bias=not norm)
+        return Variables(own | (init_norm(width) if norm else {}), {})
 
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
-        pairs = enumerate(stages(name, inputs, paths))
-        values = total(
-            losses.inter_channel_correlation_loss(
-                _connect(params[f"stage_{i}"], student, inputs.mask), teacher
-            )
-            for i, (student, teacher) in pairs
-        )
-        return values, state
+        student, teacher = features(inputs)
+        if norm:
+            mapped = batch_norm(params, linear({"kernel": params["kernel"]}, student), inputs.mask)
+            return losses.hint_loss(jax.nn.relu(mapped), teacher), state
+        return losses.hint_loss(linear(params, student), teacher), state
 
-    return Term(init, apply, couples_batch=True)
+    return Term(init, apply, couples_batch=norm)
 
 
 def prime_aware(student_feature: str, teacher_feature: str, *, eps: float | Array = 1e-6) -> Term:
@@ -77,21 +81,22 @@ def prime_aware(student_feature: str, teacher_feature: str, *, eps: float | Arra
         Zhang, Lan, Dai, Zeng, Bai, Chang, Wei, "Prime-Aware Adaptive Distillation", 2020,
         arXiv:2008.01458.
     """
-    paths = (student_feature, teacher_feature)
+
+    def features(inputs: TermInputs) -> tuple[Array, Array]:
+        return pair_of("prime_aware", inputs, student_feature, teacher_feature)
 
     def init(key: Array, inputs: TermInputs) -> Variables:
         first, second = jax.random.split(key)
-        student, teacher = _features("prime_aware", inputs, paths)
-        widths = student.shape[-1], teacher.shape[-1]
+        inner, outer = (x.shape[-1] for x in features(inputs))
         params = {
-            "mean": init_linear(first, *widths),
-            "log_variance": init_linear(second, *widths, bias=False),
-            "norm": init_norm(widths[1]),
+            "mean": init_linear(first, inner, outer),
+            "log_variance": init_linear(second, inner, outer, bias=False),
+            "norm": init_norm(outer),
         }
         return Variables(params, {})
 
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
-        student, teacher = _features("prime_aware", inputs, paths)
+        student, teacher = features(inputs)
         mean, spread = linear(params["mean"], student), linear(params["log_variance"], student)
         spread = batch_norm(params["norm"], spread, inputs.mask)
         return losses.prime_aware_loss(mean, teacher, spread, eps=eps), state
@@ -131,17 +136,18 @@ def softmax_regression(
         Yang, Martinez, Bulat, Tzimiropoulos, "Knowledge Distillation via Softmax Regression
         Representation Learning", 2021, openreview ZzwDy_wiWv.
     """
-    paths = (student_feature, teacher_feature)
+
+    def features(inputs: TermInputs) -> tuple[Array, Array]:
+        return pair_of("softmax_regression", inputs, student_feature, teacher_feature)
 
     def init(key: Array, inputs: TermInputs) -> Variables:
-        student, teacher = _features("softmax_regression", inputs, paths)
-        params = _init_connector(key, student.shape[-1], teacher.shape[-1])
+        params = init_connector(key, *(x.shape[-1] for x in features(inputs)))
         # A copy: the state's buffers are donated, and the teacher needs its own.
         return Variables(params, {name: jnp.array(x) for name, x in classifier.items()})
 
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
-        student, teacher = _features("softmax_regression", inputs, paths)
-        x = jax.nn.relu(_connect(params, student, inputs.mask))
+        student, teacher = features(inputs)
+        x = jax.nn.relu(connect(params, student, inputs.mask))
         pooled = jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
         values = losses.softmax_regression_loss(
             x,
@@ -154,18 +160,3 @@ def softmax_regression(
         return values, state
 
     return Term(init, apply, couples_batch=True)
-
-
-def _features(term: str, inputs: TermInputs, paths: tuple[str, str]) -> tuple[Array, Array]:
-    return (
-        feature_of(term, "student", inputs.student, paths[0]),
-        feature_of(term, "teacher", teacher_of(inputs), paths[1]),
-    )
-
-
-def _init_connector(key: Array, inputs: int, outputs: int) -> PyTree:
-    return {"connect": init_linear(key, inputs, outputs, bias=False), "norm": init_norm(outputs)}
-
-
-def _connect(params: PyTree, x: Array, mask: Array) -> Array:
-    return batch_norm(params["norm"], linear(params["connect"], x), mask)

@@ -13,7 +13,7 @@ from kdjax.terms._layers import (
     init_norm,
     linear,
 )
-from kdjax.terms._stages import Paths, pair_paths, stages, total
+from kdjax.terms._reading import Paths, pair_paths, stages, total
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
 
 
@@ -110,7 +110,7 @@ def _conv_norm(params: PyTree, x: Array, mask: Array) -> Array:
 
 
 def _resize(x: Array, like: Array) -> Array:
-    """Take the nearest position towards the origin, in height and width."""
+    """Return the values at the nearest positions towards the origin, in height and width."""
     rows, columns = (
         np.arange(new) * old // new for old, new in zip(x.shape[1:3], like.shape[1:3], strict=True)
     )

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.terms._base import feature_of
 from kdjax.terms._layers import init_linear, linear
+from kdjax.terms._reading import feature_of
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
 
 

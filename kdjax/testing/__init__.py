@@ -4,9 +4,10 @@
 `audit` belongs in a script, looks at an objective on its own first batch, and returns a table.
 """
 
-from kdjax.testing._audit import Finding, Report, audit
+from kdjax.testing._audit import audit
+from kdjax.testing._drawing import term_inputs
+from kdjax.testing._harness import Finding, Report
 from kdjax.testing._losses import check_loss
-from kdjax.testing._term_inputs import term_inputs
 from kdjax.testing._terms import check_term
 
 __all__ = ["Finding", "Report", "audit", "check_loss", "check_term", "term_inputs"]

@@ -1,68 +1,24 @@
 """`audit`: an objective held against what it should satisfy, on the first batch of real data."""
 
-import dataclasses
-from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from kdjax.testing import _findings
-from kdjax.testing._probe import Probe, cast
+from kdjax.testing import _audit_checks
+from kdjax.testing._harness import Check, Finding, Report, examine
+from kdjax.testing._probe import Probe, cast, of_objective
 from kdjax.types import Array, Batch, Objective, Outputs, TermInputs
 
-CHECKS: Mapping[str, Callable[[Probe], _findings.Verdict]] = {
-    "finite": _findings.finite,
-    "zero at equality": _findings.zero_at_equality,
-    "shift invariance": _findings.shift_invariance,
-    "T^2 slope": _findings.temperature_scale,
-    "mask neutrality": _findings.mask_neutrality,
-    "accumulation": _findings.accumulation,
-    "teacher gradient": _findings.teacher_gradient,
-    "bfloat16": _findings.low_precision,
+CHECKS: Mapping[str, Check] = {
+    "zero at equality": _audit_checks.zero_at_equality,
+    "shift invariance": _audit_checks.shift_invariance,
+    "T^2 slope": _audit_checks.temperature_scale,
+    "mask neutrality": _audit_checks.mask_neutrality,
+    "accumulation": _audit_checks.accumulation,
+    "teacher gradient": _audit_checks.teacher_gradient,
+    "bfloat16": _audit_checks.low_precision,
 }
-
-
-class Finding(NamedTuple):
-    """What one check says of one term; `passed` is None where the check does not apply."""
-
-    term: str
-    check: str
-    passed: bool | None
-    detail: str
-
-    @property
-    def name(self) -> str:
-        """Term and check in one."""
-        return f"{self.term}: {self.check}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """All findings; printed, it is a table."""
-
-    findings: tuple[Finding, ...]
-
-    @property
-    def failures(self) -> tuple[Finding, ...]:
-        """The findings that failed."""
-        return tuple(finding for finding in self.findings if finding.passed is False)
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed."""
-        return not self.failures
-
-    def __str__(self) -> str:
-        marks = {True: "ok", False: "FAIL", None: "-"}
-        rows = [("term", "check", "", "what was found")]
-        rows += [(f.term, f.check, marks[f.passed], f.detail) for f in self.findings]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [
-            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
-            for row in rows
-        ]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def audit(
@@ -126,29 +82,30 @@ def audit(
     exempt = _checked(exempt or {})
     findings = []
     for name in sorted(variables.params):
-        probe = Probe(objective, name, variables, inputs)
+        probe = of_objective(name, objective, variables, inputs)
         findings += _findings_of(probe, exempt.get(name, ()))
     return Report(tuple(findings))
 
 
 def _findings_of(probe: Probe, exempt: Collection[str]) -> list[Finding]:
-    found: list[Finding] = []
-    for check, fn in CHECKS.items():
-        passed, detail = fn(probe)
-        broken = passed is False
-        if broken and check in exempt:
-            passed, detail = None, f"exempt; {detail}"
-        found.append(Finding(probe.name, check, passed, detail))
-        if check == "finite" and broken:
-            break  # nothing more can be said of a nan
-    return found
+    first = examine(probe.name, {"finite": _audit_checks.finite}, probe)
+    # Nothing more can be said of a nan.
+    checks = {} if first[0].passed is False else CHECKS
+    return [_spared(f, exempt) for f in (*first, *examine(probe.name, checks, probe))]
+
+
+def _spared(finding: Finding, exempt: Collection[str]) -> Finding:
+    if finding.passed is False and finding.check in exempt:
+        return finding._replace(passed=None, detail=f"exempt; {finding.detail}")
+    return finding
 
 
 def _checked(exempt: Mapping[str, Collection[str]]) -> Mapping[str, Collection[str]]:
+    known = ["finite", *CHECKS]
     for name, checks in exempt.items():
-        unknown = [check for check in checks if check not in CHECKS]
+        unknown = [check for check in checks if check not in known]
         if unknown:
             raise ValueError(
-                f"audit: exempt has {unknown} for {name!r}, expected checks out of {list(CHECKS)}"
+                f"audit: exempt has {unknown} for {name!r}, expected checks out of {known}"
             )
     return exempt

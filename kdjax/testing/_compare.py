@@ -1,7 +1,5 @@
 """Comparisons that say what was compared."""
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,28 +47,3 @@ def numbers(tree: Any) -> list[np.ndarray]:
 def _plain(x: Any) -> Any:
     is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(x) if is_key else x
-
-
-@dataclasses.dataclass
-class Checks:
-    """Runs checks to the end and reports all that failed, each by the first line of its text."""
-
-    subject: str
-    failures: list[str] = dataclasses.field(default_factory=list)
-    count: int = 0
-
-    def __call__(self, check: Callable[..., None], *args: Any) -> None:
-        law = (check.__doc__ or "").split("\n")[0].rstrip(".")
-        self.count += 1
-        try:
-            check(*args)
-        except AssertionError as error:
-            self.failures.append(f"- {law}: {' '.join(str(error).split())}")
-        except Exception as error:
-            self.failures.append(f"- {law}: raised {type(error).__name__}: {error}")
-
-    def finish(self) -> None:
-        """Raise an AssertionError if anything failed."""
-        if self.failures:
-            head = f"{self.subject} fails {len(self.failures)} of {self.count} checks"
-            raise AssertionError("\n".join([head, *self.failures]))

@@ -6,22 +6,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.testing import _inputs
-from kdjax.testing._compare import assert_close, assert_finite, assert_not_nan, assert_zero
+from kdjax.testing import _drawing
+from kdjax.testing._compare import assert_finite, assert_not_nan, assert_zero
 from kdjax.testing._subject import Answer, Subject
 
 
-def check_where(subject: Subject, rtol: float) -> None:
+def check_where(subject: Subject) -> None:
     """A class that `where` leaves out is gone."""
     args = _with_class(subject, np.float32(3))
     keep = np.ones(jax.tree.leaves(args[0])[0].shape[-1], bool)
     keep[-1] = False
-    _assert_gone(subject, subject.answer(args, where=keep), rtol)
+    _assert_gone(subject, subject.answer(args, where=keep))
 
 
-def check_minus_infinity(subject: Subject, rtol: float) -> None:
+def check_minus_infinity(subject: Subject) -> None:
     """A class at -inf in both is gone; one at -inf in either gives no nan."""
-    _assert_gone(subject, subject.answer(_with_class(subject, -np.float32(np.inf))), rtol)
+    _assert_gone(subject, subject.answer(_with_class(subject, -np.float32(np.inf))))
     cases = {"the student alone": (_exclude(subject, subject.student), subject.teacher)}
     if subject.signature.teacher is not None:
         cases["the teacher alone"] = (subject.student, _exclude(subject, subject.teacher))
@@ -32,15 +32,15 @@ def check_minus_infinity(subject: Subject, rtol: float) -> None:
         assert_finite(answer.student, f"gradients, with -inf in {words}")
 
 
-def check_mask(subject: Subject, rtol: float) -> None:
+def check_mask(subject: Subject) -> None:
     """Examples that `mask` leaves out neither pair nor count."""
-    mask = np.resize(np.array([1, 0, 1, 1, 0, 1, 1, 1], bool), subject.batch[0])
+    mask = _drawing.some_mask(subject.batch[0])
     got, few = subject.answer(mask=mask), subject.answer(subject.rows(lambda x: x[mask]))
-    assert_close(got.values[mask], few.values, rtol, "masked (left), without the others (right)")
+    subject.assert_close(got.values[mask], few.values, "masked (left), without the others (right)")
     assert_zero(got.values[~mask], "values of masked examples")
     for ours, theirs in ((got.student, few.student), (got.teacher, few.teacher)):
         kept = jax.tree.map(lambda x: x[mask], ours)
-        assert_close(kept, theirs, 10 * rtol, "gradients, masked (left), without them (right)")
+        subject.assert_close(kept, theirs, "gradients, masked (left), without them (right)", 10)
     assert_zero(jax.tree.map(lambda x: x[~mask], got.student), "gradients of masked examples")
     none = subject.answer(mask=np.zeros_like(mask))
     assert_zero(none.values, "values where every example is masked")
@@ -57,11 +57,7 @@ def check_one_example(subject: Subject) -> None:
 def check_extremes(subject: Subject) -> None:
     """Finite at extremes, constants, zeros and equality, gradients too."""
     student, teacher = subject.student, subject.teacher
-    rng = np.random.default_rng(2)
-    if subject.signature.has_classes:
-        pairs = _extreme_logits(subject, rng)
-    else:
-        pairs = _extreme_features(student, teacher)
+    pairs = _extremes(subject)
     if jax.tree.map(np.shape, student) == jax.tree.map(np.shape, teacher):
         pairs["student = teacher"] = (teacher, teacher)
     for words, (first, second) in pairs.items():
@@ -91,7 +87,7 @@ def _assert_refused(subject: Subject, args: tuple[Any, ...]) -> None:
         for name, arg in zip(subject.signature.positional, args, strict=True)
     )
     try:
-        jax.eval_shape(subject.fn, *_inputs.as_arrays(args, np.float32))
+        jax.eval_shape(subject.fn, *_drawing.as_arrays(args, np.float32))
     except (ValueError, TypeError):
         return
     raise AssertionError(f"{shapes}: expected a ValueError or TypeError, but it was broadcast")
@@ -109,19 +105,19 @@ def _with_class(subject: Subject, fill: np.float32) -> tuple[Any, ...]:
     return subject.classes(grow, relabel)
 
 
-def _assert_gone(subject: Subject, got: Answer, rtol: float) -> None:
+def _assert_gone(subject: Subject, got: Answer) -> None:
     """Compare with the subject as it is; the answer has one class more, at the end."""
     want = subject.answer()
-    assert_close(got.values, want.values, rtol, "with a masked class (left), without it (right)")
+    subject.assert_close(got.values, want.values, "with a masked class (left), without it (right)")
     for ours, theirs in ((got.student, want.student), (got.teacher, want.teacher)):
         assert_zero(jax.tree.map(lambda x: x[..., -1], ours), "gradients of the masked class")
         others = jax.tree.map(lambda x: x[..., :-1], ours)
         words = "gradients, with a masked class (left), without it (right)"
-        assert_close(others, theirs, 10 * rtol, words)
+        subject.assert_close(others, theirs, words, 10)
 
 
 def _exclude(subject: Subject, tree: Any) -> Any:
-    """Put -inf at one class of every example, not its label."""
+    """Return logits with -inf at one class of every example, not its label."""
     labels = None if subject.signature.labels is None else subject.args[subject.signature.labels]
 
     def change(x: Any) -> Any:
@@ -142,44 +138,27 @@ def _one_hot(tree: Any) -> Any:
     return jax.tree.map(change, tree)
 
 
-def _extreme_logits(subject: Subject, rng: np.random.Generator) -> dict[str, Any]:
-    student, teacher = subject.student, subject.teacher
-    finish: Callable[[Any], Any] = (
-        _inputs.log_softmax if subject.signature.is_log_probs else np.asarray
-    )
-
-    def far(x: Any) -> Any:
-        return finish(rng.choice([-1e4, 0.0, 1.0, 1e4], size=x.shape)).astype(np.float32)
-
-    def flat(x: Any) -> Any:
-        return finish(np.zeros(x.shape)).astype(np.float32)
-
-    far_student, far_teacher = jax.tree.map(far, student), jax.tree.map(far, teacher)
-    flat_student, flat_teacher = jax.tree.map(flat, student), jax.tree.map(flat, teacher)
-    return {
-        "logits of +-1e4": (far_student, far_teacher),
-        "student's logits of +-1e4": (far_student, teacher),
-        "teacher's logits of +-1e4": (student, far_teacher),
-        "constant rows in the student": (flat_student, teacher),
-        "constant rows in the teacher": (student, flat_teacher),
-        "constant rows in both": (flat_student, flat_teacher),
+def _extremes(subject: Subject) -> dict[str, tuple[Any, Any]]:
+    """Return students and teachers that are extreme, one of them or both, by what they are."""
+    rng, pairs = np.random.default_rng(2), {}
+    finish = _drawing.log_softmax if subject.signature.is_log_probs else np.asarray
+    changes: dict[str, Callable[[Any], Any]] = {
+        "zeros": np.zeros_like,
+        "constants": np.ones_like,
+        "a dead channel": lambda x: x * (np.arange(x.shape[-1]) > 0).astype(x.dtype),
     }
+    if subject.signature.has_classes:
+        changes = {
+            "logits of +-1e4": lambda x: finish(rng.choice([-1e4, 0.0, 1.0, 1e4], size=x.shape)),
+            "constant rows": lambda x: finish(np.zeros(x.shape)),
+        }
+    for words, change in changes.items():
 
+        def changed(x: Any, change: Callable[[Any], Any] = change) -> Any:
+            return change(x).astype(np.float32)
 
-def _extreme_features(student: Any, teacher: Any) -> dict[str, Any]:
-    def dead(x: Any) -> Any:
-        return x * (np.arange(x.shape[-1]) > 0).astype(x.dtype)
-
-    def zero(x: Any) -> Any:
-        return np.zeros_like(x)
-
-    def flat(x: Any) -> Any:
-        return np.ones_like(x)
-
-    pairs = {}
-    for words, change in (("zeros", zero), ("constants", flat), ("a dead channel", dead)):
-        first, second = jax.tree.map(change, student), jax.tree.map(change, teacher)
-        pairs[f"{words} in the student"] = (first, teacher)
-        pairs[f"{words} in the teacher"] = (student, second)
+        first, second = (jax.tree.map(changed, x) for x in (subject.student, subject.teacher))
+        pairs[f"{words} in the student"] = (first, subject.teacher)
+        pairs[f"{words} in the teacher"] = (subject.student, second)
         pairs[f"{words} in both"] = (first, second)
     return pairs

@@ -7,8 +7,23 @@ import numpy as np
 
 from kdjax.testing._compare import assert_close, assert_zero
 from kdjax.testing._compile import compiled
-from kdjax.testing._inputs import as_arrays
+from kdjax.testing._drawing import as_arrays
 from kdjax.testing._subject import Subject
+
+
+def holds_teacher_constant(subject: Subject) -> bool:
+    """Whether a loss takes a teacher and says that it is data."""
+    return subject.signature.teacher is not None and subject.options.teacher_is_data is True
+
+
+def looks_at_both_alone(subject: Subject) -> bool:
+    """Whether a loss takes a teacher and no labels."""
+    return subject.signature.teacher is not None and subject.signature.labels is None
+
+
+def softens_logits(subject: Subject) -> bool:
+    """Whether a loss takes logits and a temperature."""
+    return subject.signature.is_logits and isinstance(subject.signature.temperature, int | float)
 
 
 def check_teacher_is_data(subject: Subject) -> None:
@@ -17,15 +32,16 @@ def check_teacher_is_data(subject: Subject) -> None:
     assert_zero(subject.answer().teacher, words)
 
 
-def check_nonnegative(subject: Subject, atol: float) -> None:
+def check_nonnegative(subject: Subject) -> None:
     """No value is negative."""
     smallest = subject.answer().values.min()
-    assert smallest >= -atol, f"the smallest value is {smallest:.3g}"
+    assert smallest >= -subject.options.zero_atol, f"the smallest value is {smallest:.3g}"
 
 
-def check_zero_at_equality(subject: Subject, atol: float) -> None:
+def check_zero_at_equality(subject: Subject) -> None:
     """The teacher as its own student costs nothing."""
-    if not _alike(subject.student, subject.teacher):
+    atol = subject.options.zero_atol
+    if jax.tree.map(np.shape, subject.student) != jax.tree.map(np.shape, subject.teacher):
         return
     answer = subject.answer(subject.put(subject.args, subject.teacher, subject.teacher))
     assert_zero(answer.values, "values where student and teacher are equal", atol)
@@ -35,16 +51,16 @@ def check_zero_at_equality(subject: Subject, atol: float) -> None:
         assert_zero(answer.student, words, max(1e-6 * scale, atol))
 
 
-def check_shift(subject: Subject, rtol: float) -> None:
+def check_shift(subject: Subject) -> None:
     """Adding a constant to an example's logits changes nothing."""
     student = jax.tree.map(lambda x: x + np.float32(64), subject.student)
     teacher = jax.tree.map(lambda x: x - np.float32(128), subject.teacher)
     values, shifted = subject.answer().values, subject.put(subject.args, student, teacher)
     words = "student + 64, teacher - 128 (left), as they are (right)"
-    assert_close(subject.answer(shifted).values, values, max(rtol, 1e-5), words)
+    assert_close(subject.answer(shifted).values, values, max(subject.options.rtol, 1e-5), words)
 
 
-def check_permutation(subject: Subject, rtol: float) -> None:
+def check_permutation(subject: Subject) -> None:
     """The order of the classes does not matter."""
     num_classes = jax.tree.leaves(subject.student)[0].shape[-1]
     order = np.random.default_rng(1).permutation(num_classes)
@@ -55,7 +71,7 @@ def check_permutation(subject: Subject, rtol: float) -> None:
 
     permuted = subject.answer(subject.classes(lambda x: x[..., order], relabel))
     words = "classes in another order (left), as they are (right)"
-    assert_close(permuted.values, subject.answer().values, rtol, words)
+    subject.assert_close(permuted.values, subject.answer().values, words)
 
 
 def check_temperature(subject: Subject) -> None:
@@ -81,14 +97,10 @@ def _pull(subject: Subject, temperature: float) -> float:
 
 def _gradient(subject: Subject, args: Any, temperature: float) -> np.ndarray:
     if subject.scalable:
-        return subject.answer(args, temperature=temperature).student
+        return np.asarray(subject.answer(args, temperature=temperature).student)
     arrays = as_arrays(args, np.float32)
 
     def total(student: Any) -> Any:
         return subject.fn(student, *arrays[1:], temperature=temperature).sum()
 
     return np.asarray(compiled(jax.grad(total))(arrays[0]))
-
-
-def _alike(a: Any, b: Any) -> bool:
-    return jax.tree.map(np.shape, a) == jax.tree.map(np.shape, b)

@@ -1,12 +1,42 @@
 """`check_loss`: what every distillation loss must satisfy, one law at a time."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from kdjax.testing import _edges, _laws, _transforms
-from kdjax.testing._compare import Checks
-from kdjax.testing._inputs import Inputs, signature_of
-from kdjax.testing._subject import subject_of
+from kdjax.testing import _edges, _equivalence, _laws
+from kdjax.testing._drawing import Inputs
+from kdjax.testing._harness import by_law, examine, raise_failures
+from kdjax.testing._subject import Options, Subject, signature_for, subject_of
+
+
+class _Law(NamedTuple):
+    """A check of a loss, whether a kind of loss has to pass it, and the keyword that says so."""
+
+    check: Callable[[Subject], None]
+    holds: Callable[[Subject], bool] = lambda subject: True
+    name: str = ""
+
+
+_LAWS = (
+    _Law(_equivalence.check_reference, lambda s: s.options.reference is not None),
+    _Law(_equivalence.check_jit),
+    _Law(_equivalence.check_low_precision),
+    _Law(_equivalence.check_vmap, lambda s: not s.options.couples_batch),
+    _Law(_equivalence.check_axis, lambda s: s.takes_classes("axis")),
+    _Law(_edges.check_where, lambda s: s.takes_classes("where")),
+    _Law(_edges.check_mask, lambda s: s.has_mask),
+    _Law(_edges.check_one_example, lambda s: s.has_mask),
+    _Law(_equivalence.check_gradients, lambda s: s.options.order > 0),
+    _Law(_laws.check_teacher_is_data, _laws.holds_teacher_constant, "teacher_is_data"),
+    _Law(_laws.check_nonnegative, name="nonnegative"),
+    _Law(_laws.check_zero_at_equality, _laws.looks_at_both_alone, "zero_at_equality"),
+    _Law(_laws.check_shift, lambda s: s.signature.is_logits, "shift_invariant"),
+    _Law(_laws.check_permutation, lambda s: s.signature.has_classes, "permutation_invariant"),
+    _Law(_laws.check_temperature, _laws.softens_logits, "temperature_invariant"),
+    _Law(_edges.check_minus_infinity, lambda s: s.signature.has_classes, "minus_infinity"),
+    _Law(_edges.check_extremes, name="finite_at_extremes"),
+    _Law(_edges.check_misuse, name="rejects_broadcasting"),
+)
 
 
 def check_loss(
@@ -15,30 +45,22 @@ def check_loss(
     reference: Callable[..., Any] | None = None,
     inputs: Inputs | None = None,
     couples_batch: bool | None = None,
-    teacher_is_data: bool | None = None,
-    nonnegative: bool = True,
-    zero_at_equality: bool | None = None,
-    shift_invariant: bool | None = None,
-    permutation_invariant: bool | None = None,
-    temperature_invariant: bool | None = None,
-    minus_infinity: bool | None = None,
-    finite_at_extremes: bool = True,
-    rejects_broadcasting: bool = True,
     order: int = 1,
     rtol: float = 1e-5,
     rtol64: float = 1e-10,
     zero_atol: float = 0.0,
     seed: int = 0,
+    **laws: bool | None,
 ) -> None:
     """Check a loss against everything that a distillation loss should satisfy.
 
     What to draw is read off the names of the positional parameters: `student_logits`,
-    `student_log_probs`, or anything else for features; the teacher's likewise; `labels` (integer
+    `student_log_probs`, or anything else for features; the same for the teacher; `labels` (integer
     classes) or `label_probs`. Keywords of the loss decide what more is checked: `axis`, `where`
     (classes), `mask` (examples; such a loss relates the examples of a batch to one another) and
     `temperature`. Always checked: one value per example, float32 or wider, under `jit` and `vmap`,
-    with right gradients. The laws behind the star can be switched off for a loss that
-    rightly breaks one; None leaves the choice to the kind of loss.
+    with right gradients. A loss that rightly breaks a law is spared it by name, as in
+    `shift_invariant=False`; None leaves the choice to the kind of loss.
 
     Args:
         loss_fn: student first, then teacher and labels, arrays in and [batch...] out.
@@ -49,84 +71,64 @@ def check_loss(
             example.
         couples_batch: whether an example's value depends on the others; by default, whether there
             is a `mask`.
-        teacher_is_data: whether the teacher's gradient must be exactly zero (by default where the
-            name ends in `_loss`) or, when False, must be right.
-        nonnegative: no value is below zero.
-        zero_at_equality: the teacher as its own student costs nothing, and has no gradient. By
-            default where the loss takes a teacher and no labels.
-        shift_invariant: adding a constant to an example's logits changes nothing. By default for
-            logits.
-        permutation_invariant: the order of the classes does not matter. By default for logits
-            and log-probabilities.
-        temperature_invariant: the gradient keeps its size as the temperature grows: there is a
-            factor T^2. By default for logits with a `temperature`.
-        minus_infinity: a class at -inf in both adds nothing, one at -inf in one of them gives no
-            nan. By default for logits and log-probabilities.
-        finite_at_extremes: logits of +-1e4, constant rows and zero features have finite values and
-            gradients.
-        rejects_broadcasting: shapes that would be broadcast are refused with a ValueError or
-            TypeError.
         order: of the gradients that are held against finite differences; 0 for none, as it has to
             be where a loss holds a part of the student constant.
         rtol: relative tolerance in float32.
         rtol64: relative tolerance in float64, of the reference.
         zero_atol: how far from zero rounding may take a value at equality.
         seed: of the draws.
+        **laws: which laws hold, where that differs from the default:
+            `teacher_is_data`: the teacher's gradient is exactly zero (by default where the name
+            ends in `_loss`) or, when False, right;
+            `nonnegative`: no value is below zero;
+            `zero_at_equality`: the teacher as its own student costs nothing, and has no gradient.
+            By default where the loss takes a teacher and no labels;
+            `shift_invariant`: adding a constant to an example's logits changes nothing. By default
+            for logits;
+            `permutation_invariant`: the order of the classes does not matter. By default for logits
+            and log-probabilities;
+            `temperature_invariant`: the gradient keeps its size as the temperature grows: there is
+            a factor T^2. By default for logits with a `temperature`;
+            `minus_infinity`: a class at -inf in both adds nothing, one at -inf in one of them gives
+            no nan. By default for logits and log-probabilities;
+            `finite_at_extremes`: logits of +-1e4, constant rows and zero features have finite
+            values and gradients;
+            `rejects_broadcasting`: shapes that would be broadcast are refused with a ValueError or
+            TypeError.
 
     Raises:
         AssertionError: naming the loss and every law that it breaks.
-        TypeError: if the parameters do not say what to draw and there are no `inputs`.
+        TypeError: if the parameters do not say what to draw and there are no `inputs`, or there is
+            no law of that name.
 
     Example:
         >>> from kdjax import losses
         >>> from kdjax.testing import check_loss
         >>> check_loss(losses.hint_loss)
     """
-    signature = signature_of(loss_fn)
-    coupled = "mask" in signature.keywords if couples_batch is None else couples_batch
-    subject, others = subject_of(loss_fn, signature, inputs, couples_batch=coupled, seed=seed)
-    has_teacher, is_logits = signature.teacher is not None, signature.is_logits
-    plain = has_teacher and signature.labels is None
-    if teacher_is_data is None and signature.name.endswith("_loss"):
-        teacher_is_data = True
-    has_temperature = isinstance(signature.temperature, int | float)
+    unknown = laws.keys() - {law.name for law in _LAWS if law.name}
+    if unknown:
+        raise TypeError(f"check_loss: no law is named {', '.join(sorted(unknown))}")
+    signature = signature_for(loss_fn)
+    options = Options(
+        couples_batch="mask" in signature.defaults if couples_batch is None else couples_batch,
+        teacher_is_data=_teacher_is_data(signature.name, laws.pop("teacher_is_data", None)),
+        reference=reference,
+        order=order,
+        rtol=rtol,
+        rtol64=rtol64,
+        zero_atol=zero_atol,
+    )
+    subject = subject_of(loss_fn, signature, options, inputs, seed=seed)
+    _equivalence.check_types(subject)
+    chosen = [law.check for law in _LAWS if _holds(law, subject, laws.get(law.name))]
+    findings = examine(signature.name, by_law(chosen), subject)
+    raise_failures(f"check_loss: {signature.name}", findings)
 
-    def chosen(law: bool | None, default: bool) -> bool:
-        return default if law is None else law
 
-    _transforms.check_types(subject, others)
-    run = Checks(f"check_loss: {signature.name}")
-    if reference is not None:
-        run(_transforms.check_reference, subject, others, reference, (rtol, rtol64))
-    run(_transforms.check_jit, subject, rtol)
-    run(_transforms.check_low_precision, subject, rtol)
-    if not coupled:
-        run(_transforms.check_vmap, subject, rtol)
-    if signature.has_classes and "axis" in signature.keywords:
-        run(_transforms.check_axis, subject, rtol)
-    if signature.has_classes and "where" in signature.keywords:
-        run(_edges.check_where, subject, rtol)
-    if subject.has_mask:
-        run(_edges.check_mask, subject, rtol)
-        run(_edges.check_one_example, subject)
-    if order:
-        run(_transforms.check_gradients, subject, order, teacher_is_data)
-    if has_teacher and teacher_is_data:
-        run(_laws.check_teacher_is_data, subject)
-    if nonnegative:
-        run(_laws.check_nonnegative, subject, zero_atol)
-    if chosen(zero_at_equality, plain):
-        run(_laws.check_zero_at_equality, subject, zero_atol)
-    if chosen(shift_invariant, is_logits):
-        run(_laws.check_shift, subject, rtol)
-    if chosen(permutation_invariant, signature.has_classes):
-        run(_laws.check_permutation, subject, rtol)
-    if chosen(temperature_invariant, is_logits and has_temperature):
-        run(_laws.check_temperature, subject)
-    if chosen(minus_infinity, signature.has_classes):
-        run(_edges.check_minus_infinity, subject, rtol)
-    if finite_at_extremes:
-        run(_edges.check_extremes, subject)
-    if rejects_broadcasting:
-        run(_edges.check_misuse, subject)
-    run.finish()
+def _teacher_is_data(name: str, asked: bool | None) -> bool | None:
+    return True if asked is None and name.endswith("_loss") else asked
+
+
+def _holds(law: _Law, subject: Subject, asked: bool | None) -> bool:
+    return law.holds(subject) if asked is None else asked

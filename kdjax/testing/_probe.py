@@ -1,4 +1,4 @@
-"""An objective as the audit looks at it: term by term, on one batch of real data."""
+"""A term, alone or in an objective, as checks look at it: what it answers to inputs."""
 
 import dataclasses
 import functools
@@ -9,69 +9,83 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.metrics import masked_sum
 from kdjax.testing._compare import numbers
 from kdjax.testing._compile import compiled
-from kdjax.types import Array, Objective, Outputs, PyTree, TermInputs, Variables
+from kdjax.types import Array, Objective, Outputs, PyTree, Term, TermInputs, Variables
+
+Mean = Callable[[PyTree, PyTree, TermInputs], tuple[Array, tuple[Array, PyTree]]]
+"""Maps parameters, state and inputs to a term's masked mean, its values and the new state."""
 
 
-class TermAnswer(NamedTuple):
-    """A term's mean over the examples that count, its gradients, and its new state."""
+class Answer(NamedTuple):
+    """A term's mean over the examples that count, its gradients, its values and new state."""
 
     mean: Array
     params: PyTree
     student: Outputs
     teacher: Outputs | None
+    values: Array
     state: PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probe:
-    """One term of an objective with the inputs that checks start from."""
+    """A term with the variables and inputs that checks start from.
 
-    objective: Objective
+    `own` picks what is the term's among variables, `couples_batch` names the terms of the objective
+    that relate examples.
+    """
+
     name: str
+    mean: Mean
     variables: Variables
     inputs: TermInputs
+    couples_batch: tuple[str, ...] = ()
+    own: Callable[[PyTree], PyTree] = lambda tree: tree
 
     @functools.cached_property
-    def program(self) -> Callable[[Variables, TermInputs], TermAnswer]:
+    def program(self) -> Callable[[Variables, TermInputs], Answer]:
         """The term with its gradients: one program per shape and type."""
 
-        def mean(params: Any, student: Any, teacher: Any, state: Any, x: TermInputs) -> Any:
-            x = x._replace(student=student, teacher=teacher)
-            _, new_state, metrics = self.objective.apply(params, state, x)
-            total, count = metrics[f"loss/{self.name}"]
-            return total / jnp.maximum(count, 1), new_state
+        def mean(params: PyTree, student: Any, teacher: Any, state: PyTree, x: TermInputs) -> Any:
+            return self.mean(params, state, x._replace(student=student, teacher=teacher))
 
         @compiled
-        def program(variables: Variables, x: TermInputs) -> TermAnswer:
+        def program(variables: Variables, x: TermInputs) -> Answer:
             grad_fn = jax.value_and_grad(mean, (0, 1, 2), has_aux=True)
-            (value, state), (params, student, teacher) = grad_fn(
+            (value, (values, state)), (params, student, teacher) = grad_fn(
                 variables.params, x.student, x.teacher, variables.state, x
             )
-            return TermAnswer(value, params[self.name], student, teacher, state)
+            return Answer(value, self.own(params), student, teacher, values, state)
 
         return program
 
-    def answer(self, inputs: TermInputs, state: PyTree = None) -> TermAnswer:
-        """Evaluate the term on inputs, with the objective's own state unless another is given."""
+    def answer(self, inputs: TermInputs, state: PyTree = None) -> Answer:
+        """Evaluate the term on inputs, with its own state unless another is given."""
         variables = self.variables if state is None else self.variables._replace(state=state)
         return self.program(variables, inputs)
 
     @functools.cached_property
-    def base(self) -> TermAnswer:
+    def base(self) -> Answer:
         """The answer to the inputs as they are."""
         return self.answer(self.inputs)
+
+    @functools.cached_property
+    def in_low_precision(self) -> tuple[Answer, Answer]:
+        """The answers to outputs in bfloat16, and to the same numbers in float32."""
+        low = _with_outputs(self.inputs, jnp.bfloat16)
+        return self.answer(low), self.answer(_with_outputs(low, jnp.float32))
 
     @property
     def learns(self) -> bool:
         """Whether the term has parameters."""
-        return bool(jax.tree.leaves(self.variables.params[self.name]))
+        return bool(jax.tree.leaves(self.own(self.variables.params)))
 
     @property
     def remembers(self) -> bool:
         """Whether the term has a state."""
-        return bool(jax.tree.leaves(self.variables.state[self.name]))
+        return bool(jax.tree.leaves(self.own(self.variables.state)))
 
     @functools.cached_property
     def looks_at_batch(self) -> bool:
@@ -111,9 +125,40 @@ class Probe:
         return float(self.answer(inputs).mean) != float(self.base.mean)
 
 
+def of_term(name: str, term: Term, variables: Variables, inputs: TermInputs) -> Probe:
+    """Return the probe of a term by itself."""
+
+    def mean(params: PyTree, state: PyTree, x: TermInputs) -> tuple[Array, tuple[Array, PyTree]]:
+        values, state = term.apply(params, state, x)
+        total, count = masked_sum(values, x.mask)
+        return total / jnp.maximum(count, 1), (values, state)
+
+    return Probe(name, mean, variables, inputs, (name,) if term.couples_batch else ())
+
+
+def of_objective(
+    name: str, objective: Objective, variables: Variables, inputs: TermInputs
+) -> Probe:
+    """Return the probe of a term in an objective, which is evaluated as a whole."""
+
+    def mean(params: PyTree, state: PyTree, x: TermInputs) -> tuple[Array, tuple[Array, PyTree]]:
+        _, state, metrics = objective.apply(params, state, x)
+        total, count = metrics[f"loss/{name}"]
+        return total / jnp.maximum(count, 1), (total, state)
+
+    return Probe(name, mean, variables, inputs, objective.couples_batch, lambda tree: tree[name])
+
+
 def put_rows(x: Array, mask: Any, other: Array) -> Array:
     """Keep the rows where the mask is true and take the others from another array."""
     return jnp.where(jnp.reshape(mask, mask.shape + (1,) * (x.ndim - mask.ndim)), x, other)
+
+
+def with_mask(inputs: TermInputs, mask: Any) -> TermInputs:
+    """Return inputs in which other examples count, in the batch's own mask too if it has one."""
+    given = jnp.asarray(mask)
+    batch = {**inputs.batch, "mask": given} if "mask" in inputs.batch else inputs.batch
+    return inputs._replace(batch=batch, mask=given)
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:
@@ -124,6 +169,10 @@ def cast(tree: PyTree, dtype: Any) -> PyTree:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(one, tree)
+
+
+def _with_outputs(inputs: TermInputs, dtype: Any) -> TermInputs:
+    return inputs._replace(student=cast(inputs.student, dtype), teacher=cast(inputs.teacher, dtype))
 
 
 def _rolled(x: Any) -> Array:

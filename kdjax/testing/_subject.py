@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from kdjax.testing import _inputs
+from kdjax.terms._signature import Signature, signature_of
+from kdjax.testing import _drawing
+from kdjax.testing._compare import assert_close
 from kdjax.testing._compile import compiled
-from kdjax.testing._inputs import PyTree, Signature
+from kdjax.types import PyTree
 
 
 class Answer(NamedTuple):
@@ -23,14 +25,30 @@ class Answer(NamedTuple):
     teacher: Any
 
 
+class Options(NamedTuple):
+    """How a loss is checked; see `kdjax.testing.check_loss`."""
+
+    couples_batch: bool
+    teacher_is_data: bool | None
+    reference: Callable[..., Any] | None
+    order: int
+    rtol: float
+    rtol64: float
+    zero_atol: float
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
-    """A loss, what its signature says, and the arguments that checks start from (NumPy)."""
+    """A loss, what its signature says, and the arguments that checks start from (NumPy).
+
+    `others` are the same loss on arrays of other shapes that it takes.
+    """
 
     fn: Callable[..., Any]
     signature: Signature
+    options: Options
     args: tuple[PyTree, ...]
-    couples_batch: bool
+    others: "tuple[Subject, ...]" = ()
 
     @property
     def student(self) -> PyTree:
@@ -46,21 +64,29 @@ class Subject:
     @property
     def has_mask(self) -> bool:
         """Whether the loss can leave examples out."""
-        return "mask" in self.signature.keywords
+        return "mask" in self.signature.defaults
+
+    def takes_classes(self, keyword: str) -> bool:
+        """Whether the loss has classes and a keyword about them."""
+        return self.signature.has_classes and keyword in self.signature.defaults
 
     @property
     def batch(self) -> tuple[int, ...]:
         """The shape of the values."""
-        shape = jax.tree.leaves(self.student)[0].shape
+        shape: tuple[int, ...] = jax.tree.leaves(self.student)[0].shape
         return shape[:-1] if self.signature.has_classes else shape[:1]
 
     def put(self, args: tuple[PyTree, ...], student: PyTree, teacher: PyTree) -> tuple[PyTree, ...]:
-        """Put other students and teachers into positional arguments."""
+        """Return positional arguments with another student and teacher in them."""
         changed = list(args)
         changed[0] = student
         if self.signature.teacher is not None:
             changed[self.signature.teacher] = teacher
         return tuple(changed)
+
+    def assert_close(self, got: PyTree, want: PyTree, words: str, slack: float = 1) -> None:
+        """Compare numbers within the tolerance of float32, `slack` times as far for gradients."""
+        assert_close(got, want, slack * self.options.rtol, words)
 
     @functools.cached_property
     def evaluate(self) -> Callable[..., Answer]:
@@ -98,13 +124,14 @@ class Subject:
         """
         args = self.args if args is None else args
         keywords = self._keywords(args, where=where, mask=mask, temperature=temperature)
-        answer = self.evaluate(_inputs.as_arrays(args, np.float32), keywords)
-        return jax.tree.map(np.asarray, answer)
+        found = self.evaluate(_drawing.as_arrays(args, np.float32), keywords)
+        answer: Answer = jax.tree.map(np.asarray, found)
+        return answer
 
     def _keywords(self, args: Any, *, where: Any, mask: Any, temperature: Any) -> dict[str, Any]:
         shape = jax.tree.leaves(args[0])[0].shape
         keywords: dict[str, Any] = {}
-        if "where" in self.signature.keywords and self.signature.has_classes:
+        if self.takes_classes("where"):
             keywords["where"] = jnp.broadcast_to(True if where is None else where, shape)
         if self.has_mask:
             keywords["mask"] = jnp.broadcast_to(True if mask is None else mask, shape[:1])
@@ -118,7 +145,7 @@ class Subject:
         """Whether the loss has a temperature that may be traced."""
         if not isinstance(self.signature.temperature, int | float):
             return False
-        args = _inputs.as_arrays(self.args, np.float32)
+        args = _drawing.as_arrays(self.args, np.float32)
         try:
             jax.eval_shape(lambda t: self.fn(*args, temperature=t), jnp.float32(1))
         except Exception:
@@ -128,10 +155,10 @@ class Subject:
     @functools.cached_property
     def eager(self) -> np.ndarray:
         """The values in float32 without jit and without keywords."""
-        return np.asarray(self.fn(*_inputs.as_arrays(self.args, np.float32)))
+        return np.asarray(self.fn(*_drawing.as_arrays(self.args, np.float32)))
 
     def batched(self) -> tuple[bool, ...]:
-        """Say of every positional argument whether it holds one entry per example."""
+        """Return for every positional argument whether it holds one entry per example."""
         size = jax.tree.leaves(self.student)[0].shape[0]
         return tuple(
             all(np.ndim(x) and np.shape(x)[0] == size for x in jax.tree.leaves(arg))
@@ -174,7 +201,7 @@ class Subject:
         Traced once and for all: `chex.assert_numerical_grads` replaces `stop_gradient` by ones
         while it runs, which would turn the teacher into another one.
         """
-        args = _inputs.as_arrays(self.args, np.float64)
+        args = _drawing.as_arrays(self.args, np.float64)
         teacher = None if self.signature.teacher is None else args[self.signature.teacher]
         leaves, tree = jax.tree.flatten((args[0], teacher))
 
@@ -208,7 +235,7 @@ class Exact:
             return self.values(*some, *others)
 
         @compiled
-        def pull(some: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
+        def pull(some: tuple[Any, ...], cotangent: Any) -> Any:
             return jax.vjp(lambda *some: self.traced(*some, *others), *some)[1](cotangent)
 
         fn = jax.custom_vjp(value)
@@ -216,48 +243,65 @@ class Exact:
         return fn
 
 
+def signature_for(loss_fn: Callable[..., Any]) -> Signature:
+    """Read the parameters of a loss; those with a default are hyper-parameters.
+
+    Raises:
+        TypeError: if a keyword without default is missing, or there is no positional parameter.
+    """
+    signature = signature_of(loss_fn)
+    if signature.missing:
+        names = ", ".join(signature.missing)
+        raise TypeError(
+            f"check_loss: {signature.name} needs {names}; bind them with functools.partial"
+        )
+    if not signature.positional:
+        raise TypeError(f"check_loss: {signature.name} has no positional parameter for the student")
+    return signature
+
+
 def subject_of(
     fn: Callable[..., Any],
     signature: Signature,
-    inputs: _inputs.Inputs | None,
+    options: Options,
+    inputs: _drawing.Inputs | None,
     *,
-    couples_batch: bool,
     seed: int,
-) -> tuple[Subject, list[Subject]]:
+) -> Subject:
     """Draw the inputs of a loss.
-
-    Returns:
-        The subject, and the same loss on arrays of other shapes that it takes.
 
     Raises:
         AssertionError: if it takes arrays of no shape that features come in.
     """
     rng = np.random.default_rng(seed)
     if inputs is not None:
-        args = jax.tree.map(np.asarray, tuple(inputs(rng)))
-        return Subject(fn, signature, args, couples_batch), []
-    shapes = _inputs.shapes_for(signature, couples_batch=couples_batch)
-    subjects = [
-        Subject(fn, signature, _inputs.draw(signature, rng, shape), couples_batch)
-        for shape in shapes
-    ]
-    if signature.has_classes:
-        return subjects[0], subjects[1:]
+        return Subject(fn, signature, options, jax.tree.map(np.asarray, tuple(inputs(rng))))
+    shapes = _drawing.shapes_for(signature, couples_batch=options.couples_batch)
+    drawn = [_drawing.draw(signature, rng, shape) for shape in shapes]
+    subjects = [Subject(fn, signature, options, args) for args in drawn]
+    if not signature.has_classes:
+        subjects = _accepted(subjects)
+    return dataclasses.replace(subjects[0], others=tuple(subjects[1:]))
+
+
+def _accepted(subjects: list[Subject]) -> list[Subject]:
+    """Return those that the loss takes, one at least."""
     taken = [(s, _refusal(s)) for s in subjects]
     accepted = [s for s, refusal in taken if refusal is None]
     if not accepted:
         tried = "; ".join(f"{s.student.shape}: {refusal}" for s, refusal in taken)
         raise AssertionError(
-            f"check_loss: {signature.name} gives one value per example, [batch], for features of "
-            f"no shape that was tried ({tried}); pass inputs= if it takes something else"
+            f"check_loss: {subjects[0].signature.name} gives one value per example, [batch], for "
+            f"features of no shape that was tried ({tried}); pass inputs= if it takes something "
+            "else"
         )
-    return accepted[0], accepted[1:]
+    return accepted
 
 
 def _refusal(subject: Subject) -> str | None:
-    """Say why a loss does not take its arguments, None if it does."""
+    """Return why a loss does not take its arguments, None if it does."""
     try:
-        out = jax.eval_shape(subject.fn, *_inputs.as_arrays(subject.args, np.float32))
+        out = jax.eval_shape(subject.fn, *_drawing.as_arrays(subject.args, np.float32))
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return None if out.shape == subject.batch else f"values of shape {out.shape}"

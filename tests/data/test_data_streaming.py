@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 from test_data_sources import assert_same_batches, encoded, features, prepare, rows
 
-from kdjax import data
 from kdjax.data import (
     LazyImages,
     LazyLabels,
@@ -184,13 +183,6 @@ def test_the_middle_keeps_proportions():
     left, top, right, bottom = center_crop((300, 400), (224, 224), ())
     np.testing.assert_allclose([(right - left) * 400, (bottom - top) * 300], 300 * 7 / 8)
     np.testing.assert_allclose([left + right, top + bottom], 1)
-
-
-def test_the_british_name_still_works():
-    with pytest.warns(DeprecationWarning, match=r"kdjax\.data\.centre_crop is now .*\.center_crop"):
-        assert data.centre_crop is center_crop
-    with pytest.raises(AttributeError, match="no attribute 'center'"):
-        _ = data.center
 
 
 def test_random_windows_have_the_areas_and_proportions_of_the_paper():

@@ -5,15 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import terms
+from kdjax import losses, terms
 from kdjax.terms import _layers, _review
 from kdjax.testing import check_term, term_inputs
 
 STAGES = ("stage_2", "stage_3")
 MARGINS = [jnp.full(width, -0.3) for width in (8, 10)]
 TERMS = {
-    "attention": (terms.attention("stage_1", "stage_2"), False),
-    "neuron_selectivity": (terms.neuron_selectivity(STAGES, STAGES), False),
+    "attention": (
+        terms.of(losses.attention_transfer_loss, student="stage_1", teacher="stage_2"),
+        False,
+    ),
+    "neuron_selectivity": (
+        terms.of(losses.neuron_selectivity_loss, student=STAGES, teacher=STAGES),
+        False,
+    ),
     "activation_boundary": (terms.activation_boundary("stage_2", "stage_2"), True),
     "overhaul": (terms.overhaul(STAGES, STAGES, margins=MARGINS), True),
     "vid": (terms.vid(("stage_1", "hidden"), ("stage_2", "hidden")), True),
@@ -31,15 +37,28 @@ def test_terms(name):
 def test_the_flow_term_needs_stages_of_one_width():
     shapes = {"stage_2": (4, 4, 6), "stage_3": (2, 2, 8)}
     alike = term_inputs(student_features=shapes, teacher_features=shapes)
-    check_term(terms.flow(STAGES, STAGES), alike, learns=False, name="flow", rtol=1e-4)
+    check_term(
+        terms.of(losses.flow_loss, student=STAGES, teacher=STAGES),
+        alike,
+        learns=False,
+        name="flow",
+        rtol=1e-4,
+    )
     with pytest.raises(ValueError, match="teacher_features' flow matrix has shape"):
-        terms.flow(STAGES, STAGES).apply({}, {}, term_inputs())
+        terms.of(losses.flow_loss, student=STAGES, teacher=STAGES).apply({}, {}, term_inputs())
 
 
 def test_terms_add_their_stages_up():
     inputs = term_inputs()
-    values, _ = terms.attention(STAGES, STAGES).apply({}, {}, inputs)
-    parts = [terms.attention(name, name).apply({}, {}, inputs)[0] for name in STAGES]
+    values, _ = terms.of(losses.attention_transfer_loss, student=STAGES, teacher=STAGES).apply(
+        {}, {}, inputs
+    )
+    parts = [
+        terms.of(losses.attention_transfer_loss, student=name, teacher=name).apply({}, {}, inputs)[
+            0
+        ]
+        for name in STAGES
+    ]
     np.testing.assert_allclose(values, sum(parts), rtol=1e-6)
 
 
@@ -142,8 +161,8 @@ def test_review_may_carry_fewer_channels():
 MISUSE = [
     (
         ValueError,
-        "attention: teacher_features are ['a'], expected as many as student_features",
-        lambda: terms.attention(["a", "b"], "a"),
+        "attention_transfer_loss: teacher_features are ['a'], expected as many as student_features",
+        lambda: terms.of(losses.attention_transfer_loss, student=["a", "b"], teacher="a"),
     ),
     (
         ValueError,

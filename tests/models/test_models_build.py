@@ -1,4 +1,4 @@
-"""Networks by name: built, saved, read back; names that have changed go on working."""
+"""Networks by name: built, saved, read back."""
 
 import dataclasses
 import json
@@ -63,26 +63,3 @@ def test_the_names_of_networks_are_public_functions():
 
     for name, make_fn in _build.NETWORKS.items():
         assert getattr(models, name) is make_fn
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [("rematerialised", "rematerialized"), ("normalisation_of", "normalization_of")],
-)
-def test_old_names_work_and_name_the_new_ones(old, new):
-    with pytest.warns(DeprecationWarning, match=f"kdjax.models.{old} is now kdjax.models.{new}"):
-        assert getattr(models, old) is getattr(models, new)
-
-
-def test_experiments_networks_still_loads_networks():
-    from experiments import networks
-
-    with pytest.warns(DeprecationWarning, match=r"is now kdjax\.models\.load_network"):
-        assert networks.load_network is models.load_network
-
-
-def test_names_that_never_were_are_no_attributes():
-    from experiments import networks
-
-    assert not hasattr(models, "nothing")
-    assert not hasattr(networks, "nothing")

@@ -108,7 +108,10 @@ def test_simkd_trains_all_but_the_classifier_and_the_teacher_stays_whole():
         models.resnet8(5, features=("stage_2",)), classifier, feature="stage_2", size=(2, 2)
     )
     teacher = teachers.frozen(teacher_model, variables)
-    objective = combine({"simkd": terms.simkd("stage_3")}, {"simkd": 1.0})
+    objective = combine(
+        {"simkd": terms.of(losses.projected_feature_loss, student="projected", teacher="stage_3")},
+        {"simkd": 1.0},
+    )
     batch, optimizer = {"image": images()}, optax.sgd(0.1)
     outputs = teacher.apply(teacher.variables, batch)
     state = step.init_train_state(jax.random.key(1), student, objective, optimizer, batch, outputs)

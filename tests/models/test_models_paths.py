@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 from kdjax import models
 from kdjax.types import FeaturePaths
@@ -130,6 +131,10 @@ def test_a_student_under_its_teachers_classifier_has_none_of_its_own():
         assert set(norm) == {"scale", "bias"}
 
 
+def linear(rngs):
+    return nnx.Linear(3, CLASSES, rngs=rngs)
+
+
 def test_a_network_of_the_users_own_states_what_it_likes():
     class Net(nn.Module):
         @nn.compact
@@ -142,5 +147,7 @@ def test_a_network_of_the_users_own_states_what_it_likes():
     model = models.from_linen(Net(), features=("conv",), paths=paths)
     assert model.paths == paths
     assert models.from_linen(Net()).paths == FeaturePaths()
+    assert models.from_nnx(linear, paths=paths).paths == paths
+    assert models.from_nnx(linear).paths == FeaturePaths()
     _, outputs = answers_of(models.normalized(models.with_class_maps(model), [0.5] * 3, [0.5] * 3))
     assert outputs.features["class_maps"].shape == (2, 32, 32, CLASSES)

@@ -31,26 +31,34 @@ def segmentation():
 
 SAME = functools.partial(inputs, a="4x4x6", b="2x2x8", hidden="7")
 CHECKS = {
-    "channel_wise": (terms.channel_wise(["a", "b"], ["a", "b"]), SAME, {}),
-    "affinity": (terms.affinity("a", "a"), SAME, {}),
-    "cosine": (terms.cosine(["a", "hidden"], ["a", "hidden"]), SAME, {}),
+    "channel_wise": (
+        terms.of(losses.channel_wise_loss, student=["a", "b"], teacher=["a", "b"]),
+        SAME,
+        {},
+    ),
+    "affinity": (terms.of(losses.affinity_loss, student="a", teacher="a"), SAME, {}),
+    "cosine": (
+        terms.of(losses.cosine_loss, student=["a", "hidden"], teacher=["a", "hidden"]),
+        SAME,
+        {},
+    ),
     "inter_channel_correlation": (
         terms.inter_channel_correlation(["stage_2", "stage_3"], ["stage_2", "stage_1"]),
         term_inputs,
         {"learns": True},
     ),
     "class_attention": (
-        terms.class_attention(),
+        terms.of(losses.class_attention_loss, student="class_maps", teacher="class_maps"),
         functools.partial(inputs, class_maps="4x4x6|8x8x6"),
         {},
     ),
     "intra_class_variation": (
-        terms.intra_class_variation("map", "map", num_classes=3),
+        terms.of(losses.intra_class_variation_loss, student="map", teacher="map", num_classes=3),
         segmentation,
         {},
     ),
     "simkd": (
-        terms.simkd("b", student_feature="a"),
+        terms.of(losses.projected_feature_loss, student="a", teacher="b"),
         functools.partial(inputs, a="4x4x6|2x2x6", b="2x2x6"),
         {},
     ),

@@ -12,20 +12,20 @@ from kdjax.testing import check_term, term_inputs
 from kdjax.types import TermInputs, Variables
 
 STATELESS = {
-    "dkd": terms.dkd(temperature=2.0),
-    "nkd": terms.nkd(),
-    "wsld": terms.wsld(),
-    "ttm": terms.ttm(),
-    "wttm": terms.wttm(),
-    "logit_mse": terms.logit_mse(),
-    "logit_distance": terms.logit_distance(),
-    "hard_targets": terms.hard_targets(smoothing=0.1),
-    "dist": terms.dist(),
-    "batch_correlation": terms.batch_correlation(),
-    "class_correlation": terms.class_correlation(),
-    "multi_level": terms.multi_level(temperatures=(1.0, 4.0)),
-    "direction_relation": terms.direction_relation(),
-    "virtual_teacher": terms.virtual_teacher(),
+    "dkd": terms.of(losses.dkd_loss, temperature=2.0),
+    "nkd": terms.of(losses.nkd_loss),
+    "wsld": terms.of(losses.wsld_loss),
+    "ttm": terms.of(losses.ttm_loss),
+    "wttm": terms.of(losses.wttm_loss),
+    "logit_mse": terms.of(losses.logit_mse_loss),
+    "logit_distance": terms.of(losses.logit_distance_loss),
+    "hard_targets": terms.of(losses.hard_target_loss, smoothing=0.1),
+    "dist": terms.of(losses.dist_loss),
+    "batch_correlation": terms.of(losses.batch_correlation_loss),
+    "class_correlation": terms.of(losses.class_correlation_loss),
+    "multi_level": terms.of(losses.multi_level_loss, temperatures=(1.0, 4.0)),
+    "direction_relation": terms.of(losses.direction_relation_loss),
+    "virtual_teacher": terms.of(losses.virtual_teacher_loss),
     "standardized": terms.standardized(terms.soft_targets()),
 }
 
@@ -122,7 +122,7 @@ def test_a_curriculum_of_no_steps_is_refused():
 
 
 def test_standardized_sees_no_scale_and_keeps_the_term():
-    term, inputs = terms.standardized(terms.dist()), term_inputs()
+    term, inputs = terms.standardized(terms.of(losses.dist_loss)), term_inputs()
     louder = inputs._replace(teacher=inputs.teacher._replace(logits=7 * inputs.teacher.logits + 3))
     values = [term.apply({}, {}, x)[0] for x in (inputs, louder)]
     np.testing.assert_allclose(*values, rtol=1e-4)
@@ -131,4 +131,4 @@ def test_standardized_sees_no_scale_and_keeps_the_term():
 
 def test_a_missing_teacher_is_explained():
     with pytest.raises(ValueError, match="needs a teacher's outputs"):
-        terms.dkd().apply({}, {}, term_inputs()._replace(teacher=None))
+        terms.of(losses.dkd_loss).apply({}, {}, term_inputs()._replace(teacher=None))

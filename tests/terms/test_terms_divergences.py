@@ -23,40 +23,43 @@ def of_log_probs(fn, **hyper):
     return values
 
 
-def kept_js(student, teacher):
-    pair = losses.top_k_log_probs_with_tail(student, teacher, num_kept=2)
+def js_of_kept(student_log_probs, teacher_log_probs):
+    pair = losses.top_k_log_probs_with_tail(student_log_probs, teacher_log_probs, num_kept=2)
     return losses.generalized_js_divergence(*pair, beta=0.5)
 
 
 CASES = {
     "adaptive_kl": (
-        terms.adaptive_kl(head_mass=0.7, temperature=T),
+        terms.of(losses.adaptive_kl_divergence, head_mass=0.7, temperature=T),
         of_log_probs(losses.adaptive_kl_divergence, head_mass=0.7),
     ),
     "generalized_js": (
-        terms.generalized_js(beta=0.3, temperature=T),
+        terms.of(losses.generalized_js_divergence, beta=0.3, temperature=T),
         of_log_probs(losses.generalized_js_divergence, beta=0.3),
     ),
-    "reverse_kl": (terms.reverse_kl(temperature=T), of_log_probs(losses.reverse_kl_divergence)),
+    "reverse_kl": (
+        terms.of(losses.reverse_kl_divergence, temperature=T),
+        of_log_probs(losses.reverse_kl_divergence),
+    ),
     "skew_kl": (
-        terms.skew_kl(skew=0.2, temperature=T),
+        terms.of(losses.skew_kl_divergence, skew=0.2, temperature=T),
         of_log_probs(losses.skew_kl_divergence, skew=0.2),
     ),
     "skew_reverse_kl": (
-        terms.skew_reverse_kl(skew=0.2, temperature=T),
+        terms.of(losses.skew_reverse_kl_divergence, skew=0.2, temperature=T),
         of_log_probs(losses.skew_reverse_kl_divergence, skew=0.2),
     ),
     "symmetric_kl": (
-        terms.symmetric_kl(reverse_weight=0.4, temperature=T),
+        terms.of(losses.symmetric_kl_divergence, reverse_weight=0.4, temperature=T),
         of_log_probs(losses.symmetric_kl_divergence, reverse_weight=0.4),
     ),
-    "top_k_js": (terms.top_k_js(num_kept=2, temperature=T), of_log_probs(kept_js)),
+    "js_of_kept": (terms.of(js_of_kept, temperature=T), of_log_probs(js_of_kept)),
     "total_variation": (
-        terms.total_variation(temperature=T),
+        terms.of(losses.total_variation, temperature=T),
         of_log_probs(losses.total_variation),
     ),
     "universal_logits": (
-        terms.universal_logits(temperature=T, teacher_temperature=1.0),
+        terms.of(losses.universal_logit_loss, temperature=T, teacher_temperature=1.0),
         functools.partial(losses.universal_logit_loss, temperature=T, teacher_temperature=1.0),
     ),
 }
@@ -73,7 +76,7 @@ def test_terms_satisfy_what_the_step_asks_of_them(name):
 def test_a_teacher_of_another_vocabulary():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(8, 11)), jnp.float32)
     inputs = INPUTS._replace(teacher=INPUTS.teacher._replace(logits=logits))
-    values, _ = terms.universal_logits().apply({}, {}, inputs)
+    values, _ = terms.of(losses.universal_logit_loss).apply({}, {}, inputs)
     expected = losses.universal_logit_loss(INPUTS.student.logits, logits)
     np.testing.assert_array_equal(values, expected)
 

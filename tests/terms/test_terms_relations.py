@@ -15,21 +15,29 @@ from kdjax.terms import _contrastive
 from kdjax.testing import check_term, term_inputs
 from kdjax.types import Outputs, TermInputs
 
-HIDDEN = ("hidden", "hidden")
-CRD = functools.partial(terms.crd, *HIDDEN, num_examples=12, num_negatives=5, width=4)
+PATHS = ("hidden", "hidden")
+HIDDEN = dict(zip(("student", "teacher"), PATHS, strict=True))
+SP = losses.similarity_preserving_loss
+CRD = functools.partial(terms.crd, *PATHS, num_examples=12, num_negatives=5, width=4)
 CHECKS = {
-    "distance_relation": (terms.distance_relation(*HIDDEN), {}),
-    "angle_relation": (terms.angle_relation(*HIDDEN), {}),
-    "hard_dark_rank": (terms.hard_dark_rank(*HIDDEN), {}),
-    "hard_dark_rank, normalised": (terms.hard_dark_rank(*HIDDEN, normalize=True), {}),
-    "similarity_preserving": (terms.similarity_preserving("stage_2", "stage_3"), {}),
-    "correlation_congruence": (terms.correlation_congruence(*HIDDEN), {}),
-    "probabilistic_transfer": (terms.probabilistic_transfer(*HIDDEN), {}),
+    "distance_relation": (terms.of(losses.distance_relation_loss, **HIDDEN), {}),
+    "angle_relation": (terms.of(losses.angle_relation_loss, **HIDDEN), {}),
+    "hard_dark_rank": (terms.of(losses.hard_dark_rank_loss, **HIDDEN), {}),
+    "hard_dark_rank, normalised": (
+        terms.normalized(terms.of(losses.hard_dark_rank_loss, **HIDDEN)),
+        {},
+    ),
+    "similarity_preserving": (
+        terms.of(losses.similarity_preserving_loss, student="stage_2", teacher="stage_3"),
+        {},
+    ),
+    "correlation_congruence": (terms.of(losses.correlation_congruence_loss, **HIDDEN), {}),
+    "probabilistic_transfer": (terms.of(losses.probabilistic_transfer_loss, **HIDDEN), {}),
     "consecutive_correlation": (
         terms.consecutive_correlation("stage_3", "hidden", width=3),
         {"learns": True},
     ),
-    "itrd": (terms.itrd(*HIDDEN), {"learns": True}),
+    "itrd": (terms.itrd(*PATHS), {"learns": True}),
 }
 
 
@@ -54,7 +62,7 @@ def test_the_term_with_a_memory_conforms():
 def test_an_order_of_normalised_features_does_not_depend_on_their_size():
     inputs = term_inputs()
     larger = inputs.student._replace(features={"hidden": 9 * inputs.student.features["hidden"]})
-    unit = terms.hard_dark_rank(*HIDDEN, normalize=True)
+    unit = terms.normalized(terms.of(losses.hard_dark_rank_loss, **HIDDEN))
     values = [unit.apply({}, {}, x)[0] for x in (inputs, inputs._replace(student=larger))]
     np.testing.assert_allclose(*values, rtol=1e-4)
     student, teacher = (
@@ -67,12 +75,16 @@ def test_an_order_of_normalised_features_does_not_depend_on_their_size():
 
 def test_stages_are_summed():
     inputs = term_inputs()
-    both = terms.similarity_preserving(["stage_2", "stage_3"], ["stage_2", "stage_3"])
-    one, two = (terms.similarity_preserving(*2 * [f"stage_{i}"]) for i in (2, 3))
+    both = terms.of(
+        losses.similarity_preserving_loss,
+        student=["stage_2", "stage_3"],
+        teacher=["stage_2", "stage_3"],
+    )
+    one, two = (terms.of(SP, student=f"stage_{i}", teacher=f"stage_{i}") for i in (2, 3))
     values = [jax.jit(lambda x, t=t: t.apply({}, {}, x)[0])(inputs) for t in (both, one, two)]
     np.testing.assert_allclose(values[0], values[1] + values[2], rtol=1e-5)
-    with pytest.raises(ValueError, match="angle_relation: "):
-        terms.angle_relation(["stage_2", "stage_3"], "stage_2")
+    with pytest.raises(ValueError, match="angle_relation_loss: "):
+        terms.of(losses.angle_relation_loss, student=["stage_2", "stage_3"], teacher="stage_2")
 
 
 def crd_inputs(index, mask=None, contrast_index=None, seed=0):
@@ -182,14 +194,14 @@ def test_misuse_is_explained():
 def trainer(**settings):
     """A step of relations and contrast on a network of one hidden layer."""
     model, optimizer = toys.linear_model(), optax.sgd(0.01)
-    parts = {"crd": terms.crd(*HIDDEN, num_examples=40, num_negatives=9, width=8)}
+    parts = {"crd": terms.crd(*PATHS, num_examples=40, num_negatives=9, width=8)}
     if not settings:
         parts |= {
-            "distances": terms.distance_relation(*HIDDEN),
-            "angles": terms.angle_relation(*HIDDEN),
-            "alike": terms.similarity_preserving(*HIDDEN),
-            "neighbours": terms.probabilistic_transfer(*HIDDEN),
-            "consecutive": terms.consecutive_correlation(*HIDDEN, width=4),
+            "distances": terms.of(losses.distance_relation_loss, **HIDDEN),
+            "angles": terms.of(losses.angle_relation_loss, **HIDDEN),
+            "alike": terms.of(losses.similarity_preserving_loss, **HIDDEN),
+            "neighbours": terms.of(losses.probabilistic_transfer_loss, **HIDDEN),
+            "consecutive": terms.consecutive_correlation(*PATHS, width=4),
         }
     objective = combine(parts, dict.fromkeys(parts, 1.0))
     batch, outputs = batch_at(0)

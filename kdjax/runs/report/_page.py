@@ -199,8 +199,8 @@ def _figure(path: Path, figure: Figure | bytes, caption: str) -> str:
 
 
 def _saved(path: Path, figure: Figure) -> tuple[bytes, str]:
-    svg = _adaptive_svg(figure)
     _replace(path.with_name(path.name + ".png"), _render(figure, "png", facecolor="white", dpi=160))
+    svg = _adaptive_svg(figure)
     _replace(path.with_name(path.name + ".svg"), svg)
     return svg, str(figure.get_label())
 

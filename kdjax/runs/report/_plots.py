@@ -15,6 +15,7 @@ from kdjax.runs.report._style import INK, MUTED, PHASE_COLORS, RULE, SOFT
 
 WIDTH = 7.6
 TEXT, SMALL = 10, 9
+_SPLITS = {"train": ("training", "--"), "validation": ("validation", "-")}
 
 
 def plot_curves(rows: Sequence[Row]) -> Figure:
@@ -183,7 +184,7 @@ def _draw_curves(
     axes: Axes, rows: Sequence[Row], phase: str, names: dict[str, str], scale: float
 ) -> None:
     color = PHASE_COLORS[phase]
-    for split, style in (("train", "--"), ("validation", "-")):
+    for split, (_, style) in _SPLITS.items():
         by_seed = curves(rows, phase, split, names[split])
         if len(by_seed) > 1:
             for steps, values in by_seed.values():
@@ -217,12 +218,10 @@ def _scale_accuracy(row: Sequence[Axes]) -> None:
 
 
 def _split_legend(axes: Axes, rows: Sequence[Row]) -> None:
-    splits = [s for s in ("train", "validation") if any(r.get("split") == s for r in rows)]
-    names = {"train": "training", "validation": "validation"}
-    styles = {"train": "--", "validation": "-"}
-    for split in splits:
-        axes.plot([], [], styles[split], color=MUTED, linewidth=1.8, label=names[split])
-    if splits:
+    drawn = {row.get("split") for row in rows} & _SPLITS.keys()
+    for name, style in (_SPLITS[split] for split in _SPLITS if split in drawn):
+        axes.plot([], [], style, color=MUTED, linewidth=1.8, label=name)
+    if drawn:
         axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK, loc="upper right")
 
 
@@ -294,7 +293,7 @@ def _softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
 def _describe_curves(rows: Sequence[Row], phases: Sequence[str]) -> str:
     ends = []
     for phase in phases:
-        for split in ("train", "validation"):
+        for split in _SPLITS:
             _, values = mean_curve(curves(rows, phase, split, "accuracy"))
             if len(values):
                 ends.append(f"{PHASES[phase]}, {split}: {100 * values[-1]:.1f} %")

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.testing._compare import assert_close, numbers
-from kdjax.testing._probe import Probe, cast, put_rows
-from kdjax.types import Outputs, TermInputs
-
-Verdict = tuple[bool | None, str]
+from kdjax.testing._drawing import log_softmax
+from kdjax.testing._harness import Verdict
+from kdjax.testing._probe import Answer, Probe, put_rows, with_mask
+from kdjax.types import Array, Outputs, TermInputs
 
 
 def finite(probe: Probe) -> Verdict:
@@ -38,14 +38,18 @@ def zero_at_equality(probe: Probe) -> Verdict:
     value = float(equal.mean)
     if abs(value) <= 1e-6 + 1e-4 * abs(now):
         return True, f"{value:.2g} for a student that equals the teacher"
-    steepest = max(float(np.abs(x).max(initial=0)) for x in numbers(equal.student))
-    usual = max(float(np.abs(x).max(initial=0)) for x in numbers(probe.base.student))
+    steepest = _largest(equal.student)
+    usual = _largest(probe.base.student)
     if steepest <= 1e-4 * usual:
         return None, f"a constant, {value:.3g}, is left at equality; no gradient, so no harm"
     return False, (
         f"{value:.3g}, and a gradient, for a student that equals the teacher (now {now:.3g}): is "
-        "something (softmax, temperature, normalisation) applied to one side only?"
+        "something (softmax, temperature, normalization) applied to one side only?"
     )
+
+
+def _largest(tree: Any) -> float:
+    return max(float(np.abs(x).max(initial=0)) for x in numbers(tree))
 
 
 def _copying(probe: Probe) -> TermInputs | None:
@@ -112,7 +116,7 @@ def temperature_scale(probe: Probe) -> Verdict:
         return None, "no soft targets: the teacher's logits do not pull at the student's"
     temperature, factor = top / slope, top * top / slope
     given = np.asarray(teacher.logits, np.float64)
-    expected = -top * (_softmax(given / temperature) - 1 / shape[-1])[_valid(probe)]
+    expected = -top * (np.exp(log_softmax(given / temperature)) - 1 / shape[-1])[_valid(probe)]
     found = _pull(probe, given.astype(np.float32)) - start
     if _size(found - expected) > 0.03 * _size(expected):
         return None, "not the forward KL of soft targets"
@@ -143,16 +147,12 @@ def _pull(probe: Probe, logits: np.ndarray) -> np.ndarray:
     changed = teacher._replace(logits=jnp.asarray(logits, teacher.logits.dtype))
     answer = probe.answer(probe.inputs._replace(teacher=changed))
     valid = _valid(probe)
-    return np.asarray(answer.student.logits, np.float64)[valid] * valid.sum()
+    pull: np.ndarray = np.asarray(answer.student.logits, np.float64)[valid] * valid.sum()
+    return pull
 
 
 def _size(rows: np.ndarray) -> float:
     return float(np.sqrt(np.square(np.asarray(rows, np.float64)).sum(-1).mean()))
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    grown = np.exp(logits - logits.max(-1, keepdims=True))
-    return grown / grown.sum(-1, keepdims=True)
 
 
 def mask_neutrality(probe: Probe) -> Verdict:
@@ -161,9 +161,9 @@ def mask_neutrality(probe: Probe) -> Verdict:
     kept = valid & (np.cumsum(valid).reshape(valid.shape) % 3 != 1)
     if not kept.any():
         return None, "too few examples"
-    masked = _masked(probe.inputs, jnp.asarray(kept))
+    masked = with_mask(probe.inputs, kept)
     other = jax.tree.map(lambda x: _scrambled(x, kept), masked)
-    want, got = probe.answer(masked), probe.answer(_masked(other, masked.mask))
+    want, got = probe.answer(masked), probe.answer(with_mask(other, masked.mask))
     for words in ("mean", "state", "params", "student"):
         try:
             assert_close(getattr(got, words), getattr(want, words), 1e-3, words)
@@ -189,45 +189,41 @@ def _scrambled(x: Any, kept: np.ndarray) -> Any:
     return put_rows(jnp.asarray(x), kept, other)
 
 
-def _masked(inputs: TermInputs, mask: Any) -> TermInputs:
-    batch = {**inputs.batch, "mask": mask} if "mask" in inputs.batch else inputs.batch
-    return inputs._replace(batch=batch, mask=mask)
-
-
 def accumulation(probe: Probe) -> Verdict:
     """Cut the batch in two, as micro-batches do, and add up."""
-    size = probe.inputs.mask.shape[0]
+    size = len(probe.inputs.mask)
     if size < 2 or size % 2:
         return None, f"a batch of {size} does not divide by 2"
     halves = [jax.tree.map(lambda x, i=i: x[i::2], probe.inputs) for i in (0, 1)]
-    shares = [float(half.mask.sum()) / max(float(probe.inputs.mask.sum()), 1) for half in halves]
-    coupled = probe.name in probe.objective.couples_batch
     try:
         first = probe.answer(halves[0])
         answers = [first, probe.answer(halves[1], first.state)]
     except ValueError as error:
-        # The whole objective is evaluated: what refuses may be another term, which may do so.
-        declared = bool(probe.objective.couples_batch)
-        return None if declared else False, f"a term refuses a part of the batch: {error}"
-    mean = sum(share * a.mean for share, a in zip(shares, answers, strict=True))
-    params = jax.tree.map(
-        lambda a, b: shares[0] * a + shares[1] * b, answers[0].params, answers[1].params
-    )
-    student = [
-        jax.tree.map(lambda g, share=share: share * g, a.student)
-        for share, a in zip(shares, answers, strict=True)
-    ]
-    whole = [jax.tree.map(lambda g, i=i: g[i::2], probe.base.student) for i in (0, 1)]
+        # The whole objective is evaluated: another term may refuse, one that declares it.
+        passed = None if probe.couples_batch else False
+        return passed, f"a term refuses a part of the batch: {error}"
     try:
-        assert_close((mean, params, student), (probe.base.mean, probe.base.params, whole), 1e-3, "")
+        _assert_add_up(probe, [half.mask.sum() for half in halves], answers)
     except AssertionError:
-        if coupled or probe.remembers:
+        if probe.name in probe.couples_batch or probe.remembers:
             return None, "relates examples or remembers: micro-batches change it, as declared"
         return False, (
             "two halves do not add up to the whole: a mean inside the term, or examples that see "
             "one another (then declare couples_batch=True, and do not use micro-batches)"
         )
     return True, "two halves add up to the whole"
+
+
+def _assert_add_up(probe: Probe, counts: list[Array], answers: list[Answer]) -> None:
+    shares = [float(count) / max(float(sum(counts)), 1) for count in counts]
+    parts = [
+        jax.tree.map(lambda g, share=share: share * g, (a.mean, a.params, a.student))
+        for share, a in zip(shares, answers, strict=True)
+    ]
+    total = jax.tree.map(jnp.add, parts[0][:2], parts[1][:2])
+    student = [jax.tree.map(lambda g, i=i: g[i::2], probe.base.student) for i in (0, 1)]
+    whole = (probe.base.mean, probe.base.params), student
+    assert_close((total, [part[2] for part in parts]), whole, 1e-3, "")
 
 
 def teacher_gradient(probe: Probe) -> Verdict:
@@ -241,14 +237,7 @@ def teacher_gradient(probe: Probe) -> Verdict:
 
 def low_precision(probe: Probe) -> Verdict:
     """Give the outputs in bfloat16, and the same numbers in float32."""
-    inputs = probe.inputs
-    low = inputs._replace(
-        student=cast(inputs.student, jnp.bfloat16), teacher=cast(inputs.teacher, jnp.bfloat16)
-    )
-    rounded = inputs._replace(
-        student=cast(low.student, jnp.float32), teacher=cast(low.teacher, jnp.float32)
-    )
-    got, want = probe.answer(low), probe.answer(rounded)
+    got, want = probe.in_low_precision
     if not all(np.all(np.isfinite(x)) for x in numbers((got.mean, got.params, got.student))):
         return False, f"not finite from bfloat16 outputs (the loss is {float(got.mean)})"
     if not np.isclose(got.mean, want.mean, rtol=1e-3, atol=1e-7):

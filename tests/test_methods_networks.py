@@ -11,10 +11,11 @@ import pytest
 
 from kdjax import models, step, teachers
 from kdjax.models import NetworkSpec
-from kdjax.runs import fitting, methods, settings
+from kdjax.runs import methods, settings
 from kdjax.types import Outputs, TermInputs
 
 CLASSES, BATCH = 5, 4
+LOOKING = [name for name in methods.METHODS if methods.looks_at_features(name)]
 SLOW = pytest.mark.slow
 UNLIKE = [
     ("wrn_16_1", "vgg8"),  # three stages and four, of other sizes
@@ -28,10 +29,6 @@ def spec_of(name, size=32):
     return NetworkSpec(name, (), CLASSES, (size, size, 3), (0.5,) * 3, (0.25,) * 3)
 
 
-def capturing(spec):
-    return models.build(spec, features=models.build(spec).paths.all)
-
-
 def batch_of(size, seed=0):
     rng = np.random.default_rng(seed)
     return {
@@ -41,10 +38,14 @@ def batch_of(size, seed=0):
     }
 
 
+def with_features(spec):
+    return models.build(spec, features=models.build(spec).paths.all)
+
+
 @functools.cache
 def shapes_of(name):
     """Return what a network has and says, as shapes."""
-    model = capturing(spec_of(name))
+    model = with_features(spec_of(name))
     images = jax.ShapeDtypeStruct((BATCH, 32, 32, 3), np.uint8)
 
     def both(x):
@@ -73,12 +74,10 @@ def test_every_method_works_across_unlike_networks(teacher, student):
     projected = jax.ShapeDtypeStruct((*last[:3], width), np.float32)
     own = Outputs(own.logits, {**own.features, "projected": projected})
     fitting_ones = [
-        name
-        for name in (*methods.FEATURES, *methods.SPATIAL)
-        if fitting.fits(name, spec_of(student), spec_of(teacher))
+        name for name in LOOKING if methods.fits(name, spec_of(student), spec_of(teacher))
     ]
     left_out = {"fsp", "cwd"} | ({"ofd"} if teacher == "shufflenet_v2" else set())
-    assert set(fitting_ones) == {*methods.FEATURES, *methods.SPATIAL} - left_out
+    assert set(fitting_ones) == {*LOOKING} - left_out
     for name in fitting_ones:
         objective = methods.objective_of(name, setup)
 
@@ -106,16 +105,16 @@ def test_every_method_works_across_unlike_networks(teacher, student):
 )
 def test_networks_that_do_not_fit_are_refused_in_a_line(name, teacher, student, message):
     with pytest.raises(ValueError, match=message) as error:
-        fitting.check_fit(name, spec_of(student), spec_of(teacher))
+        methods.check(name, spec_of(student), spec_of(teacher))
     assert "\n" not in str(error.value)
-    assert not fitting.fits(name, spec_of(student), spec_of(teacher))
+    assert not methods.fits(name, spec_of(student), spec_of(teacher))
 
 
 def test_networks_that_fit():
-    assert fitting.fits("fsp+cwd", spec_of("resnet8"), spec_of("resnet8"))
+    assert methods.fits("fsp+cwd", spec_of("resnet8"), spec_of("resnet8"))
     # The last maps of the two are as wide, the earlier ones are not.
-    assert fitting.fits("cwd", spec_of("resnet8"), spec_of("wrn_16_1"))
-    assert fitting.stage_widths(spec_of("resnet8")) == (16, 32, 64)
+    assert methods.fits("cwd", spec_of("resnet8"), spec_of("wrn_16_1"))
+    assert methods.stage_widths(spec_of("resnet8")) == (16, 32, 64)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ def test_networks_that_fit():
 )
 def test_a_step_across_unlike_networks(teacher, student, method):
     batch = jax.tree.map(jnp.asarray, batch_of(8))
-    taught, own = capturing(spec_of(teacher, 8)), capturing(spec_of(student, 8))
+    taught, own = with_features(spec_of(teacher, 8)), with_features(spec_of(student, 8))
     variables = jax.jit(taught.init)(jax.random.key(1), batch["image"])
     objective = methods.objective_of(method, setup_of(teacher, student, variables.params))
     source, optimizer = teachers.frozen(taught, variables), optax.sgd(1e-4)

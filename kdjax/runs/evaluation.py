@@ -1,0 +1,99 @@
+"""What all trainings of a run share, and networks measured and asked on its devices."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from kdjax import data, loop, sharding, teachers
+from kdjax.runs.workdir import MetricsLog
+from kdjax.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
+
+Arrays = Mapping[str, Any]
+"""NumPy arrays by name, or columns of `kdjax.data` that are read while they are used."""
+EVAL_BATCH_SIZE = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all trainings of a run share."""
+
+    workdir: Path
+    mesh: Mesh
+    log: MetricsLog
+    stop_fn: Callable[[], bool]
+    log_every: int = 50
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    keep_last: int = 2
+    keep_best: bool = False
+    profile: bool = False
+    workers: int = 0
+    steps_per_call: int | None = None
+
+    def layout_fn(self, tree: PyTree) -> PyTree:
+        """Return where arrays of ours live: a training's state, a network's variables."""
+        return sharding.shardings(tree, self.mesh, sharding.NETWORK_RULES)
+
+
+def measure(run: Run, eval_step: Any, variables: Variables, arrays: Arrays) -> dict[str, Any]:
+    """Evaluate a network on every example once, as `{name: (total, count)}`."""
+    return loop.evaluate(eval_step, variables, _eval_batches(run, arrays, EVAL_BATCH_SIZE))
+
+
+def predict(
+    run: Run,
+    model: Model,
+    variables: Variables,
+    arrays: Arrays,
+    *,
+    batch_size: int = EVAL_BATCH_SIZE,
+) -> np.ndarray:
+    """Compute the logits of a network on the mesh for every example, [examples, num_classes]."""
+    leaves, tree = jax.tree.flatten(sharding.layout_of(variables))
+    answer = functools.partial(_logits, model, (tuple(leaves), tree), variables)
+    return loop.predict(answer, _eval_batches(run, arrays, batch_size))
+
+
+def mean_of(logits: Sequence[np.ndarray] | np.ndarray, temperature: float) -> np.ndarray:
+    """Average the probabilities of several networks at a temperature.
+
+    Args:
+        logits: [networks, ..., num_classes].
+        temperature: where the probabilities are averaged.
+
+    Returns:
+        Logits of the mean, [..., num_classes].
+    """
+    given = [Teacher(jnp.asarray(z), lambda own, batch: Outputs(own)) for z in logits]
+    mean = teachers.ensemble(given, temperature=temperature)
+    return np.asarray(mean.apply(mean.variables, {}).logits)
+
+
+def on_mesh(run: Run, arrays: Arrays, batches: Iterator[Any]) -> Iterator[Batch]:
+    """Put batches on the mesh: ahead of their use where it takes time to make them."""
+    place_fn = functools.partial(sharding.shard_batch, mesh=run.mesh)
+    return data.prefetch(batches, place_fn) if data.is_lazy(arrays) else map(place_fn, batches)
+
+
+def _eval_batches(run: Run, arrays: Arrays, batch_size: int) -> Iterator[Batch]:
+    """Cut examples into padded, masked batches on the mesh."""
+    devices = run.mesh.size
+    size = -(-min(batch_size, len(arrays["label"])) // devices) * devices
+    rows = sharding.local_rows(run.mesh, size)
+    batches = data.eval_batches(arrays, batch_size=size, rows=rows, workers=run.workers)
+    yield from on_mesh(run, arrays, batches)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(model: Model, layout: Any, variables: Variables, batch: Batch) -> Array:
+    leaves, tree = layout
+    whole: Variables = sharding.gather(variables, jax.tree.unflatten(tree, leaves))
+    outputs, _ = model.apply(whole.params, whole.state, batch["image"], train=False)
+    return outputs.logits.astype(np.float32)

@@ -1,0 +1,150 @@
+"""Settings with nothing left to the data: what is not given takes the data's default."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kdjax.runs.settings import (
+    Augmentation,
+    DataSettings,
+    MethodSettings,
+    NetworkSettings,
+    OptimizerSettings,
+    RunSettings,
+    TeacherSettings,
+)
+
+if TYPE_CHECKING:
+    from kdjax.data import Dataset
+
+T = TypeVar("T")
+NetworkSettingsT = TypeVar("NetworkSettingsT", bound=NetworkSettings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedData(DataSettings):
+    """Which data, from where, and how it is split."""
+
+    student_examples: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedTeacher(TeacherSettings):
+    """The teacher, and how it is trained unless there is a checkpoint."""
+
+    epochs: int
+    augment: tuple[Augmentation, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedOptimizer(OptimizerSettings):
+    """The optimizer, and how its learning rate changes."""
+
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resolved(MethodSettings):
+    """Everything that a run depends on, with nothing left to the data."""
+
+    data: ResolvedData
+    teacher: ResolvedTeacher
+    optimizer: ResolvedOptimizer
+    epochs: int
+    batch_size: int
+    augment: tuple[Augmentation, ...]
+    num_seeds: int
+    workdir: Path
+    method: str = "kd"
+    audit: bool = False
+    eval_every: int | None = None
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the students."""
+        return range(self.seed, self.seed + self.num_seeds)
+
+
+def resolve(settings: RunSettings, dataset: "Dataset") -> Resolved:
+    """Put the data's defaults where a setting is None.
+
+    Small sets get small batches and many epochs: at least 2,000 steps, at least 30 epochs. Color
+    images are cropped, and flipped when their classes have names that are words: digits and
+    letters have a reading direction. Large gray images are jittered while the teacher trains, as
+    in section 3 of Hinton, Vinyals & Dean (2015), and left alone while the students do.
+
+    Args:
+        settings: as the flags gave them, with a work directory.
+        dataset: the examples that they name.
+
+    Returns:
+        The same settings, every one of them decided.
+    """
+    data, optimizer, given = settings.data, settings.optimizer, settings.teacher
+    num_examples, seen = len(dataset.train.label), _examples_seen(data, len(dataset.train.label))
+    usual_batch = 128 if seen >= 10_000 else 64
+    batch_size = settings.batch_size or usual_batch
+    asked: tuple[Augmentation, ...] | None = getattr(settings, "augment", None)
+    shared, of_teacher = _views(dataset) if asked is None else (asked, asked)
+    rate = optimizer.learning_rate or default_learning_rate(optimizer.name, batch_size)
+    teacher = _narrowed(
+        ResolvedTeacher,
+        with_architecture(given, (256, 256)),
+        epochs=given.epochs or settings.epochs or _epochs(num_examples, usual_batch),
+        augment=of_teacher if given.augment is None else given.augment,
+    )
+    return _narrowed(
+        Resolved,
+        settings,
+        data=_narrowed(ResolvedData, data, student_examples=seen),
+        teacher=teacher,
+        student=with_architecture(settings.student, (32,)),
+        optimizer=_narrowed(ResolvedOptimizer, optimizer, learning_rate=rate),
+        epochs=settings.epochs or _epochs(seen, usual_batch),
+        batch_size=batch_size,
+        augment=shared,
+        num_seeds=settings.num_seeds or (5 if seen < 10_000 else 1),
+    )
+
+
+def with_architecture(network: NetworkSettingsT, widths: tuple[int, ...]) -> NetworkSettingsT:
+    """Settle name and widths: those of a checkpoint of ours are read later, with the checkpoint."""
+    if isinstance(network, TeacherSettings) and network.checkpoint is not None:
+        return network
+    name = network.name or "mlp"
+    chosen = (network.widths if network.widths is not None else widths) if name == "mlp" else ()
+    return dataclasses.replace(network, name=name, widths=chosen)
+
+
+def default_learning_rate(optimizer: str, batch_size: int) -> float:
+    """Return the peak learning rate: that of a batch of 128, scaled up linearly beyond."""
+    return {"adamw": 1e-3, "sgd": 0.05}[optimizer] * max(1.0, batch_size / 128)
+
+
+def _examples_seen(data: DataSettings, num_examples: int) -> int:
+    """Return how many examples students see."""
+    few = min(100, num_examples) if data.name == "digits" else num_examples
+    return data.student_examples or few
+
+
+def _narrowed(wanted: type[T], settings: Any, **decided: Any) -> T:
+    """Make settings of another type of the fields that both have, and of what was decided."""
+    fields: Any = dataclasses.fields(wanted)  # type: ignore[arg-type]
+    known = {f.name: getattr(settings, f.name) for f in fields if hasattr(settings, f.name)}
+    return wanted(**{**known, **decided})
+
+
+def _views(dataset: "Dataset") -> tuple[tuple[Augmentation, ...], tuple[Augmentation, ...]]:
+    """Return the views of images that students and teachers see where nothing is said."""
+    height, width, channels = dataset.image_shape
+    large, color = min(height, width) >= 24, channels >= 3
+    words = all(len(label) > 1 and not label.isdigit() for label in dataset.label_names)
+    shared: tuple[Augmentation, ...] = ()
+    if large and color:
+        shared = ("crop", "flip") if words else ("crop",)
+    return shared, shared if color or not large else ("jitter",)
+
+
+def _epochs(num_examples: int, batch_size: int) -> int:
+    return max(30, math.ceil(2000 * batch_size / num_examples))
