@@ -190,11 +190,11 @@ def page() -> str:
 def losses_of(name: str) -> tuple[str, ...]:
     """Name the loss functions of a method."""
     lifted = methods.loss_of(name)
-    return ROWS[name].losses or ((lifted,) if lifted else ())
+    return ROWS.get(name, Row()).losses or ((lifted,) if lifted else ())
 
 
 def _method_cells(name: str) -> list[str]:
-    row = ROWS[name]
+    row = ROWS.get(name, Row())
     cost = _read("cost.json").get(name, {})
     counts = _golden_counts()
     return [
