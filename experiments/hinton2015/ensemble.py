@@ -30,7 +30,7 @@ NOTES = [
     "3072-256-256-100 without regularisation, 8 and 30 passes over the images as they are; the "
     "second row trains from labels for as long as the students do. The ensemble averages "
     "probabilities at the temperature of the distillation. All four temperatures of the paper are "
-    "shown; the row of the claim is T = 2.",
+    "shown; the row of the claim is T = 2."
 ]
 
 

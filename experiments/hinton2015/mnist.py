@@ -27,7 +27,7 @@ NOTES = [
     "The teacher answers with the mean over the nine copies of an image that are shifted by at "
     "most one pixel. Students: 40 epochs in batches of 64, with labels alone as with the teacher, "
     "images as they are, no regularisation but the soft targets, which have nine tenths of the "
-    "weight.",
+    "weight."
 ]
 
 

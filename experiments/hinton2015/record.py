@@ -16,7 +16,7 @@ RECIPE = Recipe(epochs=40 / 9, batch_size=64)
 QUICK = Recipe(epochs=2, batch_size=64)
 NOTES = [
     "Steps, batches, temperature and weights are those of the students on images as they are. The "
-    "copies were chosen on 6,000 validation images.",
+    "copies were chosen on 6,000 validation images."
 ]
 
 

@@ -44,9 +44,8 @@ class Settings(StudySettings):
     """What this script asks besides."""
 
     teacher: Path | None = flag(
-        None,
         "A PyTorch state dict of a resnet20 (.npz, .safetensors), or a folder with a network of "
-        "ours. Default: a perceptron is trained.",
+        "ours. Default: a perceptron is trained."
     )
 
 
@@ -108,10 +107,7 @@ def train_few(
         moved = kdjax.data.all_shifts(images, max_shift=study.pick(2, 1))
         views = np.concatenate([moved, moved[:, :, :, ::-1]])
         copies, images = len(views), views.reshape(-1, *images.shape[1:])
-    examples = {
-        "image": images,
-        "label": np.tile(labels, copies),
-    }
+    examples = {"image": images, "label": np.tile(labels, copies)}
     if kind == "soft":
         examples["teacher_logits"] = hinton2015.networks.predict(
             study.run, network.model, network.variables, images

@@ -39,15 +39,16 @@ LEDE = (
 class Settings:
     """Where from and where to."""
 
-    workdir: Path = flag(Path("runs/hinton2015"), "The folder that the scripts have filled.")
-    page: Path | None = flag(None, "The page. Default: report.html in the work directory.")
+    workdir: Path = flag(
+        "The folder that the scripts have filled.", default=Path("runs/hinton2015")
+    )
+    page: Path | None = flag("The page. Default: report.html in the work directory.")
     results: Path | None = flag(
-        None,
         "A Markdown file, such as RESULTS.md: what was found replaces what its part between two "
-        "marks says of the same scripts; of others it stays.",
+        "marks says of the same scripts; of others it stays."
     )
     summary: Path | None = flag(
-        None, "The same for a file that holds the claims with a bar alone, such as README.md."
+        "The same for a file that holds the claims with a bar alone, such as README.md."
     )
 
 

@@ -20,14 +20,7 @@ import numpy as np
 import kdjax
 from experiments import hinton2015
 from experiments.hinton2015 import superclasses
-from experiments.hinton2015.study import (
-    Claim,
-    Findings,
-    PanelRecipe,
-    Recipe,
-    Study,
-    run_script,
-)
+from experiments.hinton2015.study import Claim, Findings, PanelRecipe, Recipe, Study, run_script
 from kdjax import runs
 
 if TYPE_CHECKING:

@@ -30,14 +30,14 @@ class DataSettings:
     """Which data, from where."""
 
     name: str | None = flag(
-        None, "A set of labelled images. Default: mnist, with --quick the embedded digits."
+        "A set of labelled images. Default: mnist, with --quick the embedded digits."
     )
-    dir: Path | None = flag(None, "Directory with prepared TFDS sets; TFDS's own by default.")
+    dir: Path | None = flag("Directory with prepared TFDS sets; TFDS's own by default.")
     validation_fraction: float = flag(
-        0.0,
         "Share of the training examples to set aside and to measure on, instead of the test set: "
         "recipes were chosen with 0.1, tables were made with 0.",
         PART,
+        default=0.0,
     )
 
 
@@ -47,16 +47,15 @@ class StudySettings:
 
     data: DataSettings = group(DataSettings)
     workdir: Path | None = flag(
-        None,
-        "Where networks and results go, one folder for all scripts. Default: runs/hinton2015.",
+        "Where networks and results go, one folder for all scripts. Default: runs/hinton2015."
     )
     quick: bool = flag(
-        False, "A trial in seconds: few steps of small networks on the embedded digits."
+        "A trial in seconds: few steps of small networks on the embedded digits.", default=False
     )
     num_seeds: int | None = flag(
-        None, "Students of every kind. Default: what the table states.", POSITIVE
+        "Students of every kind. Default: what the table states.", POSITIVE
     )
-    seed: int = flag(0, "Of the first student, and of the teacher.")
+    seed: int = flag("Of the first student, and of the teacher.", default=0)
 
 
 @dataclasses.dataclass(frozen=True)

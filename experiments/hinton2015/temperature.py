@@ -64,16 +64,12 @@ NOTES = [
     "do about equally, and that with 30 units temperatures from 2.5 to 4 do significantly better "
     "than higher or lower ones. A difference is a Welch t statistic: beyond 3, with five seeds "
     "a side, it is no accident. Students learn from soft targets alone, in 20 passes over the "
-    "images with 30 units, 10 with 100, 6 with 300 and 4 with 800.",
+    "images with 30 units, 10 with 100, 6 with 300 and 4 with 800."
 ]
 
 
 def errors_of(
-    study: Study,
-    teacher: Trained,
-    width: int,
-    temperatures: tuple[float, ...],
-    seeds: list[int],
+    study: Study, teacher: Trained, width: int, temperatures: tuple[float, ...], seeds: list[int]
 ) -> np.ndarray:
     """Train one width at all temperatures and seeds: test errors, [temperatures, seeds]."""
     grid = [(t, s) for t in temperatures for s in seeds]

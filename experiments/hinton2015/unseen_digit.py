@@ -34,7 +34,7 @@ NOTES = [
     "no estimate of anything. The rows 'class prior' use no label: `kdjax.bias.match_class_prior` "
     "gives each class the share that it has among the teacher's training labels, on the unlabelled "
     "images that are measured. The rows 'teacher's mass' use no image but those of the transfer "
-    "set: each class gets the teacher's mean probability there, at temperature 1.",
+    "set: each class gets the teacher's mean probability there, at temperature 1."
 ]
 
 

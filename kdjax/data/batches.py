@@ -135,11 +135,7 @@ def train_batch(
 
 
 def eval_batches(
-    arrays: Arrays,
-    *,
-    batch_size: int,
-    rows: np.ndarray | None = None,
-    workers: int = 0,
+    arrays: Arrays, *, batch_size: int, rows: np.ndarray | None = None, workers: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield every example exactly once; the last batch is filled up and masked.
 

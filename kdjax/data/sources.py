@@ -15,15 +15,7 @@ import numpy as np
 
 from kdjax._extras import needs
 from kdjax.data.crops import CropFn, stretch
-from kdjax.data.records import (
-    LazyImages,
-    LazyLabels,
-    Reader,
-    Records,
-    first_line,
-    reading,
-    rows_of,
-)
+from kdjax.data.records import LazyImages, LazyLabels, Reader, Records, first_line, reading, rows_of
 
 # Folders with this file hold a prepared set.
 _INFO = "dataset_info.json"

@@ -53,21 +53,23 @@ class Settings(MethodSettings):
     """What a run of any method depends on, and which methods to compare; all in one process."""
 
     methods: tuple[str, ...] = flag(
-        (),
         "Which methods, as the help of distill lists them; + joins several into one. Default: all.",
         METHOD,
+        default=(),
     )
     num_best: int = flag(
-        10,
         "Methods that are tried with other weights and trained from further seeds.",
         NOT_NEGATIVE._replace(expected="zero or more"),
+        default=10,
     )
     scales: tuple[float, ...] = flag(
-        (1 / 3, 3.0),
         "What the weights of the best are multiplied by, to try; 1 is always among them.",
         POSITIVE,
+        default=(1 / 3, 3.0),
     )
-    num_seeds: int | None = flag(3, "Students of each of the best, and from scratch.", POSITIVE)
+    num_seeds: int | None = flag(
+        "Students of each of the best, and from scratch.", POSITIVE, default=3
+    )
 
 
 class Trial(NamedTuple):
@@ -112,13 +114,7 @@ def run(settings: Settings, command: str) -> None:
 
 def main(args: list[str] | None = None, program: str = "python -m experiments.compare") -> None:
     """Run the command line: some flags, or those of the process; a help page names the program."""
-    settings, command = flags.read(
-        Settings,
-        program,
-        __doc__ or "",
-        args,
-        workdir_fn=lambda asked: flags.new_folder("compare-", asked.data.name),
-    )
+    settings, command = flags.read(Settings, program, __doc__, args, folder="compare-")
     with flags.plain_errors(resume_with=command):
         flags.check(settings)
         check(settings)

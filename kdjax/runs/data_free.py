@@ -40,15 +40,16 @@ CAPTION = (
 class GeneratorSettings:
     """The generator, and what it is asked for."""
 
-    noise_size: int = flag(100, "Numbers that an image is made from.", POSITIVE)
-    learning_rate: float = flag(1e-3, "Of Adam, with a cosine to zero.", POSITIVE)
-    sure: float = flag(1.0, "Weight of the teacher's cross-entropy with its own decisions.")
-    active: float = flag(0.1, "Weight of the size of the teacher's embedding.")
+    noise_size: int = flag("Numbers that an image is made from.", POSITIVE, default=100)
+    learning_rate: float = flag("Of Adam, with a cosine to zero.", POSITIVE, default=1e-3)
+    sure: float = flag("Weight of the teacher's cross-entropy with its own decisions.", default=1.0)
+    active: float = flag("Weight of the size of the teacher's embedding.", default=0.1)
     balanced: float = flag(
-        5.0, "Weight of the entropy of the mean prediction: every class as often."
+        "Weight of the entropy of the mean prediction: every class as often.", default=5.0
     )
     new: float = flag(
-        1.0, "Weight of the student's divergence from the teacher: images where it is wrong."
+        "Weight of the student's divergence from the teacher: images where it is wrong.",
+        default=1.0,
     )
 
 
@@ -58,7 +59,7 @@ class Settings(RunSettings):
 
     eval_every: int | None = eval_flag()
     generator: GeneratorSettings = group(GeneratorSettings)
-    steps: int = flag(6000, "Steps of a student; --epochs is the teacher's.", POSITIVE)
+    steps: int = flag("Steps of a student; --epochs is the teacher's.", POSITIVE, default=6000)
 
 
 class Result(NamedTuple):
@@ -90,13 +91,7 @@ def run(settings: Settings, command: str) -> None:
 
 def main(args: list[str] | None = None, program: str = "python -m experiments.data_free") -> None:
     """Run the command line: some flags, or those of the process; a help page names the program."""
-    settings, command = flags.read(
-        Settings,
-        program,
-        __doc__ or "",
-        args,
-        workdir_fn=lambda asked: flags.new_folder("data-free-", asked.data.name),
-    )
+    settings, command = flags.read(Settings, program, __doc__, args, folder="data-free-")
     with flags.plain_errors(resume_with=command):
         flags.check(settings)
         run(settings, command)

@@ -32,9 +32,9 @@ class Settings(MethodSettings):
     method: str = method_flag()
     eval_every: int | None = eval_flag()
     audit: bool = flag(
-        False,
         "First hold the objective against what it should satisfy, on the student's first batch; "
         "stop if it does not.",
+        default=False,
     )
     distributed: DistributedSettings = group(DistributedSettings)
 
@@ -79,17 +79,8 @@ def run(settings: Settings, command: str) -> None:
 
 def main(args: list[str] | None = None, program: str = "python -m experiments.distill") -> None:
     """Run the command line: some flags, or those of the process; a help page names the program."""
-    settings, command = flags.read(
-        Settings,
-        program,
-        __doc__,
-        args,
-        workdir_fn=lambda asked: flags.new_folder("", asked.data.name),
-    )
-    with (
-        processes.together(settings.distributed) as join,
-        flags.plain_errors(resume_with=command),
-    ):
+    settings, command = flags.read(Settings, program, __doc__, args, folder="")
+    with processes.together(settings.distributed) as join, flags.plain_errors(resume_with=command):
         flags.check(settings)
         check_distributed(settings.distributed)
         join()

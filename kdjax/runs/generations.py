@@ -49,14 +49,14 @@ class Settings(MethodSettings):
     method: str = method_flag()
     eval_every: int | None = eval_flag()
     generations: int = flag(
-        3,
         "Students in a row, each taught by the one before; not used where there are assistants.",
         POSITIVE,
+        default=3,
     )
     assistants: tuple[str, ...] = flag(
-        (),
         "Networks between teacher and student, in this order: a name such as resnet14, or the "
         "widths of an mlp, such as 128x128.",
+        default=(),
     )
 
 
@@ -94,13 +94,7 @@ def run(settings: Settings, command: str) -> None:
 
 def main(args: list[str] | None = None, program: str = "python -m experiments.generations") -> None:
     """Run the command line: some flags, or those of the process; a help page names the program."""
-    settings, command = flags.read(
-        Settings,
-        program,
-        __doc__ or "",
-        args,
-        workdir_fn=lambda asked: flags.new_folder("generations-", asked.data.name),
-    )
+    settings, command = flags.read(Settings, program, __doc__, args, folder="generations-")
     with flags.plain_errors(resume_with=command):
         flags.check(settings)
         check(settings)
