@@ -23,12 +23,13 @@ from experiments.hinton2015.study import Claim, Findings, Recipe, Study, run_scr
 from kdjax import runs
 
 if TYPE_CHECKING:
+    from experiments.hinton2015.networks import Cohort
     from experiments.hinton2015.teacher import Trained
-    from kdjax.models import NetworkSpec
     from kdjax.runs.evaluation import Arrays
     from kdjax.types import Variables
 
 FRACTION, TEMPERATURE = 0.03, 20.0
+KINDS = [(shifted, kind) for shifted in (False, True) for kind in ("hard", "soft")]
 FEW = Recipe(epochs=250, batch_size=128)
 QUICK = Recipe(epochs=20, batch_size=64)
 NOTES = [
@@ -62,11 +63,7 @@ class Curve(NamedTuple):
 def run(study: Study) -> Findings:
     """Train on 3 % with hard and with soft targets, as they are and shifted, and on all images."""
     teacher, few = hinton2015.teacher.obtain(study), pick_few(study)
-    curves = {
-        (kind, shifted): train_few(study, teacher, few, kind, shifted)
-        for shifted in (False, True)
-        for kind in ("hard", "soft")
-    }
+    curves = {(kind, view): train_few(study, teacher, few, kind, view) for view, kind in KINDS}
     full = hinton2015.networks.test_errors(study, mnist.labels_alone(study))
     return tabulate(curves, full, notes=NOTES, bar=85.0)
 
@@ -96,16 +93,17 @@ def tabulate(
     Returns:
         Claims, a table and the learning curves.
     """
+    formatted, views = runs.numbers.mean_and_deviation, ("as they are", "shifted")
     rows = [
         (
             f"3 %, {kind} targets",
-            "shifted" if shifted else "as they are",
-            runs.numbers.mean_and_deviation(curve.at_end()),
-            runs.numbers.mean_and_deviation(curve.stopped_early()),
+            views[shifted],
+            formatted(c.at_end()),
+            formatted(c.stopped_early()),
         )
-        for (kind, shifted), curve in curves.items()
+        for (kind, shifted), c in curves.items()
     ]
-    rows.append(("all, hard targets", "as they are", runs.numbers.mean_and_deviation(full), ""))
+    rows.append(("all, hard targets", views[False], formatted(full), ""))
     hard = curves["hard", False].at_end()
     claims = [
         Claim(
@@ -116,7 +114,7 @@ def tabulate(
             bar=bar if shifted else None,
             at_least=True,
         )
-        for shifted, view in ((False, "as they are"), (True, "shifted"))
+        for shifted, view in zip((False, True), views, strict=True)
     ]
     columns = ("training", "images", "test errors at the end", "stopped early")
     return Findings(
@@ -144,54 +142,35 @@ def train_few(study: Study, teacher: Trained, few: np.ndarray, kind: str, shifte
         copies = len(examples["label"]) / len(few)
         recipe = dataclasses.replace(recipe, epochs=recipe.epochs / copies)
     temperature = TEMPERATURE if kind == "soft" else None
-    spec, seeds = mnist.spec_of(study), study.seeds(5)
-    return learn(study, name, spec, recipe, examples, few, seeds, temperature)
+    return learn(mnist.students(study, recipe, examples), name, few, temperature)
 
 
-def learn(
-    study: Study,
-    name: str,
-    spec: NetworkSpec,
-    recipe: Recipe,
-    examples: Arrays,
-    few: np.ndarray,
-    seeds: Sequence[int],
-    temperature: float | None,
-) -> Curve:
+def learn(cohort: Cohort, name: str, few: np.ndarray, temperature: float | None) -> Curve:
     """Train nets, from soft targets where there is a temperature, and keep their errors."""
-    networks, path = hinton2015.networks, study.root / name / "curve.json"
-    soft = {} if temperature is None else {"temperature": temperature}
-    train_fn: Any = networks.distil if soft else networks.train
-    train_fn(
-        study,
-        name,
-        spec,
-        recipe,
-        examples,
-        seeds=seeds,
-        watch_fn=watch(study, spec, few, path),
-        watch_every=recipe.num_steps(len(examples["label"])) // 10,
-        **soft,
-    )
+    networks, path = hinton2015.networks, cohort.study.root / name / "curve.json"
+    every = cohort.recipe.num_steps(len(cohort.examples["label"])) // 10
+    watching: Any = {"watch_fn": watch(cohort, few, path), "watch_every": every}
+    if temperature is None:
+        networks.train(cohort, name, **watching)
+    else:
+        networks.distil(cohort, name, temperature=temperature, **watching)
     return read_curve(path)
 
 
-def watch(
-    study: Study, spec: NetworkSpec, few: np.ndarray, path: Path
-) -> Callable[[int, Variables], None]:
+def watch(cohort: Cohort, few: np.ndarray, path: Path) -> Callable[[int, Variables], None]:
     """Make a function that counts errors on the test set and on images that are held out.
 
     It keeps them in a file, from which an interrupted training goes on.
     """
+    study, model = cohort.study, kdjax.models.build(cohort.spec)
     rest = np.setdiff1d(np.arange(len(study.train.label)), few)[:5000]
-    held_out = study.train.image[rest], study.train.label[rest]
-    model = kdjax.models.build(spec)
+    held_out = kdjax.data.take(study.train, rest)
 
     def watch_fn(at: int, variables: Variables) -> None:
         now = hinton2015.networks.Networks(model, variables)
         test, held = (
             hinton2015.networks.errors(now.logits(study.run, images), labels)
-            for images, labels in ((study.test.image, study.test.label), held_out)
+            for images, labels in (study.test, held_out)
         )
         old = runs.workdir.read_json(path) or {}
         runs.workdir.write_json(path, {**old, str(at): {"test": test, "held_out": held}})
@@ -223,22 +202,15 @@ def recovered(
 
 def figure(curves: Mapping[tuple[str, bool], Curve]) -> Any:
     """Draw the four learning curves."""
+    line, deviation = runs.report.Line, hinton2015.networks.deviation
     lines = {
-        f"{kind} targets{', shifted' if shifted else ''}": runs.report.Line(
-            curve.steps,
-            curve.test.mean(1),
-            hinton2015.networks.deviation(curve.test),
-            dashed=shifted,
+        f"{kind} targets{', shifted' if shifted else ''}": line(
+            curve.steps, curve.test.mean(1), deviation(curve.test), dashed=shifted
         )
         for (kind, shifted), curve in curves.items()
     }
     return runs.report.plot_lines(lines, xlabel="steps", ylabel="test errors", log_y=True)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    run_script("regulariser", __doc__ or "", run, args)
-
-
 if __name__ == "__main__":
-    main()
+    run_script("regulariser", __doc__, run)

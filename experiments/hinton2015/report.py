@@ -114,13 +114,7 @@ def _replace_part(
     path.write_text(f"{before}{BEGIN}\n\n{gap.join(filter(None, parts))}\n\n{END}{after}")
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    program = "python -m experiments.hinton2015.report"
-    settings = flags.parse(Settings, program, __doc__ or "", args)
-    with flags.plain_errors(resume_with=program):
-        run(settings)
-
-
 if __name__ == "__main__":
-    main()
+    program = "python -m experiments.hinton2015.report"
+    with flags.plain_errors(resume_with=program):
+        run(flags.parse(Settings, program, __doc__, None))

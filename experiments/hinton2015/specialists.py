@@ -75,9 +75,10 @@ def run(study: Study) -> Findings:
     seeds, labels, networks = study.seeds(3), study.test.label, hinton2015.networks
     spec = networks.mlp_spec(study, study.pick(WIDTHS, QUICK_WIDTHS))
     examples, recipe = study.train._asdict(), study.pick(GENERALIST, QUICK_GENERALIST)
-    trained = networks.train(study, "specialists/generalists", spec, recipe, examples, seeds=seeds)
+    cohort = networks.Cohort(study, spec, recipe, examples, seeds)
+    trained = networks.train(cohort, "specialists/generalists")
     longer = dataclasses.replace(recipe, epochs=recipe.epochs + as_many_epochs(study))
-    patient = networks.train(study, "specialists/longer", spec, longer, examples, seeds=seeds)
+    patient = networks.train(cohort._replace(recipe=longer), "specialists/longer")
     outcomes = [
         consult(study, kdjax.models.Network(spec, trained.model, trained.member(i)), seed)
         for i, seed in enumerate(seeds)
@@ -250,10 +251,5 @@ def figure(rows: list[Row]) -> Any:
     )
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    run_script("specialists", __doc__ or "", run, args, data_name="cifar100")
-
-
 if __name__ == "__main__":
-    main()
+    run_script("specialists", __doc__, run, data_name="cifar100")

@@ -170,7 +170,6 @@ def run_script(
     section: str,
     about: str,
     body: Callable[[Study], Findings],
-    args: list[str] | None = None,
     *,
     data_name: str = "mnist",
     settings_type: type[StudySettings] = StudySettings,
@@ -181,13 +180,12 @@ def run_script(
         section: the script's name, that of its folder of results too.
         about: what it does, its module's docstring; the first line is the heading.
         body: does it.
-        args: the flags, those of the process by default.
         data_name: the data it is about.
         settings_type: what it asks, with flags of its own if it has some.
     """
     program = f"python -m experiments.hinton2015.{section}"
     title = about.strip().split("\n", 1)[0].rstrip(".")
-    asked, command = flags.read(settings_type, program, title, args)
+    asked, command = flags.read(settings_type, program, title, None)
     with flags.plain_errors(resume_with=command):
         flags.check(asked)
         with kdjax.loop.stop_on_signals() as stop_fn:

@@ -62,14 +62,9 @@ def shifted(examples: Arrays, *, max_shift: int) -> Arrays:
 def obtain(study: Study) -> Trained:
     """Train 784-1200-1200-10 with dropout, max-norm and warps, or read what another script did."""
     spec = networks.mlp_spec(study, study.pick((1200, 1200), (64, 64)), dropout=0.1)
-    trained = networks.train(
-        study,
-        "teacher",
-        spec,
-        study.pick(RECIPE, QUICK),
-        study.train._asdict(),
-        seeds=[study.settings.seed],
-    )
+    recipe, seeds = study.pick(RECIPE, QUICK), [study.settings.seed]
+    cohort = networks.Cohort(study, spec, recipe, study.train._asdict(), seeds)
+    trained = networks.train(cohort, "teacher")
     teacher = study.run, trained.model, trained.member(0)
     max_shift = study.pick(1, 0)
     return Trained(

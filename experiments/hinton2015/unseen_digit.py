@@ -76,15 +76,9 @@ def students(
     """Distil on the kept examples; return the test logits of all members after each correction."""
     answered = teacher.answered(study.train._asdict())
     examples = {key: x[kept] for key, x in answered.items()}
-    trained = hinton2015.networks.distil(
-        study,
-        name,
-        mnist.spec_of(study),
-        study.pick(RECIPE, QUICK),
-        examples,
-        seeds=study.seeds(5),
-        temperature=hinton2015.teacher.TEMPERATURE,
-    )
+    cohort = mnist.students(study, study.pick(RECIPE, QUICK), examples)
+    temperature = hinton2015.teacher.TEMPERATURE
+    trained = hinton2015.networks.distil(cohort, name, temperature=temperature)
     logits = trained.logits(study.run, study.test.image)
     transfer = trained.logits(study.run, examples["image"])
     labels = study.train.label
@@ -119,10 +113,5 @@ def best_offset(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int]) 
     return np.asarray(np.median(best) * raised, np.float32)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    run_script("unseen_digit", __doc__ or "", run, args)
-
-
 if __name__ == "__main__":
-    main()
+    run_script("unseen_digit", __doc__, run)
