@@ -17,16 +17,9 @@ from kdjax.runs import flags
 from kdjax.runs.flags import flag
 
 SECTIONS = (
-    "mnist",
-    "record",
-    "temperature",
-    "unseen_digit",
-    "gradient",
-    "ensemble",
-    "specialists",
-    "regulariser",
-    "regulariser_cifar100",
-)
+    "mnist", "record", "temperature", "unseen_digit", "gradient", "ensemble", "specialists",
+    "regulariser", "regulariser_cifar100",
+)  # fmt: skip
 BEGIN, END = "<!-- hinton2015: begin -->", "<!-- hinton2015: end -->"
 TITLE = "Distilling the Knowledge in a Neural Network, again"
 LEDE = (

@@ -139,7 +139,7 @@ def chosen(experiment: Experiment, asked: Sequence[str]) -> tuple[str, ...]:
         ValueError: if one that was asked for needs features that a network does not have.
     """
     settings, dataset, given = experiment.settings, experiment.dataset, experiment.given_teacher
-    teacher = given.spec if given else runs.experiment.spec_of(settings, dataset, settings.teacher)
+    teacher = given.spec if given else runs.networks.spec_of(settings, dataset, settings.teacher)
     specs = runs.teaching.student_spec(experiment), teacher
     for name in asked:
         runs.methods.check(name, *specs)

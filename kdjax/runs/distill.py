@@ -16,21 +16,13 @@ import kdjax
 from kdjax import runs
 from kdjax.runs import flags, presets, processes
 from kdjax.runs.flags import flag, group
-from kdjax.runs.settings import (
-    DistributedSettings,
-    MethodSettings,
-    check_distributed,
-    eval_flag,
-    method_flag,
-)
+from kdjax.runs.settings import DistributedSettings, OneMethodSettings, check_distributed
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(MethodSettings):
+class Settings(OneMethodSettings):
     """Everything that a run depends on; None leaves it to the data."""
 
-    method: str = method_flag()
-    eval_every: int | None = eval_flag()
     audit: bool = flag(
         "First hold the objective against what it should satisfy, on the student's first batch; "
         "stop if it does not.",
@@ -56,19 +48,16 @@ def run(settings: Settings, command: str) -> None:
         own, decided = experiment.run, experiment.settings
         teacher = runs.teaching.obtain_teacher(experiment)
         examples = runs.teaching.student_examples(experiment)
-        plans = [
-            runs.teaching.plan_scratch(experiment, examples),
-            runs.teaching.plan_method(
-                experiment, teacher, settings.method, examples, phase="distilled"
-            ),
-        ]
+        scratch = runs.teaching.plan_scratch(experiment, examples)
+        taught = runs.teaching.plan_method(
+            experiment, teacher, settings.method, examples, phase="distilled"
+        )
         if settings.audit:
-            runs.training.audit(own, plans[-1], settings.seed, exempt=runs.methods.BY_DESIGN)
+            runs.training.audit(own, taught, settings.seed, exempt=runs.methods.BY_DESIGN)
         students = []
         for seed in decided.seeds:
-            for plan in plans:
-                variables = runs.training.train(own, plan, seed)
-                network = plan.network(variables)
+            for plan in (scratch, taught):
+                network = plan.network(runs.training.train(own, plan, seed))
                 students.append(runs.measures.Student(plan.phase, seed, network))
         summary = runs.measures.summarize(own, teacher, students)
         distilled = [s for s in students if s.phase == "distilled"]

@@ -3,37 +3,30 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from kdjax import models
+from kdjax.data import Dataset
 from kdjax.models import Network, NetworkSpec
+from kdjax.runs.resolved import Resolved
 from kdjax.runs.settings import NetworkSettings, TeacherSettings
 
 
-def make_spec(
-    settings: NetworkSettings,
-    *,
-    num_classes: int,
-    image_shape: tuple[int, ...],
-    mean: Any,
-    std: Any,
-    precision: str,
-) -> NetworkSpec:
-    """Describe the network of some settings on some data."""
+def spec_of(settings: Resolved, dataset: Dataset, network: NetworkSettings) -> NetworkSpec:
+    """Describe a network of the settings for the data."""
     return NetworkSpec(
-        name=settings.name or "mlp",
-        widths=tuple(settings.widths or ()),
-        num_classes=num_classes,
-        image_shape=tuple(image_shape),
-        mean=tuple(float(x) for x in mean),
-        std=tuple(float(x) for x in std),
-        dropout=settings.dropout,
-        input_dropout=settings.input_dropout,
-        precision=precision,
-        patch_size=_patch_size(settings, image_shape),
+        network.name or "mlp",
+        tuple(network.widths or ()),
+        dataset.num_classes,
+        dataset.image_shape,
+        mean=tuple(float(x) for x in dataset.mean),
+        std=tuple(float(x) for x in dataset.std),
+        dropout=network.dropout,
+        input_dropout=network.input_dropout,
+        precision=settings.precision,
+        patch_size=_patch_size(network, dataset.image_shape),
     )
 
 

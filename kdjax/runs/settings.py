@@ -279,19 +279,22 @@ class MethodSettings(RunSettings):
     )
 
 
-def method_flag() -> Any:
-    """Declare the flag that names a method."""
-    lines = "\n".join(f"{name}: {line}" for name, line in LINES.items())
-    return flag(
-        f"How the student is taught; + joins several, as in kd+crd.\n{lines}\n",
-        METHOD,
-        default="kd",
-    )
-
-
 def eval_flag() -> Any:
     """Declare the flag that spaces validations."""
     return flag("Steps between validations. Default: 20 in a training.", POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneMethodSettings(MethodSettings):
+    """What a run depends on whose students learn by one method that a flag names."""
+
+    method: str = flag(
+        "How the student is taught; + joins several, as in kd+crd.\n"
+        + "".join(f"{name}: {line}\n" for name, line in LINES.items()),
+        METHOD,
+        default="kd",
+    )
+    eval_every: int | None = eval_flag()
 
 
 def check_distributed(distributed: DistributedSettings) -> None:

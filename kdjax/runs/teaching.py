@@ -12,7 +12,8 @@ from kdjax.objective import combine
 from kdjax.runs import evaluation, methods, recipes, training
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Arrays, Run
-from kdjax.runs.experiment import Experiment, spec_of
+from kdjax.runs.experiment import Experiment
+from kdjax.runs.networks import spec_of
 from kdjax.runs.settings import Augmentation, NetworkSettings
 from kdjax.runs.training import Training
 from kdjax.types import Model, Objective, Teacher

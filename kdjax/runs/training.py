@@ -20,7 +20,6 @@ from kdjax.runs.console import progress, say
 from kdjax.runs.evaluation import Arrays, Run, measure, on_mesh
 from kdjax.runs.settings import STEPS_PER_CALL
 from kdjax.types import (
-    Array,
     Batch,
     Metrics,
     Model,
@@ -377,7 +376,12 @@ def _program(training: Training) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make the program of several steps of all members."""
 
     def member(
-        state: TrainState, rows: Batch, setting: PyTree, count: Array, examples: Batch, held: PyTree
+        state: TrainState,
+        rows: Batch,
+        setting: PyTree,
+        count: jax.Array,
+        examples: Batch,
+        held: PyTree,
     ) -> tuple[TrainState, Metrics]:
         source = training.teacher._replace(variables=held)
         one_step = training.step_fn(setting, source)
@@ -390,7 +394,7 @@ def _program(training: Training) -> Callable[..., tuple[TrainState, Metrics]]:
     sweep = many.make_sweep_step(member, in_axes=(0, 0, 0, None, None, None))
 
     def steps(
-        states: TrainState, batches: Batch, count: Array, *, settings: PyTree, **held: PyTree
+        states: TrainState, batches: Batch, count: jax.Array, *, settings: PyTree, **held: PyTree
     ) -> tuple[TrainState, Metrics]:
         rows = {"index": np.swapaxes(batches["index"], 0, 1)}
         states, taken = sweep(states, rows, settings, count, held["examples"], held["variables"])
@@ -404,7 +408,7 @@ def _step_of(state: TrainState) -> int:
     return int(np.max(state.step))
 
 
-def _made(training: Training, key: Array, batch: Batch, outputs: Outputs | None) -> TrainState:
+def _made(training: Training, key: jax.Array, batch: Batch, outputs: Outputs | None) -> TrainState:
     """Make the state that a training starts from."""
     state: TrainState = step.init_train_state(
         key, training.model, training.objective, training.optimizer, batch, outputs
