@@ -124,12 +124,8 @@ def main(args: list[str] | None = None, program: str = "python -m experiments.co
 def check(settings: Settings) -> None:
     """Raise a ValueError where there is nothing to choose the best by."""
     blind = settings.data.validation_fraction == 0 and settings.preset != "imagenet"
-    flags.require(
-        not (blind and settings.num_best),
-        "--num-best",
-        "0 where --data.validation-fraction is: there are no examples to choose by",
-        settings.num_best,
-    )
+    expected = "0 where --data.validation-fraction is: there are no examples to choose by"
+    flags.require(not (blind and settings.num_best), "--num-best", expected, settings.num_best)
 
 
 def chosen(experiment: Experiment, asked: Sequence[str]) -> tuple[str, ...]:
@@ -205,18 +201,12 @@ def report(
         xlabel="test accuracy (%)",
         baseline=statistics.mean(_named(entries, BASELINE).last),
     )
-    section = runs.report.Section(
-        tables=[runs.report.Table(COLUMNS, rows(entries))],
-        figures={"comparison": (figure, CAPTION)},
-        notes=[NOTE],
-        facts=known,
-    )
-    runs.report.publish(
-        experiment.run.workdir,
-        runs.report.Page(f"Ways of distilling, {experiment.dataset.name}", [section]),
-        {"facts": known, "entries": [entry._asdict() for entry in entries]},
-        summary_name="comparison.json",
-    )
+    tables, figures = [runs.report.Table(COLUMNS, rows(entries))], {"comparison": (figure, CAPTION)}
+    section = runs.report.Section("", tables, figures, notes=[NOTE], facts=known)
+    page = runs.report.Page(f"Ways of distilling, {experiment.dataset.name}", [section])
+    summary = {"facts": known, "entries": [entry._asdict() for entry in entries]}
+    directory = experiment.run.workdir
+    runs.report.publish(directory, page, summary, summary_name="comparison.json")
 
 
 def rows(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
@@ -224,18 +214,15 @@ def rows(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
     entries = list(entries)
     baseline = statistics.mean(_named(entries, BASELINE).last)
     formatted = runs.numbers.mean_and_deviation
-    return [
-        (
-            entry.method,
-            "" if entry.method == BASELINE else f"x {entry.scale:.3g}",
-            str(len(entry.last)),
-            formatted(entry.last, 2),
-            "" if entry.method == BASELINE else gain(entry, baseline),
-            formatted(entry.best, 2),
-            formatted(entry.validation, 2),
-        )
-        for entry in entries
-    ]
+
+    def row(entry: Entry) -> tuple[str, ...]:
+        last, best, validation = (formatted(values, 2) for values in entry[2:])
+        scale, points = f"x {entry.scale:.3g}", gain(entry, baseline)
+        if entry.method == BASELINE:
+            scale = points = ""
+        return entry.method, scale, str(len(entry.last)), last, points, best, validation
+
+    return list(map(row, entries))
 
 
 def gain(entry: Entry, baseline: float) -> str:
@@ -304,14 +291,9 @@ def _entry(rows: Sequence[dict[str, Any]], trial: Trial) -> Entry:
         return [accuracy for _, accuracy in sorted(found)] or [float("nan")]
 
     test = [accuracies("test", seed) for seed in trial.seeds]
-    validation = [accuracies("validation", seed)[-1] for seed in trial.seeds]
-    return Entry(
-        trial.method,
-        trial.scale,
-        last=tuple(values[-1] for values in test),
-        best=tuple(max(values) for values in test),
-        validation=tuple(validation),
-    )
+    last, best = tuple(values[-1] for values in test), tuple(map(max, test))
+    validation = tuple(accuracies("validation", seed)[-1] for seed in trial.seeds)
+    return Entry(trial.method, trial.scale, last, best, validation)
 
 
 def _rank(accuracies: Sequence[float]) -> float:

@@ -105,15 +105,12 @@ def train(experiment: Experiment, teacher: TeacherResult, plan: Plan, seed: int)
     eval_step = kdjax.step.make_eval_step(plan.student)
     measured = runs.evaluation.measure(run, eval_step, variables, teacher.test)
     correct, count = measured["accuracy"]
-    return Result(
-        seed,
-        kdjax.models.Network(spec, plan.student, variables),
-        int(count - correct),
-        kdjax.metrics.value(measured["agreement"]),
-        runs.generator.images_of(
-            plan.generator, state.generator, noise_size=plan.noise_size, count=200, seed=seed
-        ),
+    student = kdjax.models.Network(spec, plan.student, variables)
+    agreement = kdjax.metrics.value(measured["agreement"])
+    images = runs.generator.images_of(
+        plan.generator, state.generator, noise_size=plan.noise_size, count=200, seed=seed
     )
+    return Result(seed, student, int(count - correct), agreement, images)
 
 
 def report(
@@ -130,31 +127,18 @@ def report(
         Training=f"{plan.num_steps} steps of {experiment.settings.batch_size} images made up",
         Seeds=", ".join(str(r.seed) for r in found),
     )
-    images = found[0].images
-    logits = runs.evaluation.predict(
-        experiment.run,
-        teacher.network.model,
-        teacher.network.variables,
-        {"image": images, "label": np.zeros(len(images), np.int32)},
-    )
-    pictures = runs.report.plot_instructive(
-        images,
-        logits.argmax(-1),
-        logits,
-        experiment.dataset.label_names,
-        experiment.settings.temperature,
-    )
-    section = runs.report.Section(
-        tables=[runs.report.Table(COLUMNS, _rows(experiment.dataset.name, wrong, found, labels))],
-        figures={"images": (pictures, CAPTION)},
-        facts=known,
-    )
+    images, (_, model, variables) = found[0].images, teacher.network
+    unlabelled = {"image": images, "label": np.zeros(len(images), np.int32)}
+    logits = runs.evaluation.predict(experiment.run, model, variables, unlabelled)
+    names, temperature = experiment.dataset.label_names, experiment.settings.temperature
+    pictures = runs.report.plot_instructive(images, logits.argmax(-1), logits, names, temperature)
+    name, figures = experiment.dataset.name, {"images": (pictures, CAPTION)}
+    table = runs.report.Table(COLUMNS, _rows(name, wrong, found, labels))
+    section = runs.report.Section(tables=[table], figures=figures, facts=known)
+    page = runs.report.Page(f"Data-free distillation, {name}", [section])
     each = [{"seed": r.seed, "test_errors": r.test_errors, "agreement": r.agreement} for r in found]
-    runs.report.publish(
-        directory,
-        runs.report.Page(f"Data-free distillation, {experiment.dataset.name}", [section]),
-        {"facts": known, "teacher_errors": wrong, "students": each},
-    )
+    summary = {"facts": known, "teacher_errors": wrong, "students": each}
+    runs.report.publish(directory, page, summary)
     runs.console.say(f"student: {directory / 'student'}")
 
 

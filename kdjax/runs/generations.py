@@ -180,11 +180,9 @@ def report(experiment: Experiment, measured: list[Measured], command: str) -> No
     known = runs.experiment.facts(experiment.run, command, Training=how)
     accuracies = {m.name: m.accuracy for m in measured}
     figure = runs.report.plot_dots(accuracies, xlabel="test accuracy (%)")
-    section = runs.report.Section(
-        tables=[runs.report.Table(COLUMNS, [_row(entry) for entry in measured])],
-        figures={"chain": (figure, "A dot is a seed, a bar their mean.")},
-        facts=known,
-    )
+    tables = [runs.report.Table(COLUMNS, [_row(entry) for entry in measured])]
+    figures = {"chain": (figure, "A dot is a seed, a bar their mean.")}
+    section = runs.report.Section(tables=tables, figures=figures, facts=known)
     page = runs.report.Page(f"A chain of students, {experiment.dataset.name}", [section])
     summary = {"facts": known, "networks": [m._asdict() for m in measured]}
     runs.report.publish(experiment.run.workdir, page, summary)
@@ -215,13 +213,10 @@ def _measured(name: str, num_params: int, answers: list[Answers], truth: Answers
     def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
         return 100 * float((logits.argmax(-1) == labels).mean()) if len(labels) else float("nan")
 
-    return Measured(
-        name,
-        num_params,
-        tuple(int((a.test.argmax(-1) != truth.test).sum()) for a in answers),
-        tuple(accuracy(a.test, truth.test) for a in answers),
-        tuple(accuracy(a.validation, truth.validation) for a in answers),
-    )
+    errors = tuple(int((a.test.argmax(-1) != truth.test).sum()) for a in answers)
+    test = tuple(accuracy(a.test, truth.test) for a in answers)
+    validation = tuple(accuracy(a.validation, truth.validation) for a in answers)
+    return Measured(name, num_params, errors, test, validation)
 
 
 def _row(entry: Measured) -> tuple[str, ...]:

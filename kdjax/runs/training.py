@@ -141,9 +141,8 @@ def train_together(
         loop.NonFiniteLoss: if a member's loss was nan or infinite.
         loop.Stopped: if the run was asked to stop; the state is saved.
     """
-    states = _made_alike(training, seeds)
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), states)
-    found = checkpoint.restore(directory, like)
+    states = sharding.replicate(_made_alike(training, seeds), run.mesh)
+    found = checkpoint.restore(directory, states)
     states = found[1] if found else states
     examples = sharding.replicate(dict(training.examples), run.mesh)
     program = _program(training)
