@@ -55,7 +55,6 @@ ROWS: dict[str, Row] = {
     "ctkd": Row(learns="temperature", losses=("curriculum_temperature", "soft_target_loss")),
     "logit-mse": Row(("big_vision/l2",)),
     "skd": Row(("torchdistill/SKDDirectionLoss",), losses=("direction_relation_loss",)),
-    "tfkd": Row(),
     "uskd": Row(
         ("cls_KD/USKDLoss",),
         learns="classifier",
@@ -179,7 +178,7 @@ def page() -> str:
     """Return the page: a table of the methods, then one of the other losses."""
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     lines += [_line(_method_cells(name)) for name in methods.METHODS]
-    used = {loss for name in ROWS for loss in losses_of(name)}
+    used = {loss for name in methods.METHODS for loss in losses_of(name)}
     rest = [name for name in losses.__all__ if name not in used and _paper(name)]
     lines += ["", "## Further functions", "", _line(("function", "name", "formula", "paper"))]
     lines += [_line(["---"] * 4)]
@@ -190,11 +189,11 @@ def page() -> str:
 def losses_of(name: str) -> tuple[str, ...]:
     """Name the loss functions of a method."""
     lifted = methods.loss_of(name)
-    return ROWS[name].losses or ((lifted,) if lifted else ())
+    return ROWS.get(name, Row()).losses or ((lifted,) if lifted else ())
 
 
 def _method_cells(name: str) -> list[str]:
-    row = ROWS[name]
+    row = ROWS.get(name, Row())
     cost = _read("cost.json").get(name, {})
     counts = _golden_counts()
     return [

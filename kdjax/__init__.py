@@ -7,7 +7,6 @@ from kdjax._version import __version__
 
 # Type checkers read these lines; Python reads `__getattr__`, and loads what is named alone.
 if TYPE_CHECKING:
-    from kdjax import bias as bias
     from kdjax import checkpoint as checkpoint
     from kdjax import data as data
     from kdjax import distributed as distributed
@@ -19,12 +18,10 @@ if TYPE_CHECKING:
     from kdjax import objective as objective
     from kdjax import online as online
     from kdjax import optimizers as optimizers
-    from kdjax import resident as resident
     from kdjax import runs as runs
     from kdjax import sharding as sharding
     from kdjax import specialists as specialists
     from kdjax import step as step
-    from kdjax import sweep as sweep
     from kdjax import teachers as teachers
     from kdjax import terms as terms
     from kdjax import testing as testing
@@ -32,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
-    "bias",
     "checkpoint",
     "data",
     "distributed",
@@ -44,12 +40,10 @@ __all__ = [
     "objective",
     "online",
     "optimizers",
-    "resident",
     "runs",
     "sharding",
     "specialists",
     "step",
-    "sweep",
     "teachers",
     "terms",
     "testing",

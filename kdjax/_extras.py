@@ -1,7 +1,11 @@
 """Packages that only some parts need: where one is missing, a line says how to install it."""
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
+
+# What a run imports in its course, some of it at the end.
+_OF_A_RUN = ("tensorflow_datasets", "grain", "sklearn", "PIL", "orbax", "rich", "matplotlib")
 
 
 class MissingPackage(ImportError):
@@ -22,6 +26,17 @@ def needs(extra: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        raise MissingPackage(
-            f"{package} is not installed: python -m pip install 'kdjax[{extra}]'", name=error.name
-        ) from None
+        command = f"python -m pip install 'kdjax[{extra}]'"
+        raise MissingPackage(f"{package} is not installed: {command}", name=error.name) from None
+
+
+def check_run() -> None:
+    """Raise at once what would end a run later, for want of a package.
+
+    Raises:
+        MissingPackage: if a package of the extra `train` is not installed.
+    """
+    for package in _OF_A_RUN:
+        with needs("train"):
+            if importlib.util.find_spec(package) is None:
+                raise ModuleNotFoundError(name=package)

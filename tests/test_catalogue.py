@@ -25,12 +25,13 @@ def test_the_page_is_current():
 
 def test_every_method_has_a_row_of_what_exists():
     module = maker()
-    assert set(module.ROWS) == set(methods.METHODS)
+    assert set(module.ROWS) <= set(methods.METHODS)
     counts = module._golden_counts()
     stated = {name for name, row in module.ROWS.items() if row.losses}
     assert stated - {"cwd"} == {name for name in methods.METHODS if not methods.loss_of(name)}
-    for name, row in module.ROWS.items():
+    for name in methods.METHODS:
         found = module.losses_of(name)
         assert found and set(found) <= set(losses.__all__), name
-        assert set(row.golden) <= set(counts), name
         assert all(map(module._paper, found)), name
+    for name, row in module.ROWS.items():
+        assert set(row.golden) <= set(counts), name

@@ -38,6 +38,8 @@ LEVELS = [
     "sweep",
     "__main__",
 ]
+# Found under its old name for one release, but not among the parts.
+OLD = {"bias", "resident", "sweep"}
 FILES = sorted(
     p for room in ("kdjax", "experiments", "benchmarks") for p in (ROOT / room).rglob("*.py")
 )
@@ -143,9 +145,9 @@ def test_every_part_loads_when_it_is_named():
     import kdjax
 
     parts = {p.stem for p in (ROOT / "kdjax").glob("*") if p.suffix in ("", ".py")}
-    parts = {name for name in parts if not name.startswith((".", "_"))}
+    parts = {name for name in parts if not name.startswith((".", "_"))} - OLD
     assert set(kdjax.__all__) == {*parts, "__version__"}
-    assert parts == {name for name in LEVELS if not name.startswith("_")}
+    assert parts == {name for name in LEVELS if not name.startswith("_")} - OLD
     assert set(kdjax.__all__) <= set(dir(kdjax))
     for name in parts:
         assert getattr(kdjax, name).__name__ == f"kdjax.{name}"
@@ -191,15 +193,15 @@ def test_root_modules_list_what_they_offer():
 
 
 def exported(path):
-    targets = [
-        target.id
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        for each in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        for target in (each.elts if isinstance(each, ast.Tuple) else [each])
-        if isinstance(target, ast.Name)
+    """Whether a module lists its public names; what has an underscore has none."""
+    assigned = [
+        node.id
+        for statement in ast.parse(path.read_text()).body
+        if isinstance(statement, ast.Assign | ast.AnnAssign)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     ]
-    return "__all__" in targets or (path.stem.startswith("_") and path.stem != "__init__")
+    return "__all__" in assigned or (path.stem.startswith("_") and path.stem != "__init__")
 
 
 def lines_of(function):

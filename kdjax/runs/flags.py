@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from kdjax._extras import MissingPackage
+from kdjax._extras import MissingPackage, check_run
 
 SettingsT = TypeVar("SettingsT")
 
@@ -170,6 +170,7 @@ def plain_errors(*, resume_with: str) -> Iterator[None]:
         SystemExit: with 2 for a mistake, 1 for a training that diverged, 130 after an interruption.
     """
     try:
+        check_run()
         yield
     except (ValueError, OSError, MissingPackage) as error:
         fail(str(error))
