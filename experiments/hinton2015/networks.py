@@ -58,16 +58,8 @@ def mlp_spec(
     study: Study, widths: Sequence[int], dropout: float = 0.0, input_dropout: float = 0.0
 ) -> NetworkSpec:
     """Describe a perceptron for the data of a study."""
-    return NetworkSpec(
-        name="mlp",
-        widths=tuple(widths),
-        num_classes=len(study.label_names),
-        image_shape=study.image_shape,
-        mean=study.mean,
-        std=study.std,
-        dropout=dropout,
-        input_dropout=input_dropout,
-    )
+    of_data = len(study.label_names), study.image_shape, study.mean, study.std
+    return NetworkSpec("mlp", tuple(widths), *of_data, dropout, input_dropout)
 
 
 def labels_only(setting: Any) -> Objective:

@@ -94,35 +94,21 @@ def tabulate(
         Claims, a table and the learning curves.
     """
     formatted, views = runs.numbers.mean_and_deviation, ("as they are", "shifted")
-    rows = [
-        (
-            f"3 %, {kind} targets",
-            views[shifted],
-            formatted(c.at_end()),
-            formatted(c.stopped_early()),
-        )
-        for (kind, shifted), c in curves.items()
-    ]
+    rows = []
+    for (kind, shifted), curve in curves.items():
+        errors = formatted(curve.at_end()), formatted(curve.stopped_early())
+        rows.append((f"3 %, {kind} targets", views[shifted], *errors))
     rows.append(("all, hard targets", views[False], formatted(full), ""))
     hard = curves["hard", False].at_end()
-    claims = [
-        Claim(
-            f"share recovered, soft targets on images {view}",
-            "86 %",
-            recovered(hard, curves["soft", shifted].at_end(), full),
-            unit="%",
-            bar=bar if shifted else None,
-            at_least=True,
-        )
-        for shifted, view in zip((False, True), views, strict=True)
-    ]
+    claims = []
+    for shifted, view in zip((False, True), views, strict=True):
+        what = f"share recovered, soft targets on images {view}"
+        share = recovered(hard, curves["soft", shifted].at_end(), full)
+        wanted = bar if shifted else None
+        claims.append(Claim(what, "86 %", share, unit="%", bar=wanted, at_least=True))
     columns = ("training", "images", "test errors at the end", "stopped early")
-    return Findings(
-        claims,
-        tables=[runs.report.Table(columns, tuple(rows))],
-        figures={"curves": (figure(curves), CAPTION)},
-        notes=notes,
-    )
+    tables, figures = [runs.report.Table(columns, rows)], {"curves": (figure(curves), CAPTION)}
+    return Findings(claims, tables, figures, notes)
 
 
 CAPTION = (

@@ -154,11 +154,8 @@ def combined(
 
 def coverage_rows(labels: np.ndarray, outcomes: Sequence[Outcome]) -> list[Row]:
     """Count by the number of specialists that cover the right class, over all outcomes."""
-    counts = [
-        np.asarray(kdjax.specialists.membership(o.class_sets, o.before.shape[1])).sum(0)[labels]
-        for o in outcomes
-    ]
-    covering = np.concatenate(counts)
+    members = [kdjax.specialists.membership(o.class_sets, o.before.shape[1]) for o in outcomes]
+    covering = np.concatenate([np.asarray(member).sum(0)[labels] for member in members])
     was, now = verdicts(labels, outcomes)
     rows = []
     for count in np.unique(covering):
@@ -188,15 +185,10 @@ def conditional_accuracy(logits: np.ndarray, labels: np.ndarray, sets: np.ndarra
 def coverage_table(rows: list[Row]) -> Table:
     """Lay out the counts as the paper's table 4 does."""
     columns = ("specialists covering the class", "images", "change in right ones", "relative")
-    lines = [
-        (
-            f"{row.num_specialists}",
-            f"{row.num_images}",
-            f"{row.gained - row.lost:+d}",
-            f"{row.relative(row.gained - row.lost):+.1f} %",
-        )
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        counts, change = (f"{row.num_specialists}", f"{row.num_images}"), row.gained - row.lost
+        lines.append((*counts, f"{change:+d}", f"{row.relative(change):+.1f} %"))
     title = "The gain by coverage (paper: 0.0 % for none to +14.1 % for ten or more)"
     return runs.report.Table(columns, tuple(lines), title)
 

@@ -229,6 +229,7 @@ def write(study: Study, title: str, found: Findings, *, command: str) -> None:
     claims = [
         dataclasses.replace(c, paper="", bar=None) if study.quick else c for c in found.claims
     ]
+    times = {"Training time": _times(study.trainings)}
     result = {
         "title": title,
         "section": study.section,
@@ -236,18 +237,15 @@ def write(study: Study, title: str, found: Findings, *, command: str) -> None:
         "tables": [dataclasses.asdict(table) for table in found.tables],
         "figures": {name: caption for name, (_, caption) in found.figures.items()},
         "notes": list(found.notes),
-        "facts": runs.experiment.facts(
-            study.run, command, **{"Training time": _times(study.trainings)}
-        ),
+        "facts": runs.experiment.facts(study.run, command, **times),
     }
     page = runs.report.Page(title, [_section(result, found.figures)])
     text = "\n".join(
         f"{what:<62} {paper:>18} {ours:>16} {wanted:>8}  {met}".rstrip()
         for what, paper, ours, wanted, met in (CLAIM_COLUMNS, *claim_rows(result))
     )
-    runs.report.publish(
-        study.root / study.section, page, result, summary_name="result.json", text=text
-    )
+    folder = study.root / study.section
+    runs.report.publish(folder, page, result, summary_name="result.json", text=text)
 
 
 def claim_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -31,10 +31,11 @@ FOUND, PRIOR, MASS = "found on the test set", "the class prior", "the teacher's 
 NOTES = [
     "The paper raised or lowered the bias by the amount that was best on the test set. The rows "
     "'found on the test set' do the same, student by student, so that figures compare; they are "
-    "no estimate of anything. The rows 'class prior' use no label: `kdjax.specialists.match_class_prior` "
-    "gives each class the share that it has among the teacher's training labels, on the unlabelled "
-    "images that are measured. The rows 'teacher's mass' use no image but those of the transfer "
-    "set: each class gets the teacher's mean probability there, at temperature 1."
+    "no estimate of anything. The rows 'class prior' use no label: "
+    "`kdjax.specialists.match_class_prior` gives each class the share that it has among the "
+    "teacher's training labels, on the unlabelled images that are measured. The rows 'teacher's "
+    "mass' use no image but those of the transfer set: each class gets the teacher's mean "
+    "probability there, at temperature 1."
 ]
 
 

@@ -312,16 +312,12 @@ def _fed(run: Run, training: Training, seed: int, state: TrainState, most: int) 
         step_of_rows = many.several(held) if most > 1 else held
         yield _Feed(step_of_rows, _rows(training, seed, start), most)
         return
-    size = training.batch_size
+    size, examples = training.batch_size, training.examples
+    rows = sharding.local_rows(run.mesh, size)
     own = data.train_batches(
-        training.examples,
-        seed=seed,
-        batch_size=size,
-        start_step=start,
-        rows=sharding.local_rows(run.mesh, size),
-        workers=run.workers,
+        examples, seed=seed, batch_size=size, start_step=start, rows=rows, workers=run.workers
     )
-    batches = on_mesh(run, training.examples, own)
+    batches = on_mesh(run, examples, own)
     try:
         yield _Feed(training.train_step, batches, 1)
     finally:
