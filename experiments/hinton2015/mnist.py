@@ -40,15 +40,13 @@ def run(study: Study) -> Findings:
     labels, errors = study.test.label, hinton2015.networks.errors
     scratch = hinton2015.networks.test_errors(study, labels_alone(study))
     best = hinton2015.networks.test_errors(study, distilled)
-    return Findings(
-        [
-            Claim("teacher, one look", "67", errors(teacher.one_look[None], labels), bar=67.0),
-            Claim("teacher, mean over nine views", "", errors(teacher.test_logits[None], labels)),
-            Claim("labels alone", "146", scratch),
-            Claim("distilled, T = 20", "74", best, bar=74.0),
-        ],
-        notes=NOTES,
-    )
+    claims = [
+        Claim("teacher, one look", "67", errors(teacher.one_look[None], labels), bar=67.0),
+        Claim("teacher, mean over nine views", "", errors(teacher.test_logits[None], labels)),
+        Claim("labels alone", "146", scratch),
+        Claim("distilled, T = 20", "74", best, bar=74.0),
+    ]
+    return Findings(claims, notes=NOTES)
 
 
 def spec_of(study: Study) -> NetworkSpec:

@@ -20,6 +20,7 @@ from kdjax.runs.training import Training
 from kdjax.types import Array, Model, Objective, PyTree, Teacher, Variables
 
 EVAL_BATCH_SIZE = 1000
+ObjectiveFn = Callable[[Any], Objective]
 
 
 class Cohort(NamedTuple):
@@ -99,7 +100,7 @@ def train(
     name: str,
     *,
     settings: PyTree = None,
-    objective_fn: Callable[[Any], Objective] = labels_only,
+    objective_fn: ObjectiveFn = labels_only,
     teacher: Teacher | None = None,
     **watch: Any,
 ) -> Networks:
@@ -184,20 +185,13 @@ def deviation(values: np.ndarray) -> np.ndarray:
 
 def optimizer_of(recipe: Any, num_steps: int) -> optax.GradientTransformation:
     """Make the optimizer of a recipe."""
-    return recipes.make_optimizer(
-        OptimizerSettings(learning_rate=recipe.learning_rate),
-        batch_size=recipe.batch_size,
-        num_steps=num_steps,
-        norm_limit=getattr(recipe, "max_norm", None),
-    )
+    asked, size = OptimizerSettings(learning_rate=recipe.learning_rate), recipe.batch_size
+    limit = getattr(recipe, "max_norm", None)
+    return recipes.make_optimizer(asked, batch_size=size, num_steps=num_steps, norm_limit=limit)
 
 
 def _plan(
-    cohort: Cohort,
-    name: str,
-    settings: PyTree,
-    objective_fn: Callable[[Any], Objective],
-    teacher: Teacher,
+    cohort: Cohort, name: str, settings: PyTree, objective_fn: ObjectiveFn, teacher: Teacher
 ) -> Training:
     _, spec, recipe, examples, _ = cohort
     model, num_steps = models.build(spec), recipe.num_steps(len(examples["label"]))
@@ -208,15 +202,6 @@ def _plan(
         train_step = step.make_train_step(model, objective_fn(setting), optimizer)
         return step.with_teacher(train_step, source, view_fn=view_fn)
 
-    return Training(
-        phase=name,
-        spec=spec,
-        model=model,
-        objective=objective_fn(jax.tree.map(lambda x: float(x[0]), settings)),
-        optimizer=optimizer,
-        teacher=teacher,
-        step_fn=step_fn,
-        examples=examples,
-        batch_size=recipe.batch_size,
-        num_steps=num_steps,
-    )
+    first = objective_fn(jax.tree.map(lambda x: float(x[0]), settings))
+    run = examples, recipe.batch_size, num_steps
+    return Training(name, spec, model, first, optimizer, teacher, step_fn, *run)

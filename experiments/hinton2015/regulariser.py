@@ -60,6 +60,10 @@ class Curve(NamedTuple):
         return tuple(float(self.test[i, m]) for m, i in enumerate(best))
 
 
+Curves = Mapping[tuple[str, bool], Curve]
+"""By kind of targets and whether the images are shifted."""
+
+
 def run(study: Study) -> Findings:
     """Train on 3 % with hard and with soft targets, as they are and shifted, and on all images."""
     teacher, few = hinton2015.teacher.obtain(study), pick_few(study)
@@ -76,11 +80,7 @@ def pick_few(study: Study) -> np.ndarray:
 
 
 def tabulate(
-    curves: Mapping[tuple[str, bool], Curve],
-    full: tuple[float, ...],
-    *,
-    notes: Sequence[str],
-    bar: float | None = None,
+    curves: Curves, full: tuple[float, ...], *, notes: Sequence[str], bar: float | None = None
 ) -> Findings:
     """Put what nets on few images came to beside nets on all of them.
 
@@ -154,10 +154,8 @@ def watch(cohort: Cohort, few: np.ndarray, path: Path) -> Callable[[int, Variabl
 
     def watch_fn(at: int, variables: Variables) -> None:
         now = hinton2015.networks.Networks(model, variables)
-        test, held = (
-            hinton2015.networks.errors(now.logits(study.run, images), labels)
-            for images, labels in (study.test, held_out)
-        )
+        count, parts = hinton2015.networks.errors, (study.test, held_out)
+        test, held = (count(now.logits(study.run, x.image), x.label) for x in parts)
         old = runs.workdir.read_json(path) or {}
         runs.workdir.write_json(path, {**old, str(at): {"test": test, "held_out": held}})
 
@@ -186,15 +184,12 @@ def recovered(
     return tuple(100 * (start - e) / (start - reference) for e in soft)
 
 
-def figure(curves: Mapping[tuple[str, bool], Curve]) -> Any:
+def figure(curves: Curves) -> Any:
     """Draw the four learning curves."""
-    line, deviation = runs.report.Line, hinton2015.networks.deviation
-    lines = {
-        f"{kind} targets{', shifted' if shifted else ''}": line(
-            curve.steps, curve.test.mean(1), deviation(curve.test), dashed=shifted
-        )
-        for (kind, shifted), curve in curves.items()
-    }
+    lines, deviation = {}, hinton2015.networks.deviation
+    for (kind, shifted), (steps, test, _) in curves.items():
+        line = runs.report.Line(steps, test.mean(1), deviation(test), dashed=shifted)
+        lines[f"{kind} targets{', shifted' if shifted else ''}"] = line
     return runs.report.plot_lines(lines, xlabel="steps", ylabel="test errors", log_y=True)
 
 

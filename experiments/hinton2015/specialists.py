@@ -231,16 +231,12 @@ def flips_note(labels: np.ndarray, outcomes: Sequence[Outcome]) -> str:
 
 def figure(rows: list[Row]) -> Any:
     """Draw the relative change against coverage."""
-    line = runs.report.Line(
-        [row.num_specialists for row in rows],
-        [row.relative(row.gained - row.lost) for row in rows],
-        np.array([row.relative((row.gained + row.lost) ** 0.5) for row in rows]),
-    )
-    return runs.report.plot_lines(
-        {"with specialists": line},
-        xlabel="specialists covering the right class",
-        ylabel="change in accuracy, % of the generalist's",
-    )
+    changes = [row.relative(row.gained - row.lost) for row in rows]
+    whiskers = np.array([row.relative((row.gained + row.lost) ** 0.5) for row in rows])
+    line = runs.report.Line([row.num_specialists for row in rows], changes, whiskers)
+    xlabel = "specialists covering the right class"
+    ylabel = "change in accuracy, % of the generalist's"
+    return runs.report.plot_lines({"with specialists": line}, xlabel=xlabel, ylabel=ylabel)
 
 
 if __name__ == "__main__":

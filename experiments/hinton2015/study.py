@@ -210,17 +210,11 @@ def opened(
     mine = {"quick": asked.quick, "data.validation_fraction": fraction, "seed": asked.seed}
     path = root / f"data-{name.replace('/', '-')}.json"
     runs.workdir.claim(path, mine, otherwise="networks of other settings")
-    return Study(
-        settings=asked,
-        section=section,
-        run=runs.experiment.open_run(root, stop_fn),
-        train=dataset.train,
-        test=dataset.validation if fraction else dataset.test,
-        label_names=dataset.label_names,
-        image_shape=dataset.image_shape,
-        mean=tuple(float(x) for x in dataset.mean),
-        std=tuple(float(x) for x in dataset.std),
-    )
+    run = runs.experiment.open_run(root, stop_fn)
+    test = dataset.validation if fraction else dataset.test
+    names, shape = dataset.label_names, dataset.image_shape
+    mean, std = (tuple(float(x) for x in values) for values in (dataset.mean, dataset.std))
+    return Study(asked, section, run, dataset.train, test, names, shape, mean, std)
 
 
 def write(study: Study, title: str, found: Findings, *, command: str) -> None:

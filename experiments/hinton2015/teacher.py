@@ -67,13 +67,11 @@ def obtain(study: Study) -> Trained:
     trained = networks.train(cohort, "teacher")
     teacher = study.run, trained.model, trained.member(0)
     max_shift = study.pick(1, 0)
-    return Trained(
-        *teacher,
-        look_around(*teacher, study.train.image, max_shift=max_shift),
-        look_around(*teacher, study.test.image, max_shift=max_shift),
-        networks.predict(*teacher, study.test.image),
-        max_shift,
+    train, test = (
+        look_around(*teacher, x.image, max_shift=max_shift) for x in (study.train, study.test)
     )
+    one_look = networks.predict(*teacher, study.test.image)
+    return Trained(*teacher, train, test, one_look, max_shift)
 
 
 def look_around(

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from kdjax.checkpoint._arrays import Damaged, read_arrays, read_manifest
-from kdjax.checkpoint._digests import Leaf, name_of, type_of
+from kdjax.checkpoint._digests import Leaf, leaves_of, type_of
 from kdjax.checkpoint._files import steps_in
 from kdjax.distributed import exchange, is_leader
 from kdjax.types import PyTree
@@ -76,7 +76,7 @@ def _common_steps(directory: Path) -> list[int]:
 
 def _check_structure(path: Path, leaves: dict[str, Leaf], like: PyTree) -> None:
     """Raise a ValueError that names the first array that only one side has, or in another shape."""
-    expected = {name_of(keys): type_of(x) for keys, x in jax.tree_util.tree_leaves_with_path(like)}
+    expected = {name: type_of(x) for name, x in leaves_of(like).items()}
     stored = {name: leaf["type"] for name, leaf in leaves.items()}
     for name in sorted(expected.keys() | stored.keys()):
         if expected.get(name) != stored.get(name):

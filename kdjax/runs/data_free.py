@@ -21,7 +21,7 @@ import kdjax
 from kdjax import runs
 from kdjax.runs import flags
 from kdjax.runs.flags import flag, group
-from kdjax.runs.settings import POSITIVE, RunSettings, eval_flag
+from kdjax.runs.settings import POSITIVE, GeneratorSettings, RunSettings, eval_flag
 
 if TYPE_CHECKING:
     from kdjax.models import Network
@@ -34,23 +34,6 @@ CAPTION = (
     "Images that the generator made up at the end, beside the teacher's probabilities at T = 1 "
     "and softened; the label is the teacher's decision. What they look like does not matter."
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratorSettings:
-    """The generator, and what it is asked for."""
-
-    noise_size: int = flag("Numbers that an image is made from.", POSITIVE, default=100)
-    learning_rate: float = flag("Of Adam, with a cosine to zero.", POSITIVE, default=1e-3)
-    sure: float = flag("Weight of the teacher's cross-entropy with its own decisions.", default=1.0)
-    active: float = flag("Weight of the size of the teacher's embedding.", default=0.1)
-    balanced: float = flag(
-        "Weight of the entropy of the mean prediction: every class as often.", default=5.0
-    )
-    new: float = flag(
-        "Weight of the student's divergence from the teacher: images where it is wrong.",
-        default=1.0,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +60,7 @@ def run(settings: Settings, command: str) -> None:
     with runs.experiment.opened(settings) as experiment:
         teacher = runs.teaching.obtain_teacher(experiment)
         asked = settings.generator
-        plan = runs.generator.plan(
-            experiment,
-            teacher,
-            weights=runs.generator.Weights(asked.sure, asked.active, asked.balanced, asked.new),
-            noise_size=asked.noise_size,
-            learning_rate=asked.learning_rate,
-            num_steps=settings.steps,
-        )
+        plan = runs.generator.plan(experiment, teacher, asked, num_steps=settings.steps)
         found = [train(experiment, teacher, plan, seed) for seed in experiment.settings.seeds]
         report(experiment, teacher, plan, found, command)
 

@@ -18,6 +18,7 @@ from kdjax.runs import recipes, teaching
 from kdjax.runs.console import progress
 from kdjax.runs.evaluation import Run
 from kdjax.runs.experiment import Experiment
+from kdjax.runs.settings import GeneratorSettings
 from kdjax.runs.teaching import TeacherResult
 from kdjax.sharding import replicate
 from kdjax.types import Array, Batch, Metrics, Model, Objective, Outputs, PyTree, Variables
@@ -87,13 +88,7 @@ class State:
 
 
 def plan(
-    experiment: Experiment,
-    teacher: TeacherResult,
-    *,
-    weights: Weights,
-    noise_size: int,
-    learning_rate: float,
-    num_steps: int,
+    experiment: Experiment, teacher: TeacherResult, asked: GeneratorSettings, *, num_steps: int
 ) -> Plan:
     """Return what is trained; the step is compiled at its first use."""
     settings, spec = experiment.settings, teaching.student_spec(experiment)
@@ -101,7 +96,7 @@ def plan(
     optimizer = recipes.make_optimizer(
         settings.optimizer, batch_size=size, num_steps=num_steps, norm_limit=norm_limit
     )
-    decay = optax.cosine_decay_schedule(learning_rate, num_steps)
+    decay = optax.cosine_decay_schedule(asked.learning_rate, num_steps)
     generator = Generator(teacher.network.spec.image_shape)
     student = models.build(spec)
     soft = terms.soft_targets(temperature=settings.temperature)
@@ -114,12 +109,12 @@ def plan(
         (optimizer, optax.adam(decay)),
         generator,
         batch_size=size,
-        noise_size=noise_size,
-        weights=weights,
+        noise_size=asked.noise_size,
+        weights=Weights(asked.sure, asked.active, asked.balanced, asked.new),
         skip_nonfinite=settings.on_nonfinite == "skip",
     )
     variables = replicate(teacher.network.variables, experiment.run.mesh)
-    return Plan(student, variables, generator, init, step, num_steps, noise_size)
+    return Plan(student, variables, generator, init, step, num_steps, asked.noise_size)
 
 
 def train(run: Run, plan: Plan, seed: int) -> "State":

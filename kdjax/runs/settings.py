@@ -189,6 +189,23 @@ class DistributedSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class GeneratorSettings:
+    """The generator, and what it is asked for."""
+
+    noise_size: int = flag("Numbers that an image is made from.", POSITIVE, default=100)
+    learning_rate: float = flag("Of Adam, with a cosine to zero.", POSITIVE, default=1e-3)
+    sure: float = flag("Weight of the teacher's cross-entropy with its own decisions.", default=1.0)
+    active: float = flag("Weight of the size of the teacher's embedding.", default=0.1)
+    balanced: float = flag(
+        "Weight of the entropy of the mean prediction: every class as often.", default=5.0
+    )
+    new: float = flag(
+        "Weight of the student's divergence from the teacher: images where it is wrong.",
+        default=1.0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class RunSettings:
     """What every run of a teacher and its students depends on; None leaves it to the data."""
 

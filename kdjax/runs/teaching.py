@@ -106,15 +106,9 @@ def plan_method(
     # On the host: methods make constants of them, which all processes need whole.
     params = distributed.gathered(teacher.network.variables.params)
     spec = student_spec(experiment)
-    setup = methods.Setup(
-        student=models.build(spec).paths,
-        teacher=network.model.paths,
-        teacher_params=params,
-        num_examples=len(examples["label"]),
-        num_steps=_num_steps(experiment, settings.epochs, examples),
-        temperature=settings.temperature,
-        soft_weight=settings.soft_weight,
-    )
+    paths = models.build(spec).paths, network.model.paths
+    counts = len(examples["label"]), _num_steps(experiment, settings.epochs, examples)
+    setup = methods.Setup(*paths, params, *counts, settings.temperature, settings.soft_weight)
     objective = methods.objective_of(method, setup, scale=scale)
     if methods.looks_at_features(method):
         watched = models.build(network.spec, features=network.model.paths.all)
@@ -168,16 +162,9 @@ def plan_network(
     )
     validation = experiment.dataset.validation._asdict()
     return Training(
-        phase=phase,
-        spec=spec,
-        model=model,
-        objective=lesson.objective,
-        optimizer=optimizer,
-        teacher=lesson.teacher,
-        step_fn=lambda setting, teacher: step.with_teacher(train_step, teacher, view_fn=view_fn),
-        examples=examples,
-        batch_size=batch_size,
-        num_steps=num_steps,
+        *(phase, spec, model, lesson.objective, optimizer, lesson.teacher),
+        lambda setting, teacher: step.with_teacher(train_step, teacher, view_fn=view_fn),
+        *(examples, batch_size, num_steps),
         eval_step=step.make_eval_step(model, layout_fn=layout_fn),
         watched={"validation": validation} if len(validation["label"]) else {},
     )
