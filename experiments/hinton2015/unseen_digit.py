@@ -46,18 +46,15 @@ def run(study: Study) -> Findings:
     errors, threes = hinton2015.networks.errors, truth == THREE
     fixed = students(study, "unseen_digit/without_3", teacher, labels != THREE, [THREE])
     claims = []
-    for name, correction, paper, bar in (
-        (AS_DISTILLED, AS_DISTILLED, ("206", "133"), 206.0),
-        (f"bias of 3 {FOUND}", FOUND, ("109", "14"), 109.0),
-        (f"biases from {PRIOR}", PRIOR, ("", ""), None),
-        (f"biases from {MASS}", MASS, ("", ""), None),
+    for name, correction, paper, on_threes, bar in (
+        (AS_DISTILLED, AS_DISTILLED, "206", "133", 206.0),
+        (f"bias of 3 {FOUND}", FOUND, "109", "14", 109.0),
+        (f"biases from {PRIOR}", PRIOR, "", "", None),
+        (f"biases from {MASS}", MASS, "", "", None),
     ):
-        logits = fixed[correction]
-        on_threes = errors(logits[:, threes], truth[threes])
-        claims += [
-            Claim(f"no 3 seen, {name}", paper[0], errors(logits, truth), bar=bar),
-            Claim(f"of these on the {threes.sum()} threes", paper[1], on_threes),
-        ]
+        logits, what = fixed[correction], f"of these on the {threes.sum()} threes"
+        claims.append(Claim(f"no 3 seen, {name}", paper, errors(logits, truth), bar=bar))
+        claims.append(Claim(what, on_threes, errors(logits[:, threes], truth[threes])))
     kept = np.isin(labels, PAIR)
     fixed = students(study, "unseen_digit/only_7_and_8", teacher, kept, list(PAIR))
     for name, correction, percent, bar in (

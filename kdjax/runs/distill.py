@@ -57,11 +57,11 @@ def run(settings: Settings, command: str) -> None:
         students = []
         for seed in decided.seeds:
             for plan in (scratch, taught):
-                network = plan.network(runs.training.train(own, plan, seed))
-                students.append(runs.measures.Student(plan.phase, seed, network))
+                trained = plan.network(runs.training.train(own, plan, seed))
+                students.append((plan.phase, trained))
         summary = runs.measures.summarize(own, teacher, students)
-        distilled = [s for s in students if s.phase == "distilled"]
-        best = runs.measures.best_of(distilled, summary["distilled"]).network
+        distilled = [network for phase, network in students if phase == "distilled"]
+        best = runs.measures.best_of(distilled, summary["distilled"])
         kdjax.models.save_network(own.workdir / "student", best.spec, best.variables)
         runs.page.write(experiment, teacher, summary, command)
 

@@ -295,12 +295,9 @@ def _build(settings_type: type[SettingsT], given: dict[str, Any], prefix: str) -
             values[field.name] = _build(hint, given, name + ".")
         elif name in given:
             value = given[name]
-            values[field.name] = _several(value) if isinstance(value, list) else value
+            several = tuple(value) if isinstance(value, list) else value
+            values[field.name] = None if several == (None,) else several
     return settings_type(**values)
-
-
-def _several(values: list[Any]) -> tuple[Any, ...] | None:
-    return None if values == [None] else tuple(values)
 
 
 def _meant(settings_type: type[Any], unknown: Sequence[str]) -> str:
