@@ -19,18 +19,18 @@ ROOT = Path(__file__).parents[1]
 class Inner:
     """A group."""
 
-    kind: Literal["big", "small"] | None = flag(None, "What kind.")
-    quick: bool = flag(False, "Whether to hurry.", alias="--hurry")
+    kind: Literal["big", "small"] | None = flag("What kind.")
+    quick: bool = flag("Whether to hurry.", default=False, alias="--hurry")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Some flags."""
 
-    rate: float = flag(0.5, "How fast, in %.", Limit("positive", lambda x: x > 0))
-    sizes: tuple[int, ...] | None = flag(None, "How large.", Limit("even", lambda n: n % 2 == 0))
-    where: Path | None = flag(None, "Where.")
-    as_is: bool | None = flag(None, "Whether to leave it.")
+    rate: float = flag("How fast, in %.", Limit("positive", lambda x: x > 0), default=0.5)
+    sizes: tuple[int, ...] | None = flag("How large.", Limit("even", lambda n: n % 2 == 0))
+    where: Path | None = flag("Where.")
+    as_is: bool | None = flag("Whether to leave it.")
     inner: Inner = group(Inner)
 
 
@@ -127,7 +127,8 @@ def test_the_command_lists_scripts_by_the_first_words_of_their_docstrings():
     "module", ["experiments.distill", "experiments.hinton2015.mnist", "experiments.compare"]
 )
 def test_help_does_not_wait_for_jax(module):
-    code = f"import sys, {module} as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import runpy, sys\nsys.argv[1:] = ['--help']\n"
+    code += f"try: runpy.run_module('{module}', run_name='__main__')\nexcept SystemExit: pass\n"
     code += "sys.exit('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -124,7 +124,8 @@ def make_study(tmp_path, stop_fn=lambda: False):
 def train(study, seeds=(0, 1)):
     recipe = Recipe(epochs=10, batch_size=64)
     spec = networks.mlp_spec(study, (8,), dropout=0.2)
-    return networks.train(study, "group", spec, recipe, study.train._asdict(), seeds=seeds)
+    cohort = networks.Cohort(study, spec, recipe, study.train._asdict(), seeds)
+    return networks.train(cohort, "group")
 
 
 def test_interrupted_group_ends_in_the_same_bytes(tmp_path):
@@ -150,7 +151,8 @@ def test_group_of_another_recipe_is_not_reused(tmp_path):
 def distil(study, name, teacher_logits):
     examples = {**study.train._asdict(), "teacher_logits": teacher_logits}
     spec, recipe = networks.mlp_spec(study, (8,)), Recipe(epochs=2, batch_size=64)
-    return networks.distil(study, name, spec, recipe, examples, seeds=[0], temperature=4.0)
+    cohort = networks.Cohort(study, spec, recipe, examples, [0])
+    return networks.distil(cohort, name, temperature=4.0)
 
 
 def test_students_of_another_teacher_are_not_reused(tmp_path):
@@ -187,7 +189,8 @@ def test_a_learning_curve_survives_an_interruption(tmp_path):
         few = regulariser.pick_few(study)
         examples = {key: x[few] for key, x in study.train._asdict().items()}
         recipe, spec = Recipe(epochs=200, batch_size=16), networks.mlp_spec(study, (8,))
-        return regulariser.learn(study, "curve", spec, recipe, examples, few, [0, 1], None)
+        cohort = networks.Cohort(study, spec, recipe, examples, [0, 1])
+        return regulariser.learn(cohort, "curve", few, None)
 
     whole = learn(tmp_path / "a", lambda: False)
     for _ in range(3):

@@ -11,7 +11,7 @@ from sets import encoded, features, prepare
 
 from kdjax import models
 from kdjax.models import Network, build
-from kdjax.runs import distill, experiment, flags, presets, teaching, training
+from kdjax.runs import distill, experiment, flags, networks, presets, teaching, training
 from kdjax.runs.settings import DataSettings, MeshSettings, NetworkSettings
 
 
@@ -87,7 +87,7 @@ def test_two_steps_on_photographs(root, tmp_path, student, num_params):
         *(16, 0, 8)
     ]
     with experiment.open_experiment(settings, dataset, lambda: False) as opened:
-        spec = experiment.spec_of(opened.settings, dataset, opened.settings.teacher)
+        spec = networks.spec_of(opened.settings, dataset, opened.settings.teacher)
         model = build(spec)
         images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
         shapes = jax.eval_shape(model.init, jax.random.key(0), images)

@@ -18,8 +18,7 @@ from experiments.hinton2015.study import Claim, Findings, Recipe, Study, run_scr
 from kdjax import runs
 
 if TYPE_CHECKING:
-    from kdjax.models import NetworkSpec
-    from kdjax.runs.evaluation import Arrays
+    from experiments.hinton2015.networks import Cohort
 
 NUM_MEMBERS, TEMPERATURES, HARD_WEIGHT = 10, (1.0, 2.0, 5.0, 10.0), 0.5
 MEMBER, STUDENT = Recipe(epochs=8), Recipe(epochs=30)
@@ -30,7 +29,7 @@ NOTES = [
     "3072-256-256-100 without regularisation, 8 and 30 passes over the images as they are; the "
     "second row trains from labels for as long as the students do. The ensemble averages "
     "probabilities at the temperature of the distillation. All four temperatures of the paper are "
-    "shown; the row of the claim is T = 2.",
+    "shown; the row of the claim is T = 2."
 ]
 
 
@@ -39,17 +38,12 @@ def run(study: Study) -> Findings:
     networks, formatted = hinton2015.networks, runs.numbers.mean_and_deviation
     spec = networks.mlp_spec(study, study.pick((256, 256), (16, 16)))
     recipe, examples = study.pick(STUDENT, QUICK), study.train._asdict()
-    members = networks.train(
-        study,
-        "ensemble/members",
-        spec,
-        study.pick(MEMBER, QUICK),
-        examples,
-        seeds=range(NUM_MEMBERS),
-    )
+    ten = networks.Cohort(study, spec, study.pick(MEMBER, QUICK), examples, range(NUM_MEMBERS))
+    members = networks.train(ten, "ensemble/members")
     # Seeds that no member has: a student must not start as one of them.
     seeds = [NUM_MEMBERS + seed for seed in study.seeds(3)]
-    longer = networks.train(study, "ensemble/longer", spec, recipe, examples, seeds=seeds)
+    cohort = networks.Cohort(study, spec, recipe, examples, seeds)
+    longer = networks.train(cohort, "ensemble/longer")
     alone = accuracies(longer.logits(study.run, study.test.image), study.test.label)
     logits = members.logits(study.run, study.test.image)
     single = accuracies(logits, study.test.label)
@@ -64,44 +58,22 @@ def run(study: Study) -> Findings:
     train_logits = members.logits(study.run, examples["image"])
     shares = {}
     for temperature in study.pick(TEMPERATURES, TEMPERATURES[:2]):
-        answered = {
-            **examples,
-            "teacher_logits": runs.evaluation.mean_of(train_logits, temperature),
-        }
-        accuracy = students(study, spec, recipe, answered, temperature, seeds)
+        answers = {"teacher_logits": runs.evaluation.mean_of(train_logits, temperature)}
+        accuracy = students(cohort._replace(examples=examples | answers), temperature)
         shares[temperature] = float(np.mean(accuracy) - np.mean(single)) / gain * 100
         share = f"{shares[temperature]:.0f} %"
         rows.append((f"distilled, T = {temperature:g}", f"{formatted(accuracy, 2)} %", share))
-    claim = Claim(
-        "share of the ensemble's gain that one net keeps, T = 2",
-        "86 %",
-        (shares[2.0],),
-        unit="%",
-        bar=80.0,
-        at_least=True,
-    )
+    what = "share of the ensemble's gain that one net keeps, T = 2"
+    claim = Claim(what, "86 %", (shares[2.0],), unit="%", bar=80.0, at_least=True)
     table = runs.report.Table(("net", "test accuracy", "of the gain"), tuple(rows))
     return Findings([claim], tables=[table], notes=NOTES)
 
 
-def students(
-    study: Study,
-    spec: NetworkSpec,
-    recipe: Recipe,
-    answered: Arrays,
-    temperature: float,
-    seeds: list[int],
-) -> tuple[float, ...]:
+def students(cohort: Cohort, temperature: float) -> tuple[float, ...]:
     """Distil the stored ensemble at a temperature; return test accuracies in per cent."""
+    name, study = f"ensemble/distilled_{temperature:g}", cohort.study
     trained = hinton2015.networks.distil(
-        study,
-        f"ensemble/distilled_{temperature:g}",
-        spec,
-        recipe,
-        answered,
-        seeds=seeds,
-        temperature=temperature,
-        soft_weight=1 - HARD_WEIGHT,
+        cohort, name, temperature=temperature, soft_weight=1 - HARD_WEIGHT
     )
     return accuracies(trained.logits(study.run, study.test.image), study.test.label)
 
@@ -111,10 +83,5 @@ def accuracies(logits: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:
     return tuple(100 - 100 * e / len(labels) for e in hinton2015.networks.errors(logits, labels))
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    run_script("ensemble", __doc__ or "", run, args, data_name="cifar100")
-
-
 if __name__ == "__main__":
-    main()
+    run_script("ensemble", __doc__, run, data_name="cifar100")

@@ -8,6 +8,7 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arX
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,7 @@ from experiments.hinton2015.study import Claim, Findings, Recipe, Study, run_scr
 from kdjax import runs
 
 if TYPE_CHECKING:
-    from kdjax.models import NetworkSpec
-    from kdjax.runs.evaluation import Arrays
+    from experiments.hinton2015.networks import Cohort
     from kdjax.runs.report import Table
     from kdjax.types import Array, Objective, TermInputs
 
@@ -39,33 +39,21 @@ NOTES = [
 
 def run(study: Study) -> Findings:
     """Measure gradients, then train students towards the limit and at it."""
-    teacher, seeds = hinton2015.teacher.obtain(study), study.seeds(5)
-    spec = hinton2015.networks.mlp_spec(study, study.pick((100, 100), (16, 16)))
-    recipe = study.pick(RECIPE, QUICK)
-    examples = teacher.answered(study.train._asdict())
-    scratch = hinton2015.networks.train(
-        study, "gradient/scratch", spec, recipe, examples, seeds=seeds
-    )
+    teacher, networks = hinton2015.teacher.obtain(study), hinton2015.networks
+    spec = networks.mlp_spec(study, study.pick((100, 100), (16, 16)))
+    recipe, examples = study.pick(RECIPE, QUICK), teacher.answered(study.train._asdict())
+    cohort = networks.Cohort(study, spec, recipe, examples, study.seeds(5))
+    scratch = networks.train(cohort, "gradient/scratch")
     z = scratch.logits(study.run, study.test.image)[0]
     measured = measure(z, teacher.test_logits, study.test.label)
-    soft, matched = students(study, spec, recipe, examples, seeds)
+    soft, matched = students(cohort)
     distances = [relative(centred(a), centred(b)) for a, b in zip(soft[-1], matched, strict=True)]
-    paper = "equal in the limit"
+    errors = {
+        "gradient against (z - v)/(N T^2) at T = 1024, relative error": measured["error"][-1:],
+        "logits of T = 1000 against logit matching, relative distance": distances,
+    }
     return Findings(
-        [
-            Claim(
-                "gradient against (z - v)/(N T^2) at T = 1024, relative error",
-                paper,
-                (measured["error"][-1],),
-                unit="",
-            ),
-            Claim(
-                "logits of T = 1000 against logit matching, relative distance",
-                paper,
-                tuple(distances),
-                unit="",
-            ),
-        ],
+        [Claim(what, "equal in the limit", tuple(e), unit="") for what, e in errors.items()],
         tables=[gradient_table(measured), student_table(soft, matched, study.test.label)],
         figures=figures(measured),
         notes=NOTES,
@@ -106,36 +94,18 @@ def measure(
     return found
 
 
-def students(
-    study: Study, spec: NetworkSpec, recipe: Recipe, examples: Arrays, seeds: list[int]
-) -> tuple[np.ndarray, np.ndarray]:
+def students(cohort: Cohort) -> tuple[np.ndarray, np.ndarray]:
     """Train at all temperatures, and by logit matching.
 
     Returns:
         Test logits, [temperatures, seeds, examples, k] and [seeds, examples, k].
     """
-    grid = [(t, s) for t in TRAINED for s in seeds]
-    soft = hinton2015.networks.distil(
-        study,
-        "gradient/soft",
-        spec,
-        recipe,
-        examples,
-        seeds=[s for _, s in grid],
-        temperature=[t for t, _ in grid],
-    )
-    matched = hinton2015.networks.train(
-        study,
-        "gradient/logits",
-        spec,
-        recipe,
-        examples,
-        seeds=seeds,
-        objective_fn=logit_matching,
-        teacher=kdjax.teachers.stored(),
-    )
+    study, networks, stored = cohort.study, hinton2015.networks, kdjax.teachers.stored()
+    temperatures, seeds = zip(*itertools.product(TRAINED, cohort.seeds), strict=True)
+    soft = networks.distil(cohort._replace(seeds=seeds), "gradient/soft", temperature=temperatures)
+    matched = networks.train(cohort, "gradient/logits", objective_fn=logit_matching, teacher=stored)
     logits = soft.logits(study.run, study.test.image)
-    shape = (len(TRAINED), len(seeds), *logits.shape[1:])
+    shape = (len(TRAINED), len(cohort.seeds), *logits.shape[1:])
     return logits.reshape(shape), matched.logits(study.run, study.test.image)
 
 
@@ -169,14 +139,8 @@ def student_table(soft: np.ndarray, matched: np.ndarray, truth: np.ndarray) -> T
         pairs = list(zip(own, matched, strict=True))
         agreeing = [100 * float((a.argmax(-1) == b.argmax(-1)).mean()) for a, b in pairs]
         distances = [relative(centred(a), centred(b)) for a, b in pairs]
-        rows.append(
-            (
-                f"soft targets, T = {temperature:g}",
-                formatted(errors(own, truth)),
-                formatted(agreeing, 2),
-                formatted(distances, 4),
-            )
-        )
+        numbers = formatted(errors(own, truth)), formatted(agreeing, 2), formatted(distances, 4)
+        rows.append((f"soft targets, T = {temperature:g}", *numbers))
     rows.append(("logit matching", formatted(errors(matched, truth)), "", ""))
     columns = ("student", "test errors", "agrees with logit matching %", "distance of logits")
     return runs.report.Table(columns, tuple(rows), "Students trained towards the limit")
@@ -185,43 +149,32 @@ def student_table(soft: np.ndarray, matched: np.ndarray, truth: np.ndarray) -> T
 def gradient_table(measured: Mapping[str, list[float]]) -> Table:
     """Lay out the gradients by temperature."""
     columns = ("T", "error of the limit", "soft over hard gradient", "the same times T^2")
-    rows = tuple(
-        (f"{t:g}", f"{e:.4f}", f"{s:.2e}", f"{q:.3f}")
-        for t, e, s, q in zip(
-            TEMPERATURES, measured["error"], measured["scale"], measured["scaled"], strict=True
-        )
-    )
+    numbers = zip(TEMPERATURES, *measured.values(), strict=True)
+    rows = tuple((f"{t:g}", f"{e:.4f}", f"{s:.2e}", f"{q:.3f}") for t, e, s, q in numbers)
     return runs.report.Table(columns, rows, "The gradient by temperature")
 
 
 def figures(measured: Mapping[str, list[float]]) -> dict[str, Any]:
     """Draw both halves of the table."""
-    error = {"exact against (z - v)/(N T²)": runs.report.Line(TEMPERATURES, measured["error"])}
-    scale = {
-        "without T²": runs.report.Line(TEMPERATURES, measured["scale"]),
-        "with T²": runs.report.Line(TEMPERATURES, measured["scaled"]),
-    }
-    ylabel = "norm over that of the hard gradient"
+
+    def plot(names: Mapping[str, str], ylabel: str) -> Any:
+        lines = {name: runs.report.Line(TEMPERATURES, measured[key]) for name, key in names.items()}
+        return runs.report.plot_lines(
+            lines, xlabel="temperature", ylabel=ylabel, log_x=True, log_y=True
+        )
+
+    scales = {"without T²": "scale", "with T²": "scaled"}
     return {
         "limit": (
-            runs.report.plot_lines(
-                error, xlabel="temperature", ylabel="relative error", log_x=True, log_y=True
-            ),
+            plot({"exact against (z - v)/(N T²)": "error"}, "relative error"),
             "How far the gradient of soft targets is from its limit at high temperature.",
         ),
         "scale": (
-            runs.report.plot_lines(
-                scale, xlabel="temperature", ylabel=ylabel, log_x=True, log_y=True
-            ),
+            plot(scales, "norm over that of the hard gradient"),
             "The gradient of soft targets shrinks by 1/T² beside that of labels; T² undoes it.",
         ),
     }
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    run_script("gradient", __doc__ or "", run, args)
-
-
 if __name__ == "__main__":
-    main()
+    run_script("gradient", __doc__, run)

@@ -13,8 +13,9 @@ from experiments import hinton2015
 from experiments.hinton2015.study import Claim, Findings, Recipe, Study, run_script
 
 if TYPE_CHECKING:
-    from experiments.hinton2015.networks import Networks
+    from experiments.hinton2015.networks import Cohort, Networks
     from kdjax.models import NetworkSpec
+    from kdjax.runs.evaluation import Arrays
 
 STUDENT = Recipe(epochs=40, batch_size=64)
 QUICK = Recipe(epochs=20, batch_size=64)
@@ -27,39 +28,25 @@ NOTES = [
     "The teacher answers with the mean over the nine copies of an image that are shifted by at "
     "most one pixel. Students: 40 epochs in batches of 64, with labels alone as with the teacher, "
     "images as they are, no regularisation but the soft targets, which have nine tenths of the "
-    "weight.",
+    "weight."
 ]
 
 
 def run(study: Study) -> Findings:
     """Train the teacher and the students, and put their errors beside the paper's."""
     teacher = hinton2015.teacher.obtain(study)
-    distilled = hinton2015.networks.distil(
-        study,
-        "mnist/distilled",
-        spec_of(study),
-        study.pick(STUDENT, QUICK),
-        teacher.answered(study.train._asdict()),
-        seeds=study.seeds(5),
-        temperature=hinton2015.teacher.TEMPERATURE,
-        soft_weight=SOFT_WEIGHT,
-    )
+    examples, recipe = teacher.answered(study.train._asdict()), study.pick(STUDENT, QUICK)
+    distilled = taught(students(study, recipe, examples), "mnist/distilled")
     labels, errors = study.test.label, hinton2015.networks.errors
     scratch = hinton2015.networks.test_errors(study, labels_alone(study))
-    return Findings(
-        [
-            Claim("teacher, one look", "67", errors(teacher.one_look[None], labels), bar=67.0),
-            Claim("teacher, mean over nine views", "", errors(teacher.test_logits[None], labels)),
-            Claim("labels alone", "146", scratch),
-            Claim(
-                "distilled, T = 20",
-                "74",
-                hinton2015.networks.test_errors(study, distilled),
-                bar=74.0,
-            ),
-        ],
-        notes=NOTES,
-    )
+    best = hinton2015.networks.test_errors(study, distilled)
+    claims = [
+        Claim("teacher, one look", "67", errors(teacher.one_look[None], labels), bar=67.0),
+        Claim("teacher, mean over nine views", "", errors(teacher.test_logits[None], labels)),
+        Claim("labels alone", "146", scratch),
+        Claim("distilled, T = 20", "74", best, bar=74.0),
+    ]
+    return Findings(claims, notes=NOTES)
 
 
 def spec_of(study: Study) -> NetworkSpec:
@@ -67,18 +54,24 @@ def spec_of(study: Study) -> NetworkSpec:
     return hinton2015.networks.mlp_spec(study, study.pick((800, 800), (32, 32)))
 
 
-def labels_alone(study: Study) -> Networks:
-    """Train the students that see no teacher."""
-    examples, recipe = study.train._asdict(), study.pick(STUDENT, QUICK)
-    return hinton2015.networks.train(
-        study, "mnist/scratch", spec_of(study), recipe, examples, seeds=study.seeds(5)
+def students(study: Study, recipe: Recipe, examples: Arrays) -> Cohort:
+    """Return the students of a recipe and some examples."""
+    return hinton2015.networks.Cohort(study, spec_of(study), recipe, examples, study.seeds(5))
+
+
+def taught(cohort: Cohort, name: str) -> Networks:
+    """Distil the stored teacher as the paper's table does."""
+    temperature = hinton2015.teacher.TEMPERATURE
+    return hinton2015.networks.distil(
+        cohort, name, temperature=temperature, soft_weight=SOFT_WEIGHT
     )
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    run_script("mnist", __doc__ or "", run, args)
+def labels_alone(study: Study) -> Networks:
+    """Train the students that see no teacher."""
+    cohort = students(study, study.pick(STUDENT, QUICK), study.train._asdict())
+    return hinton2015.networks.train(cohort, "mnist/scratch")
 
 
 if __name__ == "__main__":
-    main()
+    run_script("mnist", __doc__, run)

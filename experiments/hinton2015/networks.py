@@ -20,6 +20,22 @@ from kdjax.runs.training import Training
 from kdjax.types import Array, Model, Objective, PyTree, Teacher, Variables
 
 EVAL_BATCH_SIZE = 1000
+ObjectiveFn = Callable[[Any], Objective]
+
+
+class Cohort(NamedTuple):
+    """Networks that train together: where, what they are and how they learn.
+
+    `seeds` has one per member: initial values, order of the batches, dropout and views. `examples`
+    are `image`, `label` and what the teacher needs, [examples, ...]: a stored teacher's logits are
+    what tells students of one teacher from those of another.
+    """
+
+    study: Study
+    spec: NetworkSpec
+    recipe: Recipe
+    examples: Arrays
+    seeds: Sequence[int]
 
 
 class Networks(NamedTuple):
@@ -43,16 +59,8 @@ def mlp_spec(
     study: Study, widths: Sequence[int], dropout: float = 0.0, input_dropout: float = 0.0
 ) -> NetworkSpec:
     """Describe a perceptron for the data of a study."""
-    return NetworkSpec(
-        name="mlp",
-        widths=tuple(widths),
-        num_classes=len(study.label_names),
-        image_shape=study.image_shape,
-        mean=study.mean,
-        std=study.std,
-        dropout=dropout,
-        input_dropout=input_dropout,
-    )
+    of_data = len(study.label_names), study.image_shape, study.mean, study.std
+    return NetworkSpec("mlp", tuple(widths), *of_data, dropout, input_dropout)
 
 
 def labels_only(setting: Any) -> Objective:
@@ -68,13 +76,9 @@ def soft_and_hard(setting: Mapping[str, Array]) -> Objective:
 
 
 def distil(
-    study: Study,
+    cohort: Cohort,
     name: str,
-    spec: NetworkSpec,
-    recipe: Recipe,
-    examples: Arrays,
     *,
-    seeds: Sequence[int],
     temperature: float | Sequence[float],
     soft_weight: float = 1.0,
     **watch: Any,
@@ -84,51 +88,33 @@ def distil(
     Args, returns and raises as those of `train`.
     """
     each = {"temperature": temperature, "soft_weight": soft_weight}
-    wide = {k: np.broadcast_to(np.asarray(v, np.float32), len(seeds)) for k, v in each.items()}
+    count = len(cohort.seeds)
+    wide = {k: np.broadcast_to(np.asarray(v, np.float32), count) for k, v in each.items()}
     return train(
-        study,
-        name,
-        spec,
-        recipe,
-        examples,
-        seeds=seeds,
-        settings=wide,
-        objective_fn=soft_and_hard,
-        teacher=teachers.stored(),
-        **watch,
+        cohort, name, settings=wide, objective_fn=soft_and_hard, teacher=teachers.stored(), **watch
     )
 
 
 def train(
-    study: Study,
+    cohort: Cohort,
     name: str,
-    spec: NetworkSpec,
-    recipe: Recipe,
-    examples: Arrays,
     *,
-    seeds: Sequence[int],
     settings: PyTree = None,
-    objective_fn: Callable[[Any], Objective] = labels_only,
+    objective_fn: ObjectiveFn = labels_only,
     teacher: Teacher | None = None,
-    watch_fn: Callable[[int, Variables], None] | None = None,
-    watch_every: int | None = None,
+    **watch: Any,
 ) -> Networks:
     """Train networks together, or read them where an earlier run has trained them.
 
     Args:
-        study: where, and when to stop.
+        cohort: the networks, and where they are trained.
         name: their folder below the work directory.
-        spec: the architecture.
-        recipe: how they are trained.
-        examples: `image`, `label` and what the teacher needs, [examples, ...]: a stored teacher's
-            logits are what tells students of one teacher from those of another.
-        seeds: one per member: initial values, order of the batches, dropout and views.
         settings: arrays [members] that the objective depends on.
         objective_fn: one member's setting -> objective.
         teacher: where the teacher's outputs come from; None for none.
-        watch_fn: called with a step and the variables [members, ...] now and then; a training that
-            was interrupted calls it for the remaining steps only.
-        watch_every: steps between these calls.
+        **watch: `watch_fn`, called with a step and the variables [members, ...] now and then (a
+            training that was interrupted calls it for the remaining steps only), and
+            `watch_every`, the steps between these calls.
 
     Returns:
         The trained networks.
@@ -139,6 +125,7 @@ def train(
         ValueError: if the folder holds networks of another recipe, or of other examples.
         OSError: if another run is at work in the folder.
     """
+    study, spec, recipe, examples, seeds = cohort
     directory = study.root / name
     asked = {
         "spec": dataclasses.asdict(spec),
@@ -151,15 +138,9 @@ def train(
     if not (directory / "trained").exists():
         with checkpoint.lock(directory):
             claim(directory, asked)
-            plan = _plan(name, spec, recipe, examples, settings, objective_fn, teacher)
+            plan = _plan(cohort, name, settings, objective_fn, teacher or teachers.absent())
             variables, seconds = training.train_together(
-                study.run,
-                plan,
-                seeds,
-                settings=settings,
-                directory=directory / "state",
-                watch_fn=watch_fn,
-                watch_every=watch_every,
+                study.run, plan, seeds, settings=settings, directory=directory / "state", **watch
             )
             checkpoint.save_variables(directory / "trained", variables, {"seconds": seconds})
             shutil.rmtree(directory / "state", ignore_errors=True)
@@ -204,23 +185,15 @@ def deviation(values: np.ndarray) -> np.ndarray:
 
 def optimizer_of(recipe: Any, num_steps: int) -> optax.GradientTransformation:
     """Make the optimizer of a recipe."""
-    return recipes.make_optimizer(
-        OptimizerSettings(learning_rate=recipe.learning_rate),
-        batch_size=recipe.batch_size,
-        num_steps=num_steps,
-        norm_limit=getattr(recipe, "max_norm", None),
-    )
+    asked, size = OptimizerSettings(learning_rate=recipe.learning_rate), recipe.batch_size
+    limit = getattr(recipe, "max_norm", None)
+    return recipes.make_optimizer(asked, batch_size=size, num_steps=num_steps, norm_limit=limit)
 
 
 def _plan(
-    name: str,
-    spec: NetworkSpec,
-    recipe: Recipe,
-    examples: Arrays,
-    settings: PyTree,
-    objective_fn: Callable[[Any], Objective],
-    teacher: Teacher | None,
+    cohort: Cohort, name: str, settings: PyTree, objective_fn: ObjectiveFn, teacher: Teacher
 ) -> Training:
+    _, spec, recipe, examples, _ = cohort
     model, num_steps = models.build(spec), recipe.num_steps(len(examples["label"]))
     optimizer = optimizer_of(recipe, num_steps)
     view_fn = recipes.make_views(recipe.augment, crop_padding=4, jitter_pixels=2)
@@ -229,15 +202,6 @@ def _plan(
         train_step = step.make_train_step(model, objective_fn(setting), optimizer)
         return step.with_teacher(train_step, source, view_fn=view_fn)
 
-    return Training(
-        phase=name,
-        spec=spec,
-        model=model,
-        objective=objective_fn(jax.tree.map(lambda x: float(x[0]), settings)),
-        optimizer=optimizer,
-        teacher=teacher or teachers.absent(),
-        step_fn=step_fn,
-        examples=examples,
-        batch_size=recipe.batch_size,
-        num_steps=num_steps,
-    )
+    first = objective_fn(jax.tree.map(lambda x: float(x[0]), settings))
+    run = examples, recipe.batch_size, num_steps
+    return Training(name, spec, model, first, optimizer, teacher, step_fn, *run)

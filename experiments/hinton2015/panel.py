@@ -55,10 +55,8 @@ def obtain(study: Study, recipe: PanelRecipe, generalist: Network, seed: int) ->
         ValueError: if the folder holds specialists of another recipe or generalist.
         OSError: if another run is at work in the folder.
     """
-    asked = {
-        "recipe": dataclasses.asdict(recipe),
-        "generalist": checkpoint.params_sha256(generalist.variables),
-    }
+    taught_by = checkpoint.params_sha256(generalist.variables)
+    asked = {"recipe": dataclasses.asdict(recipe), "generalist": taught_by}
     name = f"{study.section}/panel_{seed}"
     room = study.root / name
     folders = [room / f"specialist_{i:02d}" for i in range(recipe.num_sets)]
@@ -70,12 +68,10 @@ def obtain(study: Study, recipe: PanelRecipe, generalist: Network, seed: int) ->
     found = [checkpoint.load_variables(folder) for folder in folders]
     seconds = sum(metadata["seconds"] for _, metadata in found)
     study.trainings[name] = len(found), seconds
-    return Panel(
-        dataclasses.replace(generalist.spec, num_classes=recipe.set_size + 1),
-        np.array([metadata["classes"] for _, metadata in found]),
-        [variables for variables, _ in found],
-        [metadata["shift"] for _, metadata in found],
-    )
+    spec = dataclasses.replace(generalist.spec, num_classes=recipe.set_size + 1)
+    class_sets = np.array([metadata["classes"] for _, metadata in found])
+    shifts = [metadata["shift"] for _, metadata in found]
+    return Panel(spec, class_sets, [variables for variables, _ in found], shifts)
 
 
 def start_of(generalist: Variables, classes: np.ndarray, shift: float) -> Variables:
@@ -108,11 +104,9 @@ def _train_missing(
 ) -> None:
     images, labels = study.train
     num_classes = len(study.label_names)
+    logits = networks.predict(study.run, generalist.model, generalist.variables, images)
     sets = specialists.confusable_classes(
-        jax.random.key(seed),
-        networks.predict(study.run, generalist.model, generalist.variables, images),
-        num_sets=recipe.num_sets,
-        set_size=recipe.set_size,
+        jax.random.key(seed), logits, num_sets=recipe.num_sets, set_size=recipe.set_size
     )
     plan = _plan(study, recipe, generalist)
     for i, (folder, classes) in enumerate(zip(folders, np.asarray(sets), strict=True)):
@@ -147,15 +141,5 @@ def _plan(study: Study, recipe: PanelRecipe, generalist: Network) -> Training:
     def step_fn(setting: PyTree, teacher: Teacher) -> training.Step:
         return step.with_teacher(train_step, teacher, view_fn=view_fn)
 
-    return Training(
-        phase="specialist",
-        spec=spec,
-        model=model,
-        objective=objective,
-        optimizer=optimizer,
-        teacher=teachers.absent(),
-        step_fn=step_fn,
-        examples=study.train._asdict(),
-        batch_size=recipe.batch_size,
-        num_steps=num_steps,
-    )
+    absent, run = teachers.absent(), (study.train._asdict(), recipe.batch_size, num_steps)
+    return Training("specialist", spec, model, objective, optimizer, absent, step_fn, *run)

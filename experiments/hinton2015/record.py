@@ -16,32 +16,19 @@ RECIPE = Recipe(epochs=40 / 9, batch_size=64)
 QUICK = Recipe(epochs=2, batch_size=64)
 NOTES = [
     "Steps, batches, temperature and weights are those of the students on images as they are. The "
-    "copies were chosen on 6,000 validation images.",
+    "copies were chosen on 6,000 validation images."
 ]
 
 
 def run(study: Study) -> Findings:
     """Train the students on the shifted copies, whose soft targets are stored; count errors."""
     teacher = hinton2015.teacher.obtain(study)
-    students = hinton2015.networks.distil(
-        study,
-        "record/students",
-        mnist.spec_of(study),
-        study.pick(RECIPE, QUICK),
-        teacher.answered_shifts(study.train._asdict(), max_shift=1),
-        seeds=study.seeds(5),
-        temperature=hinton2015.teacher.TEMPERATURE,
-        soft_weight=mnist.SOFT_WEIGHT,
-    )
-    errors = hinton2015.networks.test_errors(study, students)
+    copies = teacher.answered_shifts(study.train._asdict(), max_shift=1)
+    cohort = mnist.students(study, study.pick(RECIPE, QUICK), copies)
+    errors = hinton2015.networks.test_errors(study, mnist.taught(cohort, "record/students"))
     claim = Claim("distilled, T = 20, shifted transfer set", "74", errors, bar=74.0)
     return Findings([claim], notes=NOTES)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    run_script("record", __doc__ or "", run, args)
-
-
 if __name__ == "__main__":
-    main()
+    run_script("record", __doc__, run)

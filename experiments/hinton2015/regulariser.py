@@ -23,12 +23,13 @@ from experiments.hinton2015.study import Claim, Findings, Recipe, Study, run_scr
 from kdjax import runs
 
 if TYPE_CHECKING:
+    from experiments.hinton2015.networks import Cohort
     from experiments.hinton2015.teacher import Trained
-    from kdjax.models import NetworkSpec
     from kdjax.runs.evaluation import Arrays
     from kdjax.types import Variables
 
 FRACTION, TEMPERATURE = 0.03, 20.0
+KINDS = [(shifted, kind) for shifted in (False, True) for kind in ("hard", "soft")]
 FEW = Recipe(epochs=250, batch_size=128)
 QUICK = Recipe(epochs=20, batch_size=64)
 NOTES = [
@@ -59,14 +60,14 @@ class Curve(NamedTuple):
         return tuple(float(self.test[i, m]) for m, i in enumerate(best))
 
 
+Curves = Mapping[tuple[str, bool], Curve]
+"""By kind of targets and whether the images are shifted."""
+
+
 def run(study: Study) -> Findings:
     """Train on 3 % with hard and with soft targets, as they are and shifted, and on all images."""
     teacher, few = hinton2015.teacher.obtain(study), pick_few(study)
-    curves = {
-        (kind, shifted): train_few(study, teacher, few, kind, shifted)
-        for shifted in (False, True)
-        for kind in ("hard", "soft")
-    }
+    curves = {(kind, view): train_few(study, teacher, few, kind, view) for view, kind in KINDS}
     full = hinton2015.networks.test_errors(study, mnist.labels_alone(study))
     return tabulate(curves, full, notes=NOTES, bar=85.0)
 
@@ -79,11 +80,7 @@ def pick_few(study: Study) -> np.ndarray:
 
 
 def tabulate(
-    curves: Mapping[tuple[str, bool], Curve],
-    full: tuple[float, ...],
-    *,
-    notes: Sequence[str],
-    bar: float | None = None,
+    curves: Curves, full: tuple[float, ...], *, notes: Sequence[str], bar: float | None = None
 ) -> Findings:
     """Put what nets on few images came to beside nets on all of them.
 
@@ -96,35 +93,22 @@ def tabulate(
     Returns:
         Claims, a table and the learning curves.
     """
-    rows = [
-        (
-            f"3 %, {kind} targets",
-            "shifted" if shifted else "as they are",
-            runs.numbers.mean_and_deviation(curve.at_end()),
-            runs.numbers.mean_and_deviation(curve.stopped_early()),
-        )
-        for (kind, shifted), curve in curves.items()
-    ]
-    rows.append(("all, hard targets", "as they are", runs.numbers.mean_and_deviation(full), ""))
+    formatted, views = runs.numbers.mean_and_deviation, ("as they are", "shifted")
+    rows = []
+    for (kind, shifted), curve in curves.items():
+        errors = formatted(curve.at_end()), formatted(curve.stopped_early())
+        rows.append((f"3 %, {kind} targets", views[shifted], *errors))
+    rows.append(("all, hard targets", views[False], formatted(full), ""))
     hard = curves["hard", False].at_end()
-    claims = [
-        Claim(
-            f"share recovered, soft targets on images {view}",
-            "86 %",
-            recovered(hard, curves["soft", shifted].at_end(), full),
-            unit="%",
-            bar=bar if shifted else None,
-            at_least=True,
-        )
-        for shifted, view in ((False, "as they are"), (True, "shifted"))
-    ]
+    claims = []
+    for shifted, view in zip((False, True), views, strict=True):
+        what = f"share recovered, soft targets on images {view}"
+        share = recovered(hard, curves["soft", shifted].at_end(), full)
+        wanted = bar if shifted else None
+        claims.append(Claim(what, "86 %", share, unit="%", bar=wanted, at_least=True))
     columns = ("training", "images", "test errors at the end", "stopped early")
-    return Findings(
-        claims,
-        tables=[runs.report.Table(columns, tuple(rows))],
-        figures={"curves": (figure(curves), CAPTION)},
-        notes=notes,
-    )
+    tables, figures = [runs.report.Table(columns, rows)], {"curves": (figure(curves), CAPTION)}
+    return Findings(claims, tables, figures, notes)
 
 
 CAPTION = (
@@ -144,55 +128,34 @@ def train_few(study: Study, teacher: Trained, few: np.ndarray, kind: str, shifte
         copies = len(examples["label"]) / len(few)
         recipe = dataclasses.replace(recipe, epochs=recipe.epochs / copies)
     temperature = TEMPERATURE if kind == "soft" else None
-    spec, seeds = mnist.spec_of(study), study.seeds(5)
-    return learn(study, name, spec, recipe, examples, few, seeds, temperature)
+    return learn(mnist.students(study, recipe, examples), name, few, temperature)
 
 
-def learn(
-    study: Study,
-    name: str,
-    spec: NetworkSpec,
-    recipe: Recipe,
-    examples: Arrays,
-    few: np.ndarray,
-    seeds: Sequence[int],
-    temperature: float | None,
-) -> Curve:
+def learn(cohort: Cohort, name: str, few: np.ndarray, temperature: float | None) -> Curve:
     """Train nets, from soft targets where there is a temperature, and keep their errors."""
-    networks, path = hinton2015.networks, study.root / name / "curve.json"
-    soft = {} if temperature is None else {"temperature": temperature}
-    train_fn: Any = networks.distil if soft else networks.train
-    train_fn(
-        study,
-        name,
-        spec,
-        recipe,
-        examples,
-        seeds=seeds,
-        watch_fn=watch(study, spec, few, path),
-        watch_every=recipe.num_steps(len(examples["label"])) // 10,
-        **soft,
-    )
+    networks, path = hinton2015.networks, cohort.study.root / name / "curve.json"
+    every = cohort.recipe.num_steps(len(cohort.examples["label"])) // 10
+    watching: Any = {"watch_fn": watch(cohort, few, path), "watch_every": every}
+    if temperature is None:
+        networks.train(cohort, name, **watching)
+    else:
+        networks.distil(cohort, name, temperature=temperature, **watching)
     return read_curve(path)
 
 
-def watch(
-    study: Study, spec: NetworkSpec, few: np.ndarray, path: Path
-) -> Callable[[int, Variables], None]:
+def watch(cohort: Cohort, few: np.ndarray, path: Path) -> Callable[[int, Variables], None]:
     """Make a function that counts errors on the test set and on images that are held out.
 
     It keeps them in a file, from which an interrupted training goes on.
     """
+    study, model = cohort.study, kdjax.models.build(cohort.spec)
     rest = np.setdiff1d(np.arange(len(study.train.label)), few)[:5000]
-    held_out = study.train.image[rest], study.train.label[rest]
-    model = kdjax.models.build(spec)
+    held_out = kdjax.data.take(study.train, rest)
 
     def watch_fn(at: int, variables: Variables) -> None:
         now = hinton2015.networks.Networks(model, variables)
-        test, held = (
-            hinton2015.networks.errors(now.logits(study.run, images), labels)
-            for images, labels in ((study.test.image, study.test.label), held_out)
-        )
+        count, parts = hinton2015.networks.errors, (study.test, held_out)
+        test, held = (count(now.logits(study.run, x.image), x.label) for x in parts)
         old = runs.workdir.read_json(path) or {}
         runs.workdir.write_json(path, {**old, str(at): {"test": test, "held_out": held}})
 
@@ -221,24 +184,14 @@ def recovered(
     return tuple(100 * (start - e) / (start - reference) for e in soft)
 
 
-def figure(curves: Mapping[tuple[str, bool], Curve]) -> Any:
+def figure(curves: Curves) -> Any:
     """Draw the four learning curves."""
-    lines = {
-        f"{kind} targets{', shifted' if shifted else ''}": runs.report.Line(
-            curve.steps,
-            curve.test.mean(1),
-            hinton2015.networks.deviation(curve.test),
-            dashed=shifted,
-        )
-        for (kind, shifted), curve in curves.items()
-    }
+    lines, deviation = {}, hinton2015.networks.deviation
+    for (kind, shifted), (steps, test, _) in curves.items():
+        line = runs.report.Line(steps, test.mean(1), deviation(test), dashed=shifted)
+        lines[f"{kind} targets{', shifted' if shifted else ''}"] = line
     return runs.report.plot_lines(lines, xlabel="steps", ylabel="test errors", log_y=True)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    run_script("regulariser", __doc__ or "", run, args)
-
-
 if __name__ == "__main__":
-    main()
+    run_script("regulariser", __doc__, run)

@@ -44,9 +44,8 @@ class Settings(StudySettings):
     """What this script asks besides."""
 
     teacher: Path | None = flag(
-        None,
         "A PyTorch state dict of a resnet20 (.npz, .safetensors), or a folder with a network of "
-        "ours. Default: a perceptron is trained.",
+        "ours. Default: a perceptron is trained."
     )
 
 
@@ -56,17 +55,11 @@ def run(study: Study) -> Findings:
     few, seeds = regulariser.pick_few(study), study.seeds(3)
     curves = {
         (kind, shifted): train_few(study, network, few, kind, shifted, seeds)
-        for shifted in (False, True)
-        for kind in ("hard", "soft")
+        for shifted, kind in regulariser.KINDS
     }
-    full = hinton2015.networks.train(
-        study,
-        "regulariser_cifar100/full",
-        spec_of(study),
-        study.pick(ensemble.MEMBER, QUICK),
-        study.train._asdict(),
-        seeds=seeds,
-    )
+    recipe, examples = study.pick(ensemble.MEMBER, QUICK), study.train._asdict()
+    cohort = hinton2015.networks.Cohort(study, spec_of(study), recipe, examples, seeds)
+    full = hinton2015.networks.train(cohort, "regulariser_cifar100/full")
     errors = hinton2015.networks.test_errors(study, full)
     return regulariser.tabulate(curves, errors, notes=NOTES)
 
@@ -76,14 +69,9 @@ def obtain_teacher(study: Study) -> Network:
     asked = study.settings
     if not isinstance(asked, Settings) or asked.teacher is None:
         spec = hinton2015.networks.mlp_spec(study, study.pick((1024, 1024), (32, 32)))
-        trained = hinton2015.networks.train(
-            study,
-            "regulariser_cifar100/teacher",
-            spec,
-            study.pick(TEACHER, QUICK_TEACHER),
-            study.train._asdict(),
-            seeds=[asked.seed],
-        )
+        recipe, examples = study.pick(TEACHER, QUICK_TEACHER), study.train._asdict()
+        cohort = hinton2015.networks.Cohort(study, spec, recipe, examples, [asked.seed])
+        trained = hinton2015.networks.train(cohort, "regulariser_cifar100/teacher")
         return kdjax.models.Network(spec, trained.model, trained.member(0))
     if not asked.teacher.exists():
         raise FileNotFoundError(f"--teacher: there is nothing at {asked.teacher}")
@@ -108,38 +96,17 @@ def train_few(
         moved = kdjax.data.all_shifts(images, max_shift=study.pick(2, 1))
         views = np.concatenate([moved, moved[:, :, :, ::-1]])
         copies, images = len(views), views.reshape(-1, *images.shape[1:])
-    examples = {
-        "image": images,
-        "label": np.tile(labels, copies),
-    }
+    examples = {"image": images, "label": np.tile(labels, copies)}
     if kind == "soft":
         examples["teacher_logits"] = hinton2015.networks.predict(
             study.run, network.model, network.variables, images
         )
-    recipe = study.pick(FEW, QUICK)
-    return regulariser.learn(
-        study,
-        f"regulariser_cifar100/{kind}{'_shifted' if shifted else ''}",
-        spec_of(study),
-        Recipe(recipe.epochs / copies, recipe.batch_size),
-        examples,
-        few,
-        seeds,
-        TEMPERATURE if kind == "soft" else None,
-    )
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    run_script(
-        "regulariser_cifar100",
-        __doc__ or "",
-        run,
-        args,
-        data_name="cifar100",
-        settings_type=Settings,
-    )
+    recipe, name = study.pick(FEW, QUICK), f"{kind}{'_shifted' if shifted else ''}"
+    recipe = Recipe(recipe.epochs / copies, recipe.batch_size)
+    cohort = hinton2015.networks.Cohort(study, spec_of(study), recipe, examples, seeds)
+    temperature = TEMPERATURE if kind == "soft" else None
+    return regulariser.learn(cohort, f"regulariser_cifar100/{name}", few, temperature)
 
 
 if __name__ == "__main__":
-    main()
+    run_script("regulariser_cifar100", __doc__, run, data_name="cifar100", settings_type=Settings)

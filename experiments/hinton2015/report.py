@@ -17,16 +17,9 @@ from kdjax.runs import flags
 from kdjax.runs.flags import flag
 
 SECTIONS = (
-    "mnist",
-    "record",
-    "temperature",
-    "unseen_digit",
-    "gradient",
-    "ensemble",
-    "specialists",
-    "regulariser",
-    "regulariser_cifar100",
-)
+    "mnist", "record", "temperature", "unseen_digit", "gradient", "ensemble", "specialists",
+    "regulariser", "regulariser_cifar100",
+)  # fmt: skip
 BEGIN, END = "<!-- hinton2015: begin -->", "<!-- hinton2015: end -->"
 TITLE = "Distilling the Knowledge in a Neural Network, again"
 LEDE = (
@@ -39,15 +32,16 @@ LEDE = (
 class Settings:
     """Where from and where to."""
 
-    workdir: Path = flag(Path("runs/hinton2015"), "The folder that the scripts have filled.")
-    page: Path | None = flag(None, "The page. Default: report.html in the work directory.")
+    workdir: Path = flag(
+        "The folder that the scripts have filled.", default=Path("runs/hinton2015")
+    )
+    page: Path | None = flag("The page. Default: report.html in the work directory.")
     results: Path | None = flag(
-        None,
         "A Markdown file, such as RESULTS.md: what was found replaces what its part between two "
-        "marks says of the same scripts; of others it stays.",
+        "marks says of the same scripts; of others it stays."
     )
     summary: Path | None = flag(
-        None, "The same for a file that holds the claims with a bar alone, such as README.md."
+        "The same for a file that holds the claims with a bar alone, such as README.md."
     )
 
 
@@ -113,13 +107,7 @@ def _replace_part(
     path.write_text(f"{before}{BEGIN}\n\n{gap.join(filter(None, parts))}\n\n{END}{after}")
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    program = "python -m experiments.hinton2015.report"
-    settings = flags.parse(Settings, program, __doc__ or "", args)
-    with flags.plain_errors(resume_with=program):
-        run(settings)
-
-
 if __name__ == "__main__":
-    main()
+    program = "python -m experiments.hinton2015.report"
+    with flags.plain_errors(resume_with=program):
+        run(flags.parse(Settings, program, __doc__, None))

@@ -20,14 +20,7 @@ import numpy as np
 import kdjax
 from experiments import hinton2015
 from experiments.hinton2015 import superclasses
-from experiments.hinton2015.study import (
-    Claim,
-    Findings,
-    PanelRecipe,
-    Recipe,
-    Study,
-    run_script,
-)
+from experiments.hinton2015.study import Claim, Findings, PanelRecipe, Recipe, Study, run_script
 from kdjax import runs
 
 if TYPE_CHECKING:
@@ -82,9 +75,10 @@ def run(study: Study) -> Findings:
     seeds, labels, networks = study.seeds(3), study.test.label, hinton2015.networks
     spec = networks.mlp_spec(study, study.pick(WIDTHS, QUICK_WIDTHS))
     examples, recipe = study.train._asdict(), study.pick(GENERALIST, QUICK_GENERALIST)
-    trained = networks.train(study, "specialists/generalists", spec, recipe, examples, seeds=seeds)
+    cohort = networks.Cohort(study, spec, recipe, examples, seeds)
+    trained = networks.train(cohort, "specialists/generalists")
     longer = dataclasses.replace(recipe, epochs=recipe.epochs + as_many_epochs(study))
-    patient = networks.train(study, "specialists/longer", spec, longer, examples, seeds=seeds)
+    patient = networks.train(cohort._replace(recipe=longer), "specialists/longer")
     outcomes = [
         consult(study, kdjax.models.Network(spec, trained.model, trained.member(i)), seed)
         for i, seed in enumerate(seeds)
@@ -160,11 +154,8 @@ def combined(
 
 def coverage_rows(labels: np.ndarray, outcomes: Sequence[Outcome]) -> list[Row]:
     """Count by the number of specialists that cover the right class, over all outcomes."""
-    counts = [
-        np.asarray(kdjax.specialists.membership(o.class_sets, o.before.shape[1])).sum(0)[labels]
-        for o in outcomes
-    ]
-    covering = np.concatenate(counts)
+    members = [kdjax.specialists.membership(o.class_sets, o.before.shape[1]) for o in outcomes]
+    covering = np.concatenate([np.asarray(member).sum(0)[labels] for member in members])
     was, now = verdicts(labels, outcomes)
     rows = []
     for count in np.unique(covering):
@@ -194,15 +185,10 @@ def conditional_accuracy(logits: np.ndarray, labels: np.ndarray, sets: np.ndarra
 def coverage_table(rows: list[Row]) -> Table:
     """Lay out the counts as the paper's table 4 does."""
     columns = ("specialists covering the class", "images", "change in right ones", "relative")
-    lines = [
-        (
-            f"{row.num_specialists}",
-            f"{row.num_images}",
-            f"{row.gained - row.lost:+d}",
-            f"{row.relative(row.gained - row.lost):+.1f} %",
-        )
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        counts, change = (f"{row.num_specialists}", f"{row.num_images}"), row.gained - row.lost
+        lines.append((*counts, f"{change:+d}", f"{row.relative(change):+.1f} %"))
     title = "The gain by coverage (paper: 0.0 % for none to +14.1 % for ten or more)"
     return runs.report.Table(columns, tuple(lines), title)
 
@@ -245,22 +231,13 @@ def flips_note(labels: np.ndarray, outcomes: Sequence[Outcome]) -> str:
 
 def figure(rows: list[Row]) -> Any:
     """Draw the relative change against coverage."""
-    line = runs.report.Line(
-        [row.num_specialists for row in rows],
-        [row.relative(row.gained - row.lost) for row in rows],
-        np.array([row.relative((row.gained + row.lost) ** 0.5) for row in rows]),
-    )
-    return runs.report.plot_lines(
-        {"with specialists": line},
-        xlabel="specialists covering the right class",
-        ylabel="change in accuracy, % of the generalist's",
-    )
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    run_script("specialists", __doc__ or "", run, args, data_name="cifar100")
+    changes = [row.relative(row.gained - row.lost) for row in rows]
+    whiskers = np.array([row.relative((row.gained + row.lost) ** 0.5) for row in rows])
+    line = runs.report.Line([row.num_specialists for row in rows], changes, whiskers)
+    xlabel = "specialists covering the right class"
+    ylabel = "change in accuracy, % of the generalist's"
+    return runs.report.plot_lines({"with specialists": line}, xlabel=xlabel, ylabel=ylabel)
 
 
 if __name__ == "__main__":
-    main()
+    run_script("specialists", __doc__, run, data_name="cifar100")

@@ -30,14 +30,14 @@ class DataSettings:
     """Which data, from where."""
 
     name: str | None = flag(
-        None, "A set of labelled images. Default: mnist, with --quick the embedded digits."
+        "A set of labelled images. Default: mnist, with --quick the embedded digits."
     )
-    dir: Path | None = flag(None, "Directory with prepared TFDS sets; TFDS's own by default.")
+    dir: Path | None = flag("Directory with prepared TFDS sets; TFDS's own by default.")
     validation_fraction: float = flag(
-        0.0,
         "Share of the training examples to set aside and to measure on, instead of the test set: "
         "recipes were chosen with 0.1, tables were made with 0.",
         PART,
+        default=0.0,
     )
 
 
@@ -47,16 +47,15 @@ class StudySettings:
 
     data: DataSettings = group(DataSettings)
     workdir: Path | None = flag(
-        None,
-        "Where networks and results go, one folder for all scripts. Default: runs/hinton2015.",
+        "Where networks and results go, one folder for all scripts. Default: runs/hinton2015."
     )
     quick: bool = flag(
-        False, "A trial in seconds: few steps of small networks on the embedded digits."
+        "A trial in seconds: few steps of small networks on the embedded digits.", default=False
     )
     num_seeds: int | None = flag(
-        None, "Students of every kind. Default: what the table states.", POSITIVE
+        "Students of every kind. Default: what the table states.", POSITIVE
     )
-    seed: int = flag(0, "Of the first student, and of the teacher.")
+    seed: int = flag("Of the first student, and of the teacher.", default=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +170,6 @@ def run_script(
     section: str,
     about: str,
     body: Callable[[Study], Findings],
-    args: list[str] | None = None,
     *,
     data_name: str = "mnist",
     settings_type: type[StudySettings] = StudySettings,
@@ -182,13 +180,12 @@ def run_script(
         section: the script's name, that of its folder of results too.
         about: what it does, its module's docstring; the first line is the heading.
         body: does it.
-        args: the flags, those of the process by default.
         data_name: the data it is about.
         settings_type: what it asks, with flags of its own if it has some.
     """
     program = f"python -m experiments.hinton2015.{section}"
     title = about.strip().split("\n", 1)[0].rstrip(".")
-    asked, command = flags.read(settings_type, program, title, args)
+    asked, command = flags.read(settings_type, program, title, None)
     with flags.plain_errors(resume_with=command):
         flags.check(asked)
         with kdjax.loop.stop_on_signals() as stop_fn:
@@ -213,17 +210,11 @@ def opened(
     mine = {"quick": asked.quick, "data.validation_fraction": fraction, "seed": asked.seed}
     path = root / f"data-{name.replace('/', '-')}.json"
     runs.workdir.claim(path, mine, otherwise="networks of other settings")
-    return Study(
-        settings=asked,
-        section=section,
-        run=runs.experiment.open_run(root, stop_fn),
-        train=dataset.train,
-        test=dataset.validation if fraction else dataset.test,
-        label_names=dataset.label_names,
-        image_shape=dataset.image_shape,
-        mean=tuple(float(x) for x in dataset.mean),
-        std=tuple(float(x) for x in dataset.std),
-    )
+    run = runs.experiment.open_run(root, stop_fn)
+    test = dataset.validation if fraction else dataset.test
+    names, shape = dataset.label_names, dataset.image_shape
+    mean, std = (tuple(float(x) for x in values) for values in (dataset.mean, dataset.std))
+    return Study(asked, section, run, dataset.train, test, names, shape, mean, std)
 
 
 def write(study: Study, title: str, found: Findings, *, command: str) -> None:
@@ -232,6 +223,7 @@ def write(study: Study, title: str, found: Findings, *, command: str) -> None:
     claims = [
         dataclasses.replace(c, paper="", bar=None) if study.quick else c for c in found.claims
     ]
+    times = {"Training time": _times(study.trainings)}
     result = {
         "title": title,
         "section": study.section,
@@ -239,18 +231,15 @@ def write(study: Study, title: str, found: Findings, *, command: str) -> None:
         "tables": [dataclasses.asdict(table) for table in found.tables],
         "figures": {name: caption for name, (_, caption) in found.figures.items()},
         "notes": list(found.notes),
-        "facts": runs.experiment.facts(
-            study.run, command, **{"Training time": _times(study.trainings)}
-        ),
+        "facts": runs.experiment.facts(study.run, command, **times),
     }
     page = runs.report.Page(title, [_section(result, found.figures)])
     text = "\n".join(
         f"{what:<62} {paper:>18} {ours:>16} {wanted:>8}  {met}".rstrip()
         for what, paper, ours, wanted, met in (CLAIM_COLUMNS, *claim_rows(result))
     )
-    runs.report.publish(
-        study.root / study.section, page, result, summary_name="result.json", text=text
-    )
+    folder = study.root / study.section
+    runs.report.publish(folder, page, result, summary_name="result.json", text=text)
 
 
 def claim_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

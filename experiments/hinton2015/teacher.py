@@ -62,23 +62,16 @@ def shifted(examples: Arrays, *, max_shift: int) -> Arrays:
 def obtain(study: Study) -> Trained:
     """Train 784-1200-1200-10 with dropout, max-norm and warps, or read what another script did."""
     spec = networks.mlp_spec(study, study.pick((1200, 1200), (64, 64)), dropout=0.1)
-    trained = networks.train(
-        study,
-        "teacher",
-        spec,
-        study.pick(RECIPE, QUICK),
-        study.train._asdict(),
-        seeds=[study.settings.seed],
-    )
+    recipe, seeds = study.pick(RECIPE, QUICK), [study.settings.seed]
+    cohort = networks.Cohort(study, spec, recipe, study.train._asdict(), seeds)
+    trained = networks.train(cohort, "teacher")
     teacher = study.run, trained.model, trained.member(0)
     max_shift = study.pick(1, 0)
-    return Trained(
-        *teacher,
-        look_around(*teacher, study.train.image, max_shift=max_shift),
-        look_around(*teacher, study.test.image, max_shift=max_shift),
-        networks.predict(*teacher, study.test.image),
-        max_shift,
+    train, test = (
+        look_around(*teacher, x.image, max_shift=max_shift) for x in (study.train, study.test)
     )
+    one_look = networks.predict(*teacher, study.test.image)
+    return Trained(*teacher, train, test, one_look, max_shift)
 
 
 def look_around(

@@ -8,6 +8,7 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arX
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,11 +34,9 @@ def run(study: Study) -> Findings:
     temperatures = study.pick(TEMPERATURES, QUICK_TEMPERATURES)
     seeds = study.seeds(5)
     errors = {w: errors_of(study, teacher, w, temperatures, seeds) for w in widths}
+    line, deviation = runs.report.Line, hinton2015.networks.deviation
     lines = {
-        f"{w} units a layer": runs.report.Line(
-            temperatures, e.mean(1), hinton2015.networks.deviation(e)
-        )
-        for w, e in errors.items()
+        f"{w} units a layer": line(temperatures, e.mean(1), deviation(e)) for w, e in errors.items()
     }
     figure = runs.report.plot_lines(
         lines, xlabel="temperature", ylabel="test errors", log_x=True, log_y=True
@@ -64,29 +63,20 @@ NOTES = [
     "do about equally, and that with 30 units temperatures from 2.5 to 4 do significantly better "
     "than higher or lower ones. A difference is a Welch t statistic: beyond 3, with five seeds "
     "a side, it is no accident. Students learn from soft targets alone, in 20 passes over the "
-    "images with 30 units, 10 with 100, 6 with 300 and 4 with 800.",
+    "images with 30 units, 10 with 100, 6 with 300 and 4 with 800."
 ]
 
 
 def errors_of(
-    study: Study,
-    teacher: Trained,
-    width: int,
-    temperatures: tuple[float, ...],
-    seeds: list[int],
+    study: Study, teacher: Trained, width: int, temperatures: tuple[float, ...], seeds: list[int]
 ) -> np.ndarray:
     """Train one width at all temperatures and seeds: test errors, [temperatures, seeds]."""
-    grid = [(t, s) for t in temperatures for s in seeds]
-    trained = hinton2015.networks.distil(
-        study,
-        f"temperature/width_{width}",
-        hinton2015.networks.mlp_spec(study, (width, width)),
-        QUICK if study.quick else Recipe(epochs=EPOCHS[width]),
-        teacher.answered(study.train._asdict()),
-        seeds=[s for _, s in grid],
-        temperature=[t for t, _ in grid],
-    )
-    counted = hinton2015.networks.test_errors(study, trained)
+    each, own = zip(*itertools.product(temperatures, seeds), strict=True)
+    networks, examples = hinton2015.networks, teacher.answered(study.train._asdict())
+    recipe = QUICK if study.quick else Recipe(epochs=EPOCHS[width])
+    cohort = networks.Cohort(study, networks.mlp_spec(study, (width, width)), recipe, examples, own)
+    trained = networks.distil(cohort, f"temperature/width_{width}", temperature=each)
+    counted = networks.test_errors(study, trained)
     return np.array(counted).reshape(len(temperatures), len(seeds))
 
 
@@ -119,10 +109,5 @@ def welch(first: np.ndarray, second: np.ndarray) -> float:
     return float((first.mean() - second.mean()) / np.sqrt(max(variance, 1e-12)))
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    run_script("temperature", __doc__ or "", run, args)
-
-
 if __name__ == "__main__":
-    main()
+    run_script("temperature", __doc__, run)

@@ -31,10 +31,11 @@ FOUND, PRIOR, MASS = "found on the test set", "the class prior", "the teacher's 
 NOTES = [
     "The paper raised or lowered the bias by the amount that was best on the test set. The rows "
     "'found on the test set' do the same, student by student, so that figures compare; they are "
-    "no estimate of anything. The rows 'class prior' use no label: `kdjax.specialists.match_class_prior` "
-    "gives each class the share that it has among the teacher's training labels, on the unlabelled "
-    "images that are measured. The rows 'teacher's mass' use no image but those of the transfer "
-    "set: each class gets the teacher's mean probability there, at temperature 1.",
+    "no estimate of anything. The rows 'class prior' use no label: "
+    "`kdjax.specialists.match_class_prior` gives each class the share that it has among the "
+    "teacher's training labels, on the unlabelled images that are measured. The rows 'teacher's "
+    "mass' use no image but those of the transfer set: each class gets the teacher's mean "
+    "probability there, at temperature 1."
 ]
 
 
@@ -45,18 +46,15 @@ def run(study: Study) -> Findings:
     errors, threes = hinton2015.networks.errors, truth == THREE
     fixed = students(study, "unseen_digit/without_3", teacher, labels != THREE, [THREE])
     claims = []
-    for name, correction, paper, bar in (
-        (AS_DISTILLED, AS_DISTILLED, ("206", "133"), 206.0),
-        (f"bias of 3 {FOUND}", FOUND, ("109", "14"), 109.0),
-        (f"biases from {PRIOR}", PRIOR, ("", ""), None),
-        (f"biases from {MASS}", MASS, ("", ""), None),
+    for name, correction, paper, on_threes, bar in (
+        (AS_DISTILLED, AS_DISTILLED, "206", "133", 206.0),
+        (f"bias of 3 {FOUND}", FOUND, "109", "14", 109.0),
+        (f"biases from {PRIOR}", PRIOR, "", "", None),
+        (f"biases from {MASS}", MASS, "", "", None),
     ):
-        logits = fixed[correction]
-        on_threes = errors(logits[:, threes], truth[threes])
-        claims += [
-            Claim(f"no 3 seen, {name}", paper[0], errors(logits, truth), bar=bar),
-            Claim(f"of these on the {threes.sum()} threes", paper[1], on_threes),
-        ]
+        logits, what = fixed[correction], f"of these on the {threes.sum()} threes"
+        claims.append(Claim(f"no 3 seen, {name}", paper, errors(logits, truth), bar=bar))
+        claims.append(Claim(what, on_threes, errors(logits[:, threes], truth[threes])))
     kept = np.isin(labels, PAIR)
     fixed = students(study, "unseen_digit/only_7_and_8", teacher, kept, list(PAIR))
     for name, correction, percent, bar in (
@@ -76,15 +74,9 @@ def students(
     """Distil on the kept examples; return the test logits of all members after each correction."""
     answered = teacher.answered(study.train._asdict())
     examples = {key: x[kept] for key, x in answered.items()}
-    trained = hinton2015.networks.distil(
-        study,
-        name,
-        mnist.spec_of(study),
-        study.pick(RECIPE, QUICK),
-        examples,
-        seeds=study.seeds(5),
-        temperature=hinton2015.teacher.TEMPERATURE,
-    )
+    cohort = mnist.students(study, study.pick(RECIPE, QUICK), examples)
+    temperature = hinton2015.teacher.TEMPERATURE
+    trained = hinton2015.networks.distil(cohort, name, temperature=temperature)
     logits = trained.logits(study.run, study.test.image)
     transfer = trained.logits(study.run, examples["image"])
     labels = study.train.label
@@ -119,10 +111,5 @@ def best_offset(logits: np.ndarray, labels: np.ndarray, classes: Sequence[int]) 
     return np.asarray(np.median(best) * raised, np.float32)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    run_script("unseen_digit", __doc__ or "", run, args)
-
-
 if __name__ == "__main__":
-    main()
+    run_script("unseen_digit", __doc__, run)

@@ -14,16 +14,6 @@ from kdjax.checkpoint._saving import Save, save, saving
 from kdjax.checkpoint._variables import load_variables, save_variables
 
 __all__ = [
-    "CheckpointError",
-    "CheckpointWarning",
-    "InUse",
-    "Save",
-    "best_step",
-    "load_variables",
-    "lock",
-    "params_sha256",
-    "restore",
-    "save",
-    "save_variables",
-    "saving",
-]
+    "CheckpointError", "CheckpointWarning", "InUse", "Save", "best_step", "load_variables",
+    "lock", "params_sha256", "restore", "save", "save_variables", "saving",
+]  # fmt: skip

@@ -14,15 +14,8 @@ from typing import Any
 import jax
 
 from kdjax._extras import needs
-from kdjax.checkpoint._digests import (
-    MANIFEST,
-    Leaf,
-    describe,
-    digest,
-    disagreement,
-    file_digests,
-    merged,
-)
+from kdjax.checkpoint import _digests
+from kdjax.checkpoint._digests import MANIFEST, Leaf, digest, file_digests
 from kdjax.checkpoint._files import UNFINISHED, first_line, on_disk, remove
 from kdjax.distributed import exchange, is_leader
 from kdjax.types import PyTree
@@ -48,11 +41,11 @@ def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
         with _checkpointer(path) as checkpointer:
             checkpointer.save(unfinished / ARRAYS, args=ocp.args.StandardSave(tree))
         processes = _share()
-        mine = {"leaves": describe(tree), "files": file_digests(unfinished, **processes)}
+        mine = {"leaves": _digests.describe(tree), "files": file_digests(unfinished, **processes)}
         parts = [json.loads(text) for text in exchange(f"write {path.parent}", json.dumps(mine))]
         if is_leader():
             files = {n: d for part in parts for n, d in part["files"].items() if d is not None}
-            leaves = merged([part["leaves"] for part in parts])
+            leaves = _digests.merged([part["leaves"] for part in parts])
             manifest = {"leaves": leaves, "files": files, "metadata": metadata}
             sealed = {**manifest, "sha256": digest(manifest)}
             (unfinished / MANIFEST).write_text(json.dumps(sealed, indent=1))
@@ -92,7 +85,7 @@ def read_arrays(path: Path, leaves: dict[str, Leaf], like: PyTree | None) -> PyT
     try:
         with _checkpointer(path) as checkpointer:
             tree = checkpointer.restore(path / ARRAYS, args=ocp.args.StandardRestore(like))
-        wrong = disagreement(tree, leaves)
+        wrong = _digests.disagreement(tree, leaves)
         damage = f"{wrong} does not match its digest" if wrong else ""
     except Exception as error:
         damage = f"its arrays cannot be read ({first_line(error)})"

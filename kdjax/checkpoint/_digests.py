@@ -33,20 +33,16 @@ def params_sha256(tree: PyTree) -> str:
     Returns:
         64 hexadecimal digits, equal for equal bytes on any machine.
     """
+    leaves = leaves_of(tree).items()
     return digest(
-        {
-            name_of(keys): {"type": type_of(leaf), "sha256": _sha256(gathered(_numbers(leaf)))}
-            for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
+        {n: {"type": type_of(x), "sha256": _sha256(gathered(_numbers(x)))} for n, x in leaves}
     )
 
 
 def describe(tree: PyTree) -> dict[str, Leaf]:
     """Map the path of every leaf to its type and the digests of what this process holds of it."""
-    return {
-        name_of(keys): {"type": type_of(leaf), **_digests(_numbers(leaf))}
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    leaves = leaves_of(tree).items()
+    return {name: {"type": type_of(x), **_digests(_numbers(x))} for name, x in leaves}
 
 
 def merged(parts: list[dict[str, Leaf]]) -> dict[str, Leaf]:
@@ -72,7 +68,7 @@ def disagreement(tree: PyTree, leaves: dict[str, Leaf]) -> str | None:
     Returns:
         The path of the first leaf that differs as far as this process can tell, or None.
     """
-    found = {name_of(keys): x for keys, x in jax.tree_util.tree_leaves_with_path(tree)}
+    found = leaves_of(tree)
     wrong = [
         name
         for name in sorted(leaves.keys() | found.keys())
@@ -101,9 +97,10 @@ def digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def name_of(keys: tuple[Any, ...]) -> str:
-    """Write the path of a leaf with slashes."""
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
+def leaves_of(tree: PyTree) -> dict[str, Any]:
+    """Return every leaf by its path, written with slashes."""
+    leaves, write = jax.tree_util.tree_leaves_with_path(tree), jax.tree_util.keystr
+    return {write(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
 
 
 def type_of(leaf: Any) -> str:
@@ -115,11 +112,8 @@ def _digests(numbers: Any) -> Leaf:
     if is_whole(numbers):
         return {"sha256": _sha256(np.asarray(numbers))}
     shards = [shard for shard in numbers.addressable_shards if shard.replica_id == 0]
-    return {
-        "shards": {
-            _bounds(shard.index, numbers.shape): _sha256(np.asarray(shard.data)) for shard in shards
-        }
-    }
+    found = {_bounds(x.index, numbers.shape): _sha256(np.asarray(x.data)) for x in shards}
+    return {"shards": found}
 
 
 def _agrees(leaf: Any, saved: Leaf) -> bool:

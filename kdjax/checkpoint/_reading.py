@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from kdjax.checkpoint._arrays import Damaged, read_arrays, read_manifest
-from kdjax.checkpoint._digests import Leaf, name_of, type_of
+from kdjax.checkpoint._digests import Leaf, leaves_of, type_of
 from kdjax.checkpoint._files import steps_in
 from kdjax.distributed import exchange, is_leader
 from kdjax.types import PyTree
@@ -43,7 +43,9 @@ def restore(
         ValueError: if a sound one holds other arrays than `like`.
     """
     directory = Path(directory).absolute()
-    steps = _common_steps(directory)
+    # As process 0 sees them.
+    said = exchange(f"steps {directory}", " ".join(map(str, steps_in(directory))))
+    steps = [int(word) for word in said[0].split()]
     if step is not None:
         if step not in steps:
             raise CheckpointError(f"{directory} has no checkpoint of step {step}, only {steps}")
@@ -59,7 +61,9 @@ def restore(
                 raise CheckpointError(
                     f"the checkpoint of step {step} in {directory} is damaged: {damage}"
                 ) from damage
-            _warn(f"the checkpoint of step {at} in {directory} is damaged and not used: {damage}")
+            unused = f"the checkpoint of step {at} in {directory} is damaged and not used: {damage}"
+            if is_leader():
+                warnings.warn(unused, CheckpointWarning, stacklevel=2)
     if steps:
         raise CheckpointError(
             f"all checkpoints in {directory} are damaged (steps {', '.join(map(str, steps))}): "
@@ -68,15 +72,9 @@ def restore(
     return None
 
 
-def _common_steps(directory: Path) -> list[int]:
-    """List the steps as process 0 sees them."""
-    said = exchange(f"steps {directory}", " ".join(map(str, steps_in(directory))))
-    return [int(word) for word in said[0].split()]
-
-
 def _check_structure(path: Path, leaves: dict[str, Leaf], like: PyTree) -> None:
     """Raise a ValueError that names the first array that only one side has, or in another shape."""
-    expected = {name_of(keys): type_of(x) for keys, x in jax.tree_util.tree_leaves_with_path(like)}
+    expected = {name: type_of(x) for name, x in leaves_of(like).items()}
     stored = {name: leaf["type"] for name, leaf in leaves.items()}
     for name in sorted(expected.keys() | stored.keys()):
         if expected.get(name) != stored.get(name):
@@ -91,8 +89,3 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     # Otherwise Orbax would ask for the devices that the arrays were written from.
     here = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-
-
-def _warn(message: str) -> None:
-    if is_leader():
-        warnings.warn(message, CheckpointWarning, stacklevel=3)

@@ -16,30 +16,10 @@ from kdjax.data.streaming import prefetch
 from kdjax.data.views import all_shifts, augment, flip, jitter, pad_and_crop, translate, warp
 
 __all__ = [
-    "Dataset",
-    "Examples",
-    "LazyImages",
-    "LazyLabels",
-    "all_shifts",
-    "augment",
-    "batch_indices",
-    "center_crop",
-    "eval_batches",
-    "example_order",
-    "flip",
-    "is_lazy",
-    "jitter",
-    "load",
-    "pad_and_crop",
-    "prefetch",
-    "random_crop",
-    "stretch",
-    "take",
-    "train_batch",
-    "train_batches",
-    "train_rows",
-    "translate",
-    "warp",
-]
+    "Dataset", "Examples", "LazyImages", "LazyLabels", "all_shifts", "augment", "batch_indices",
+    "center_crop", "eval_batches", "example_order", "flip", "is_lazy", "jitter", "load",
+    "pad_and_crop", "prefetch", "random_crop", "stretch", "take", "train_batch",
+    "train_batches", "train_rows", "translate", "warp",
+]  # fmt: skip
 
 _, __getattr__ = moved(__name__)

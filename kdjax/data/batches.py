@@ -135,11 +135,7 @@ def train_batch(
 
 
 def eval_batches(
-    arrays: Arrays,
-    *,
-    batch_size: int,
-    rows: np.ndarray | None = None,
-    workers: int = 0,
+    arrays: Arrays, *, batch_size: int, rows: np.ndarray | None = None, workers: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield every example exactly once; the last batch is filled up and masked.
 
@@ -175,10 +171,8 @@ def _eval_batch(
 
 def _gathered(arrays: Arrays, index: np.ndarray, numbers: Any) -> dict[str, np.ndarray]:
     lazy, held = _split(arrays)
-    return {
-        **read_columns(lazy, index, numbers),
-        **{name: array[index] for name, array in held.items()},
-    }
+    gathered = {name: array[index] for name, array in held.items()}
+    return {**read_columns(lazy, index, numbers), **gathered}
 
 
 def _split(arrays: Arrays) -> tuple[dict[str, Column], dict[str, Any]]:

@@ -29,15 +29,12 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
+        image = tfds.features.Image(shape=(8, 8, 1))
+        label = tfds.features.ClassLabel(names=[str(digit) for digit in range(10)])
         return tfds.core.DatasetInfo(
             builder=self,
             description="Handwritten digits of 8x8 pixels (UCI, as scikit-learn ships them).",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(8, 8, 1)),
-                    "label": tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
-                }
-            ),
+            features=tfds.features.FeaturesDict({"image": image, "label": label}),
             supervised_keys=("image", "label"),
             disable_shuffling=True,
         )

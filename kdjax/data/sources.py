@@ -15,15 +15,7 @@ import numpy as np
 
 from kdjax._extras import needs
 from kdjax.data.crops import CropFn, stretch
-from kdjax.data.records import (
-    LazyImages,
-    LazyLabels,
-    Reader,
-    Records,
-    first_line,
-    reading,
-    rows_of,
-)
+from kdjax.data.records import LazyImages, LazyLabels, Reader, Records, first_line, reading, rows_of
 
 # Folders with this file hold a prepared set.
 _INFO = "dataset_info.json"
@@ -114,19 +106,12 @@ def load(
     shape = train.image.shape[1:]
     reader.of_shape(np.empty(test.image.shape[1:], np.uint8), shape)
     mean, std = _statistics(train.image, _NUM_STREAMED if streaming else _NUM_IN_STATISTICS)
-    return Dataset(
-        name=name,
-        train=train,
-        validation=validation,
-        test=test,
-        image_shape=shape,
-        num_classes=reader.label.num_classes,
-        label_names=tuple(map(reader.label.int2str, range(reader.label.num_classes))),
-        mean=mean,
-        std=std,
-        splits=f"training and validation from split {train_split}, test from "
-        + (f"split {test_split}" if test_split else f"{_TEST_FRACTION:.0%} of split {train_split}"),
-    )
+    num_classes = reader.label.num_classes
+    label_names = tuple(map(reader.label.int2str, range(num_classes)))
+    source = f"split {test_split}" if test_split else f"{_TEST_FRACTION:.0%} of split {train_split}"
+    splits = f"training and validation from split {train_split}, test from {source}"
+    of_data = shape, num_classes, label_names, mean, std, splits
+    return Dataset(name, train, validation, test, *of_data)
 
 
 def _cut(

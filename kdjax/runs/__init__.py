@@ -35,21 +35,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "console",
-    "evaluation",
-    "experiment",
-    "generator",
-    "measures",
-    "methods",
-    "networks",
-    "numbers",
-    "page",
-    "recipes",
-    "report",
-    "teaching",
-    "training",
-    "workdir",
-]
+    "console", "evaluation", "experiment", "generator", "measures", "methods", "networks",
+    "numbers", "page", "recipes", "report", "teaching", "training", "workdir",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -53,21 +53,23 @@ class Settings(MethodSettings):
     """What a run of any method depends on, and which methods to compare; all in one process."""
 
     methods: tuple[str, ...] = flag(
-        (),
         "Which methods, as the help of distill lists them; + joins several into one. Default: all.",
         METHOD,
+        default=(),
     )
     num_best: int = flag(
-        10,
         "Methods that are tried with other weights and trained from further seeds.",
         NOT_NEGATIVE._replace(expected="zero or more"),
+        default=10,
     )
     scales: tuple[float, ...] = flag(
-        (1 / 3, 3.0),
         "What the weights of the best are multiplied by, to try; 1 is always among them.",
         POSITIVE,
+        default=(1 / 3, 3.0),
     )
-    num_seeds: int | None = flag(3, "Students of each of the best, and from scratch.", POSITIVE)
+    num_seeds: int | None = flag(
+        "Students of each of the best, and from scratch.", POSITIVE, default=3
+    )
 
 
 class Trial(NamedTuple):
@@ -112,13 +114,7 @@ def run(settings: Settings, command: str) -> None:
 
 def main(args: list[str] | None = None, program: str = "python -m experiments.compare") -> None:
     """Run the command line: some flags, or those of the process; a help page names the program."""
-    settings, command = flags.read(
-        Settings,
-        program,
-        __doc__ or "",
-        args,
-        workdir_fn=lambda asked: flags.new_folder("compare-", asked.data.name),
-    )
+    settings, command = flags.read(Settings, program, __doc__, args, folder="compare-")
     with flags.plain_errors(resume_with=command):
         flags.check(settings)
         check(settings)
@@ -128,12 +124,8 @@ def main(args: list[str] | None = None, program: str = "python -m experiments.co
 def check(settings: Settings) -> None:
     """Raise a ValueError where there is nothing to choose the best by."""
     blind = settings.data.validation_fraction == 0 and settings.preset != "imagenet"
-    flags.require(
-        not (blind and settings.num_best),
-        "--num-best",
-        "0 where --data.validation-fraction is: there are no examples to choose by",
-        settings.num_best,
-    )
+    expected = "0 where --data.validation-fraction is: there are no examples to choose by"
+    flags.require(not (blind and settings.num_best), "--num-best", expected, settings.num_best)
 
 
 def chosen(experiment: Experiment, asked: Sequence[str]) -> tuple[str, ...]:
@@ -143,7 +135,7 @@ def chosen(experiment: Experiment, asked: Sequence[str]) -> tuple[str, ...]:
         ValueError: if one that was asked for needs features that a network does not have.
     """
     settings, dataset, given = experiment.settings, experiment.dataset, experiment.given_teacher
-    teacher = given.spec if given else runs.experiment.spec_of(settings, dataset, settings.teacher)
+    teacher = given.spec if given else runs.networks.spec_of(settings, dataset, settings.teacher)
     specs = runs.teaching.student_spec(experiment), teacher
     for name in asked:
         runs.methods.check(name, *specs)
@@ -209,18 +201,12 @@ def report(
         xlabel="test accuracy (%)",
         baseline=statistics.mean(_named(entries, BASELINE).last),
     )
-    section = runs.report.Section(
-        tables=[runs.report.Table(COLUMNS, rows(entries))],
-        figures={"comparison": (figure, CAPTION)},
-        notes=[NOTE],
-        facts=known,
-    )
-    runs.report.publish(
-        experiment.run.workdir,
-        runs.report.Page(f"Ways of distilling, {experiment.dataset.name}", [section]),
-        {"facts": known, "entries": [entry._asdict() for entry in entries]},
-        summary_name="comparison.json",
-    )
+    tables, figures = [runs.report.Table(COLUMNS, rows(entries))], {"comparison": (figure, CAPTION)}
+    section = runs.report.Section("", tables, figures, notes=[NOTE], facts=known)
+    page = runs.report.Page(f"Ways of distilling, {experiment.dataset.name}", [section])
+    summary = {"facts": known, "entries": [entry._asdict() for entry in entries]}
+    directory = experiment.run.workdir
+    runs.report.publish(directory, page, summary, summary_name="comparison.json")
 
 
 def rows(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
@@ -228,18 +214,15 @@ def rows(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
     entries = list(entries)
     baseline = statistics.mean(_named(entries, BASELINE).last)
     formatted = runs.numbers.mean_and_deviation
-    return [
-        (
-            entry.method,
-            "" if entry.method == BASELINE else f"x {entry.scale:.3g}",
-            str(len(entry.last)),
-            formatted(entry.last, 2),
-            "" if entry.method == BASELINE else gain(entry, baseline),
-            formatted(entry.best, 2),
-            formatted(entry.validation, 2),
-        )
-        for entry in entries
-    ]
+
+    def row(entry: Entry) -> tuple[str, ...]:
+        last, best, validation = (formatted(values, 2) for values in entry[2:])
+        scale, points = f"x {entry.scale:.3g}", gain(entry, baseline)
+        if entry.method == BASELINE:
+            scale = points = ""
+        return entry.method, scale, str(len(entry.last)), last, points, best, validation
+
+    return list(map(row, entries))
 
 
 def gain(entry: Entry, baseline: float) -> str:
@@ -308,14 +291,9 @@ def _entry(rows: Sequence[dict[str, Any]], trial: Trial) -> Entry:
         return [accuracy for _, accuracy in sorted(found)] or [float("nan")]
 
     test = [accuracies("test", seed) for seed in trial.seeds]
-    validation = [accuracies("validation", seed)[-1] for seed in trial.seeds]
-    return Entry(
-        trial.method,
-        trial.scale,
-        last=tuple(values[-1] for values in test),
-        best=tuple(max(values) for values in test),
-        validation=tuple(validation),
-    )
+    last, best = tuple(values[-1] for values in test), tuple(map(max, test))
+    validation = tuple(accuracies("validation", seed)[-1] for seed in trial.seeds)
+    return Entry(trial.method, trial.scale, last, best, validation)
 
 
 def _rank(accuracies: Sequence[float]) -> float:

@@ -21,7 +21,7 @@ import kdjax
 from kdjax import runs
 from kdjax.runs import flags
 from kdjax.runs.flags import flag, group
-from kdjax.runs.settings import POSITIVE, RunSettings, eval_flag
+from kdjax.runs.settings import POSITIVE, GeneratorSettings, RunSettings, eval_flag
 
 if TYPE_CHECKING:
     from kdjax.models import Network
@@ -37,28 +37,12 @@ CAPTION = (
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorSettings:
-    """The generator, and what it is asked for."""
-
-    noise_size: int = flag(100, "Numbers that an image is made from.", POSITIVE)
-    learning_rate: float = flag(1e-3, "Of Adam, with a cosine to zero.", POSITIVE)
-    sure: float = flag(1.0, "Weight of the teacher's cross-entropy with its own decisions.")
-    active: float = flag(0.1, "Weight of the size of the teacher's embedding.")
-    balanced: float = flag(
-        5.0, "Weight of the entropy of the mean prediction: every class as often."
-    )
-    new: float = flag(
-        1.0, "Weight of the student's divergence from the teacher: images where it is wrong."
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class Settings(RunSettings):
     """What a run depends on, and the generator; all in one process."""
 
     eval_every: int | None = eval_flag()
     generator: GeneratorSettings = group(GeneratorSettings)
-    steps: int = flag(6000, "Steps of a student; --epochs is the teacher's.", POSITIVE)
+    steps: int = flag("Steps of a student; --epochs is the teacher's.", POSITIVE, default=6000)
 
 
 class Result(NamedTuple):
@@ -76,27 +60,14 @@ def run(settings: Settings, command: str) -> None:
     with runs.experiment.opened(settings) as experiment:
         teacher = runs.teaching.obtain_teacher(experiment)
         asked = settings.generator
-        plan = runs.generator.plan(
-            experiment,
-            teacher,
-            weights=runs.generator.Weights(asked.sure, asked.active, asked.balanced, asked.new),
-            noise_size=asked.noise_size,
-            learning_rate=asked.learning_rate,
-            num_steps=settings.steps,
-        )
+        plan = runs.generator.plan(experiment, teacher, asked, num_steps=settings.steps)
         found = [train(experiment, teacher, plan, seed) for seed in experiment.settings.seeds]
         report(experiment, teacher, plan, found, command)
 
 
 def main(args: list[str] | None = None, program: str = "python -m experiments.data_free") -> None:
     """Run the command line: some flags, or those of the process; a help page names the program."""
-    settings, command = flags.read(
-        Settings,
-        program,
-        __doc__ or "",
-        args,
-        workdir_fn=lambda asked: flags.new_folder("data-free-", asked.data.name),
-    )
+    settings, command = flags.read(Settings, program, __doc__, args, folder="data-free-")
     with flags.plain_errors(resume_with=command):
         flags.check(settings)
         run(settings, command)
@@ -110,15 +81,12 @@ def train(experiment: Experiment, teacher: TeacherResult, plan: Plan, seed: int)
     eval_step = kdjax.step.make_eval_step(plan.student)
     measured = runs.evaluation.measure(run, eval_step, variables, teacher.test)
     correct, count = measured["accuracy"]
-    return Result(
-        seed,
-        kdjax.models.Network(spec, plan.student, variables),
-        int(count - correct),
-        kdjax.metrics.value(measured["agreement"]),
-        runs.generator.images_of(
-            plan.generator, state.generator, noise_size=plan.noise_size, count=200, seed=seed
-        ),
+    student = kdjax.models.Network(spec, plan.student, variables)
+    agreement = kdjax.metrics.value(measured["agreement"])
+    images = runs.generator.images_of(
+        plan.generator, state.generator, noise_size=plan.noise_size, count=200, seed=seed
     )
+    return Result(seed, student, int(count - correct), agreement, images)
 
 
 def report(
@@ -135,31 +103,18 @@ def report(
         Training=f"{plan.num_steps} steps of {experiment.settings.batch_size} images made up",
         Seeds=", ".join(str(r.seed) for r in found),
     )
-    images = found[0].images
-    logits = runs.evaluation.predict(
-        experiment.run,
-        teacher.network.model,
-        teacher.network.variables,
-        {"image": images, "label": np.zeros(len(images), np.int32)},
-    )
-    pictures = runs.report.plot_instructive(
-        images,
-        logits.argmax(-1),
-        logits,
-        experiment.dataset.label_names,
-        experiment.settings.temperature,
-    )
-    section = runs.report.Section(
-        tables=[runs.report.Table(COLUMNS, _rows(experiment.dataset.name, wrong, found, labels))],
-        figures={"images": (pictures, CAPTION)},
-        facts=known,
-    )
+    images, (_, model, variables) = found[0].images, teacher.network
+    unlabelled = {"image": images, "label": np.zeros(len(images), np.int32)}
+    logits = runs.evaluation.predict(experiment.run, model, variables, unlabelled)
+    names, temperature = experiment.dataset.label_names, experiment.settings.temperature
+    pictures = runs.report.plot_instructive(images, logits.argmax(-1), logits, names, temperature)
+    name, figures = experiment.dataset.name, {"images": (pictures, CAPTION)}
+    table = runs.report.Table(COLUMNS, _rows(name, wrong, found, labels))
+    section = runs.report.Section(tables=[table], figures=figures, facts=known)
+    page = runs.report.Page(f"Data-free distillation, {name}", [section])
     each = [{"seed": r.seed, "test_errors": r.test_errors, "agreement": r.agreement} for r in found]
-    runs.report.publish(
-        directory,
-        runs.report.Page(f"Data-free distillation, {experiment.dataset.name}", [section]),
-        {"facts": known, "teacher_errors": wrong, "students": each},
-    )
+    summary = {"facts": known, "teacher_errors": wrong, "students": each}
+    runs.report.publish(directory, page, summary)
     runs.console.say(f"student: {directory / 'student'}")
 
 

@@ -16,25 +16,17 @@ import kdjax
 from kdjax import runs
 from kdjax.runs import flags, presets, processes
 from kdjax.runs.flags import flag, group
-from kdjax.runs.settings import (
-    DistributedSettings,
-    MethodSettings,
-    check_distributed,
-    eval_flag,
-    method_flag,
-)
+from kdjax.runs.settings import DistributedSettings, OneMethodSettings, check_distributed
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(MethodSettings):
+class Settings(OneMethodSettings):
     """Everything that a run depends on; None leaves it to the data."""
 
-    method: str = method_flag()
-    eval_every: int | None = eval_flag()
     audit: bool = flag(
-        False,
         "First hold the objective against what it should satisfy, on the student's first batch; "
         "stop if it does not.",
+        default=False,
     )
     distributed: DistributedSettings = group(DistributedSettings)
 
@@ -56,40 +48,28 @@ def run(settings: Settings, command: str) -> None:
         own, decided = experiment.run, experiment.settings
         teacher = runs.teaching.obtain_teacher(experiment)
         examples = runs.teaching.student_examples(experiment)
-        plans = [
-            runs.teaching.plan_scratch(experiment, examples),
-            runs.teaching.plan_method(
-                experiment, teacher, settings.method, examples, phase="distilled"
-            ),
-        ]
+        scratch = runs.teaching.plan_scratch(experiment, examples)
+        taught = runs.teaching.plan_method(
+            experiment, teacher, settings.method, examples, phase="distilled"
+        )
         if settings.audit:
-            runs.training.audit(own, plans[-1], settings.seed, exempt=runs.methods.BY_DESIGN)
+            runs.training.audit(own, taught, settings.seed, exempt=runs.methods.BY_DESIGN)
         students = []
         for seed in decided.seeds:
-            for plan in plans:
-                variables = runs.training.train(own, plan, seed)
-                network = plan.network(variables)
-                students.append(runs.measures.Student(plan.phase, seed, network))
+            for plan in (scratch, taught):
+                trained = plan.network(runs.training.train(own, plan, seed))
+                students.append((plan.phase, trained))
         summary = runs.measures.summarize(own, teacher, students)
-        distilled = [s for s in students if s.phase == "distilled"]
-        best = runs.measures.best_of(distilled, summary["distilled"]).network
+        distilled = [network for phase, network in students if phase == "distilled"]
+        best = runs.measures.best_of(distilled, summary["distilled"])
         kdjax.models.save_network(own.workdir / "student", best.spec, best.variables)
         runs.page.write(experiment, teacher, summary, command)
 
 
 def main(args: list[str] | None = None, program: str = "python -m experiments.distill") -> None:
     """Run the command line: some flags, or those of the process; a help page names the program."""
-    settings, command = flags.read(
-        Settings,
-        program,
-        __doc__,
-        args,
-        workdir_fn=lambda asked: flags.new_folder("", asked.data.name),
-    )
-    with (
-        processes.together(settings.distributed) as join,
-        flags.plain_errors(resume_with=command),
-    ):
+    settings, command = flags.read(Settings, program, __doc__, args, folder="")
+    with processes.together(settings.distributed) as join, flags.plain_errors(resume_with=command):
         flags.check(settings)
         check_distributed(settings.distributed)
         join()

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -13,13 +12,14 @@ from kdjax import data, distributed, sharding
 from kdjax._version import __version__
 from kdjax.checkpoint import lock
 from kdjax.loop import stop_on_signals
-from kdjax.models import Network, NetworkSpec
+from kdjax.models import Network
 from kdjax.runs import methods, networks, workdir
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Run
+from kdjax.runs.networks import spec_of
 from kdjax.runs.report import format_table
-from kdjax.runs.resolved import Resolved, resolve
-from kdjax.runs.settings import NetworkSettings, RunSettings
+from kdjax.runs.resolved import Resolved, narrowed, resolve
+from kdjax.runs.settings import RunSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,27 +109,16 @@ def open_experiment(
     with lock(settings.workdir):
         if _claim(settings.workdir, asked, settings):
             say(f"resuming the run in {settings.workdir}")
-        run = _run(settings, mesh, stop_fn)
+        log = _log(settings.workdir)
+        own = {"mesh": mesh, "log": log, "stop_fn": stop_fn, "workers": settings.data.workers}
+        run = narrowed(Run, settings, **own)
         _describe(settings, dataset, run)
         yield Experiment(settings, dataset, run, given_teacher)
 
 
 def open_run(directory: Path, stop_fn: Callable[[], bool]) -> Run:
     """Return a run on all devices, with a log in a directory and everything else by default."""
-    log = workdir.MetricsLog(directory / "metrics.jsonl", writes=distributed.is_leader())
-    return Run(directory, sharding.make_mesh(), log, stop_fn)
-
-
-def spec_of(settings: Resolved, dataset: data.Dataset, network: NetworkSettings) -> NetworkSpec:
-    """Describe a network of the settings for the data."""
-    return networks.make_spec(
-        network,
-        num_classes=dataset.num_classes,
-        image_shape=dataset.image_shape,
-        mean=dataset.mean,
-        std=dataset.std,
-        precision=settings.precision,
-    )
+    return Run(directory, sharding.make_mesh(), _log(directory), stop_fn)
 
 
 def facts(run: Run, command: str, **own: str) -> dict[str, str]:
@@ -153,13 +142,6 @@ def facts(run: Run, command: str, **own: str) -> dict[str, str]:
     }
 
 
-def config_of(asked: RunSettings, settings: Resolved) -> dict[str, Any]:
-    """Return what `config.json` holds: what was decided, and what a script asks besides."""
-    both = (workdir.plain(dataclasses.asdict(x)) for x in (asked, settings))
-    own, decided = both
-    return {**own, **decided}
-
-
 def _checked_networks(settings: Resolved, dataset: data.Dataset) -> Network | None:
     """Read the teacher that is given, if one is; raise a ValueError where networks do not fit."""
     student, teacher = (spec_of(settings, dataset, x) for x in (settings.student, settings.teacher))
@@ -176,21 +158,8 @@ def _checked_networks(settings: Resolved, dataset: data.Dataset) -> Network | No
     return given
 
 
-def _run(settings: Resolved, mesh: Mesh, stop_fn: Callable[[], bool]) -> Run:
-    return Run(
-        workdir=settings.workdir,
-        mesh=mesh,
-        log=workdir.MetricsLog(settings.workdir / "metrics.jsonl", writes=distributed.is_leader()),
-        stop_fn=stop_fn,
-        log_every=settings.log_every,
-        eval_every=settings.eval_every,
-        checkpoint_every=settings.checkpoint_every,
-        keep_last=settings.keep_last,
-        keep_best=settings.keep_best,
-        profile=settings.profile,
-        workers=settings.data.workers,
-        steps_per_call=settings.steps_per_call,
-    )
+def _log(directory: Path) -> workdir.MetricsLog:
+    return workdir.MetricsLog(directory / "metrics.jsonl", writes=distributed.is_leader())
 
 
 def _claim(directory: Path, asked: RunSettings, settings: Resolved) -> bool:
@@ -202,9 +171,9 @@ def _claim(directory: Path, asked: RunSettings, settings: Resolved) -> bool:
     resumed, path = False, directory / "config.json"
     if distributed.is_leader():
         directory.mkdir(parents=True, exist_ok=True)
-        requested = workdir.plain(dataclasses.asdict(asked))
-        config = config_of(asked, settings)
-        otherwise = "a run with other settings"
+        requested, decided = (workdir.plain(dataclasses.asdict(x)) for x in (asked, settings))
+        # What was decided, and what a script asks besides.
+        config, otherwise = {**requested, **decided}, "a run with other settings"
         resumed = workdir.claim(path, config, otherwise=otherwise, requested=requested)
     distributed.exchange("claim", "done")
     if not path.exists():

@@ -28,13 +28,13 @@ class Limit(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def flag(default: Any, about: str, limit: Limit | None = None, *, alias: str = "") -> Any:
+def flag(about: str, limit: Limit | None = None, *, default: Any = None, alias: str = "") -> Any:
     """Declare a field of a settings dataclass that is a flag.
 
     Args:
-        default: its value where the flag is not given.
         about: its line of help.
         limit: what it must be; of a tuple, every entry.
+        default: its value where the flag is not given.
         alias: another name of the flag.
 
     Returns:
@@ -93,7 +93,7 @@ def read(
     description: str,
     args: Sequence[str] | None,
     *,
-    workdir_fn: Callable[[SettingsT], Path] | None = None,
+    folder: str | None = None,
 ) -> tuple[SettingsT, str]:
     """Read the settings of a script that leaves a work directory behind.
 
@@ -102,25 +102,20 @@ def read(
         program: what was run, such as "python -m experiments.distill".
         description: what it does.
         args: the flags; those of the process where None.
-        workdir_fn: names a folder where none was asked for.
+        folder: how the name of a new folder in runs/ begins, where no other was asked for.
 
     Returns:
         The settings, and the command that goes on with the same work directory.
     """
     args = list(sys.argv[1:] if args is None else args)
     settings: Any = parse(settings_type, program, description, args)
-    if settings.workdir is None and workdir_fn is not None:
-        workdir = workdir_fn(settings)
+    if settings.workdir is None and folder is not None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        workdir = Path("runs") / f"{folder}{settings.data.name.replace('/', '-')}-{stamp}"
         settings = dataclasses.replace(settings, workdir=workdir)
         args = [*args, "--workdir", str(workdir)]
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     return settings, f"{program} {shlex.join(args)}".strip()
-
-
-def new_folder(kind: str, name: str) -> Path:
-    """Return where a run is kept whose user has not said: a folder of this second in runs/."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{kind}{name.replace('/', '-')}-{stamp}"
 
 
 def check(settings: Any, prefix: str = "--") -> None:
@@ -300,12 +295,9 @@ def _build(settings_type: type[SettingsT], given: dict[str, Any], prefix: str) -
             values[field.name] = _build(hint, given, name + ".")
         elif name in given:
             value = given[name]
-            values[field.name] = _several(value) if isinstance(value, list) else value
+            several = tuple(value) if isinstance(value, list) else value
+            values[field.name] = None if several == (None,) else several
     return settings_type(**values)
-
-
-def _several(values: list[Any]) -> tuple[Any, ...] | None:
-    return None if values == [None] else tuple(values)
 
 
 def _meant(settings_type: type[Any], unknown: Sequence[str]) -> str:

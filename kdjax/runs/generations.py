@@ -24,17 +24,9 @@ import kdjax
 from kdjax import runs
 from kdjax.runs import flags, presets
 from kdjax.runs.flags import flag
-from kdjax.runs.settings import (
-    POSITIVE,
-    MethodSettings,
-    NetworkName,
-    NetworkSettings,
-    eval_flag,
-    method_flag,
-)
+from kdjax.runs.settings import POSITIVE, NetworkName, NetworkSettings, OneMethodSettings
 
 if TYPE_CHECKING:
-    from kdjax.models import Network
     from kdjax.runs.experiment import Experiment
     from kdjax.runs.teaching import TeacherResult
 
@@ -43,20 +35,18 @@ COLUMNS = ("network", "parameters", "test errors", "test %", "validation %")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(MethodSettings):
+class Settings(OneMethodSettings):
     """What a run of any method depends on, and the chain; all in one process."""
 
-    method: str = method_flag()
-    eval_every: int | None = eval_flag()
     generations: int = flag(
-        3,
         "Students in a row, each taught by the one before; not used where there are assistants.",
         POSITIVE,
+        default=3,
     )
     assistants: tuple[str, ...] = flag(
-        (),
         "Networks between teacher and student, in this order: a name such as resnet14, or the "
         "widths of an mlp, such as 128x128.",
+        default=(),
     )
 
 
@@ -82,10 +72,8 @@ def run(settings: Settings, command: str) -> None:
     settings = presets.applied(settings)
     with runs.experiment.opened(settings) as experiment:
         student = experiment.settings.student
-        if settings.assistants:
-            links = {name: network_of(name) for name in settings.assistants}
-            chain = {**links, "student": student}
-        else:
+        chain = {name: network_of(name) for name in settings.assistants} | {"student": student}
+        if not settings.assistants:
             chain = {f"generation {i + 1}": student for i in range(settings.generations)}
         check_chain(experiment, chain)
         teacher = runs.teaching.obtain_teacher(experiment)
@@ -94,13 +82,7 @@ def run(settings: Settings, command: str) -> None:
 
 def main(args: list[str] | None = None, program: str = "python -m experiments.generations") -> None:
     """Run the command line: some flags, or those of the process; a help page names the program."""
-    settings, command = flags.read(
-        Settings,
-        program,
-        __doc__ or "",
-        args,
-        workdir_fn=lambda asked: flags.new_folder("generations-", asked.data.name),
-    )
+    settings, command = flags.read(Settings, program, __doc__, args, folder="generations-")
     with flags.plain_errors(resume_with=command):
         flags.check(settings)
         check(settings)
@@ -113,10 +95,9 @@ def check(settings: Settings) -> None:
         network_of(name)
     twice = len(set(settings.assistants)) < len(settings.assistants)
     flags.require(not twice, "--assistants", "different networks", " ".join(settings.assistants))
-    deploys = "simkd" in settings.method.split("+")
-    flags.require(
-        not deploys, "--method", "one whose students can teach in their turn", settings.method
-    )
+    can_teach = "simkd" not in settings.method.split("+")
+    expected = "one whose students can teach in their turn"
+    flags.require(can_teach, "--method", expected, settings.method)
 
 
 def network_of(name: str) -> NetworkSettings:
@@ -136,9 +117,9 @@ def check_chain(experiment: Experiment, chain: Mapping[str, NetworkSettings]) ->
     """Raise a ValueError where a network of the chain cannot learn from the one before it."""
     settings, dataset, given = experiment.settings, experiment.dataset, experiment.given_teacher
     specs = {
-        name: runs.experiment.spec_of(settings, dataset, network) for name, network in chain.items()
+        name: runs.networks.spec_of(settings, dataset, network) for name, network in chain.items()
     }
-    source = given.spec if given else runs.experiment.spec_of(settings, dataset, settings.teacher)
+    source = given.spec if given else runs.networks.spec_of(settings, dataset, settings.teacher)
     for name, spec in specs.items():
         runs.networks.check_patches(f"--assistants {name}", spec)
         runs.methods.check(settings.method, spec, source)
@@ -177,18 +158,18 @@ def train_chain(
         if not alike:
             direct = _student(experiment, teacher, last, DIRECT, own)
             found.setdefault(DIRECT, []).append(direct)
-    dataset = experiment.dataset
+    dataset, num_params = experiment.dataset, kdjax.models.num_params
     truth = Answers(np.asarray(dataset.validation.label), np.asarray(dataset.test.label))
     answers = {name: [_answers(result) for result in results] for name, results in found.items()}
     measured = [
-        _measured(name, _num_params(results[0].network), answers[name], truth)
+        _measured(name, num_params(results[0].network.variables.params), answers[name], truth)
         for name, results in found.items()
     ]
     if alike:
         by_seed = zip(*(answers[name] for name in chain), strict=True)
-        num_params = sum(entry.num_params for entry in measured[1:])
         together = [_mean(each) for each in by_seed]
-        measured.append(_measured(TOGETHER, num_params, together, truth))
+        whole = sum(entry.num_params for entry in measured[1:])
+        measured.append(_measured(TOGETHER, whole, together, truth))
     return measured
 
 
@@ -199,11 +180,9 @@ def report(experiment: Experiment, measured: list[Measured], command: str) -> No
     known = runs.experiment.facts(experiment.run, command, Training=how)
     accuracies = {m.name: m.accuracy for m in measured}
     figure = runs.report.plot_dots(accuracies, xlabel="test accuracy (%)")
-    section = runs.report.Section(
-        tables=[runs.report.Table(COLUMNS, [_row(entry) for entry in measured])],
-        figures={"chain": (figure, "A dot is a seed, a bar their mean.")},
-        facts=known,
-    )
+    tables = [runs.report.Table(COLUMNS, [_row(entry) for entry in measured])]
+    figures = {"chain": (figure, "A dot is a seed, a bar their mean.")}
+    section = runs.report.Section(tables=tables, figures=figures, facts=known)
     page = runs.report.Page(f"A chain of students, {experiment.dataset.name}", [section])
     summary = {"facts": known, "networks": [m._asdict() for m in measured]}
     runs.report.publish(experiment.run.workdir, page, summary)
@@ -214,11 +193,9 @@ def _student(
 ) -> TeacherResult:
     """Train one network of the chain; it answers in its turn."""
     settings = dataclasses.replace(experiment.settings, student=network)
-    own = dataclasses.replace(experiment, settings=settings)
+    own, phase = dataclasses.replace(experiment, settings=settings), phase.replace(" ", "_")
     examples = runs.teaching.student_examples(own)
-    plan = runs.teaching.plan_method(
-        own, teacher, settings.method, examples, phase=phase.replace(" ", "_")
-    )
+    plan = runs.teaching.plan_method(own, teacher, settings.method, examples, phase=phase)
     trained = plan.network(runs.training.train(own.run, plan, seed))
     return runs.teaching.answered(own, trained)
 
@@ -232,31 +209,20 @@ def _mean(answers: tuple[Answers, ...]) -> Answers:
     return Answers(*(runs.evaluation.mean_of(z, 1.0) for z in zip(*answers, strict=True)))
 
 
-def _num_params(network: Network) -> int:
-    return int(kdjax.models.num_params(network.variables.params))
-
-
 def _measured(name: str, num_params: int, answers: list[Answers], truth: Answers) -> Measured:
     def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
         return 100 * float((logits.argmax(-1) == labels).mean()) if len(labels) else float("nan")
 
-    return Measured(
-        name,
-        num_params,
-        tuple(int((a.test.argmax(-1) != truth.test).sum()) for a in answers),
-        tuple(accuracy(a.test, truth.test) for a in answers),
-        tuple(accuracy(a.validation, truth.validation) for a in answers),
-    )
+    errors = tuple(int((a.test.argmax(-1) != truth.test).sum()) for a in answers)
+    test = tuple(accuracy(a.test, truth.test) for a in answers)
+    validation = tuple(accuracy(a.validation, truth.validation) for a in answers)
+    return Measured(name, num_params, errors, test, validation)
 
 
 def _row(entry: Measured) -> tuple[str, ...]:
-    return (
-        entry.name,
-        f"{entry.num_params:,}",
-        runs.numbers.mean_and_deviation(entry.test_errors, 1),
-        runs.numbers.mean_and_deviation(entry.accuracy, 2),
-        runs.numbers.mean_and_deviation(entry.validation_accuracy, 2),
-    )
+    formatted = runs.numbers.mean_and_deviation
+    accuracies = formatted(entry.accuracy, 2), formatted(entry.validation_accuracy, 2)
+    return entry.name, f"{entry.num_params:,}", formatted(entry.test_errors, 1), *accuracies
 
 
 if __name__ == "__main__":

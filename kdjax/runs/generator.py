@@ -18,6 +18,7 @@ from kdjax.runs import recipes, teaching
 from kdjax.runs.console import progress
 from kdjax.runs.evaluation import Run
 from kdjax.runs.experiment import Experiment
+from kdjax.runs.settings import GeneratorSettings
 from kdjax.runs.teaching import TeacherResult
 from kdjax.sharding import replicate
 from kdjax.types import Array, Batch, Metrics, Model, Objective, Outputs, PyTree, Variables
@@ -87,23 +88,15 @@ class State:
 
 
 def plan(
-    experiment: Experiment,
-    teacher: TeacherResult,
-    *,
-    weights: Weights,
-    noise_size: int,
-    learning_rate: float,
-    num_steps: int,
+    experiment: Experiment, teacher: TeacherResult, asked: GeneratorSettings, *, num_steps: int
 ) -> Plan:
     """Return what is trained; the step is compiled at its first use."""
     settings, spec = experiment.settings, teaching.student_spec(experiment)
+    size, norm_limit = settings.batch_size, settings.student.max_norm
     optimizer = recipes.make_optimizer(
-        settings.optimizer,
-        batch_size=settings.batch_size,
-        num_steps=num_steps,
-        norm_limit=settings.student.max_norm,
+        settings.optimizer, batch_size=size, num_steps=num_steps, norm_limit=norm_limit
     )
-    decay = optax.cosine_decay_schedule(learning_rate, num_steps)
+    decay = optax.cosine_decay_schedule(asked.learning_rate, num_steps)
     generator = Generator(teacher.network.spec.image_shape)
     student = models.build(spec)
     soft = terms.soft_targets(temperature=settings.temperature)
@@ -115,13 +108,13 @@ def plan(
         combine({"soft": soft}, {"soft": 1.0}),
         (optimizer, optax.adam(decay)),
         generator,
-        batch_size=settings.batch_size,
-        noise_size=noise_size,
-        weights=weights,
+        batch_size=size,
+        noise_size=asked.noise_size,
+        weights=Weights(asked.sure, asked.active, asked.balanced, asked.new),
         skip_nonfinite=settings.on_nonfinite == "skip",
     )
     variables = replicate(teacher.network.variables, experiment.run.mesh)
-    return Plan(student, variables, generator, init, step, num_steps, noise_size)
+    return Plan(student, variables, generator, init, step, num_steps, asked.noise_size)
 
 
 def train(run: Run, plan: Plan, seed: int) -> "State":
@@ -130,10 +123,7 @@ def train(run: Run, plan: Plan, seed: int) -> "State":
     directory = run.workdir / "checkpoints" / f"{phase}-{seed}"
     # The loop knows states of other kinds than its own by their number of steps alone.
     state: Any = plan.init(jax.random.key(seed), plan.teacher)
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
-    found = checkpoint.restore(directory, like)
+    found = checkpoint.restore(directory, state)
     state = state if found is None else found[1]
     run.log.rewind(phase, seed, int(state.step))
     with progress(f"student, seed {seed}", int(state.step), plan.num_steps) as update:
@@ -263,7 +253,7 @@ def make_step(
         variables = {"params": params, **state.generator.state}
         images, changed = generator.apply(variables, noise(key), train=True, mutable="batch_stats")
         outputs = answer(teacher_variables, images)
-        own = Variables(state.student.params["student"], state.student.model_state)
+        own = student_variables(state)
         logits = student.apply(*own, images, train=False)[0].logits
         parts = generator_loss(outputs, outputs.features[embedding], logits, weights)
         return parts.total, (images, outputs, changed, parts)

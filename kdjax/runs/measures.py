@@ -1,7 +1,7 @@
 """What trained networks come to: errors, accuracy, calibration, agreement with the teacher."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,27 +16,19 @@ Summary = dict[str, dict[str, Any]]
 """For each kind of network the number of parameters, and lists with one entry per network."""
 
 
-class Student(NamedTuple):
-    """A trained student of one kind (`scratch` or `distilled`) and seed."""
-
-    phase: str
-    seed: int
-    network: Network
-
-
-def summarize(run: Run, teacher: TeacherResult, students: Sequence[Student]) -> Summary:
+def summarize(run: Run, teacher: TeacherResult, students: Sequence[tuple[str, Network]]) -> Summary:
     """Measure the teacher and its students on the test set.
 
     Args:
         run: where that takes place.
         teacher: with its answers to validation and test examples.
-        students: what was trained.
+        students: what was trained, each with its kind (`scratch` or `distilled`).
 
     Returns:
         An entry for `teacher` and for each kind of student.
     """
     summary: Summary = {}
-    measured = [("teacher", teacher.network)] + [(s.phase, s.network) for s in students]
+    measured = [("teacher", teacher.network), *students]
     # Networks of one description share a compiled step.
     eval_steps = {
         network.spec: step.make_eval_step(network.model, layout_fn=run.layout_fn)
@@ -50,7 +42,7 @@ def summarize(run: Run, teacher: TeacherResult, students: Sequence[Student]) -> 
     return summary
 
 
-def best_of(students: Sequence[Student], entry: Mapping[str, Any]) -> Student:
+def best_of(students: Sequence[Network], entry: Mapping[str, Any]) -> Network:
     """Return the student with the best validation accuracy.
 
     It is the first of them on a tie, or without validation examples.

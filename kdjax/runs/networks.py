@@ -3,37 +3,31 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from kdjax import models
+from kdjax.data import Dataset
 from kdjax.models import Network, NetworkSpec
+from kdjax.runs.resolved import Resolved
 from kdjax.runs.settings import NetworkSettings, TeacherSettings
+from kdjax.types import Variables
 
 
-def make_spec(
-    settings: NetworkSettings,
-    *,
-    num_classes: int,
-    image_shape: tuple[int, ...],
-    mean: Any,
-    std: Any,
-    precision: str,
-) -> NetworkSpec:
-    """Describe the network of some settings on some data."""
+def spec_of(settings: Resolved, dataset: Dataset, network: NetworkSettings) -> NetworkSpec:
+    """Describe a network of the settings for the data."""
     return NetworkSpec(
-        name=settings.name or "mlp",
-        widths=tuple(settings.widths or ()),
-        num_classes=num_classes,
-        image_shape=tuple(image_shape),
-        mean=tuple(float(x) for x in mean),
-        std=tuple(float(x) for x in std),
-        dropout=settings.dropout,
-        input_dropout=settings.input_dropout,
-        precision=precision,
-        patch_size=_patch_size(settings, image_shape),
+        network.name or "mlp",
+        tuple(network.widths or ()),
+        dataset.num_classes,
+        dataset.image_shape,
+        mean=tuple(float(x) for x in dataset.mean),
+        std=tuple(float(x) for x in dataset.std),
+        dropout=network.dropout,
+        input_dropout=network.input_dropout,
+        precision=settings.precision,
+        patch_size=_patch_size(network, dataset.image_shape),
     )
 
 
@@ -50,9 +44,8 @@ def check_patches(flag: str, spec: NetworkSpec) -> None:
 def check_blocks(specs: Mapping[str, NetworkSpec]) -> None:
     """Raise a ValueError that names the flag unless all networks are made of blocks."""
     for flag, spec in specs.items():
-        images = jax.ShapeDtypeStruct((1, *spec.image_shape), np.uint8)
-        params = jax.eval_shape(models.build(spec).init, jax.random.key(0), images).params
-        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
+        leaves = jax.tree.leaves_with_path(_shapes_of(spec).params)
+        paths = [jax.tree_util.keystr(path) for path, _ in leaves]
         if not any("block_" in path for path in paths):
             raise ValueError(
                 f"--rematerialise computes blocks again, and {flag}.name {spec.name} has none"
@@ -83,17 +76,21 @@ def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
     state_dict = models.read_state_dict(path)
     mean, std = models.normalization_of(state_dict) or (spec.mean, spec.std)
     mean, std = settings.mean or mean, settings.std or std
-    spec = dataclasses.replace(
-        spec, mean=tuple(float(x) for x in mean), std=tuple(float(x) for x in std)
-    )
+    mean, std = (tuple(float(x) for x in values) for values in (mean, std))
+    spec = dataclasses.replace(spec, mean=mean, std=std)
     model = models.build(spec)
-    images = jax.ShapeDtypeStruct((1, *spec.image_shape), np.uint8)
     try:
-        like = jax.eval_shape(model.init, jax.random.key(0), images)
-        variables = models.from_pytorch(state_dict, like, image_shape=spec.image_shape)
+        like, shape = _shapes_of(spec), spec.image_shape
+        variables = models.from_pytorch(state_dict, like, image_shape=shape)
     except ValueError as error:
         raise ValueError(f"--teacher.checkpoint {path} is not a {spec.name}: {error}") from error
     return Network(spec, model, variables)
+
+
+def _shapes_of(spec: NetworkSpec) -> Variables:
+    images = jax.ShapeDtypeStruct((1, *spec.image_shape), np.uint8)
+    shapes: Variables = jax.eval_shape(models.build(spec).init, jax.random.key(0), images)
+    return shapes
 
 
 def _patch_size(settings: NetworkSettings, image_shape: tuple[int, ...]) -> int:

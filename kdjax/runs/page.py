@@ -6,16 +6,9 @@ import numpy as np
 
 from kdjax.distributed import is_leader
 from kdjax.models import NetworkSpec
+from kdjax.runs import report
 from kdjax.runs.console import say
 from kdjax.runs.experiment import Experiment, facts
-from kdjax.runs.report import (
-    distillation_page,
-    format_table,
-    plot_curves,
-    plot_errors,
-    plot_instructive,
-    publish,
-)
 from kdjax.runs.teaching import TeacherResult
 
 # What was looked at on the validation split before the defaults for digits were settled.
@@ -44,29 +37,24 @@ def write(
         "Training time": f"{max(times) - min(times):.0f} s from first to last log",
         "Seeds": f"{settings.seed} and up, {settings.num_seeds} of each kind",
     }
-    pictures = plot_instructive(
-        dataset.test.image,
-        np.asarray(dataset.test.label),
-        teacher.test["teacher_logits"],
-        dataset.label_names,
-        settings.temperature,
-    )
-    page = distillation_page(
+    images, labels = dataset.test.image, np.asarray(dataset.test.label)
+    logits, names = teacher.test["teacher_logits"], dataset.label_names
+    page = report.distillation_page(
         f"Distillation on {dataset.name}",
         summary,
         rows=rows,
         figures={
             "errors": (
-                plot_errors(summary),
+                report.plot_errors(summary),
                 "Test errors, seed by seed: the same student from labels alone and distilled.",
             ),
             "curves": (
-                plot_curves(rows),
+                report.plot_curves(rows),
                 "The three trainings: cross-entropy with the labels, and accuracy, on training "
                 "batches and on validation examples. Thin lines are seeds, bold lines their mean.",
             ),
             "dark_knowledge": (
-                pictures,
+                report.plot_instructive(images, labels, logits, names, settings.temperature),
                 "Test images beside the teacher's probabilities, at T = 1 and softened at "
                 f"T = {settings.temperature:g}: what it deems almost as likely is what labels "
                 "do not say. The two axes may differ in scale.",
@@ -75,7 +63,7 @@ def write(
         notes=_choices(experiment, teacher.network.spec),
         facts=facts(run, command, **known),
     )
-    publish(run.workdir, page, summary, text="\n" + format_table(summary))
+    report.publish(run.workdir, page, summary, text="\n" + report.format_table(summary))
     say(f"student: {run.workdir / 'student'}")
 
 

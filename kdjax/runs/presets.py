@@ -1,6 +1,6 @@
 """Settings that the field's tables were made with, as a whole."""
 
-import dataclasses
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from kdjax.runs.settings import MethodSettings, NetworkName, OptimizerSettings, PairName
@@ -64,16 +64,12 @@ def repdistiller(settings: SettingsT, pair: PairName) -> SettingsT:
     """
     chosen = PAIRS[pair]
     rate = chosen.learning_rate
-    optimizer = OptimizerSettings("sgd", rate, 5e-4, schedule="steps", nesterov=False)
-    teacher = dataclasses.replace(
-        settings.teacher, name=chosen.teacher, learning_rate=_TEACHER_RATE
-    )
-    return dataclasses.replace(
+    return replace(
         settings,
-        data=dataclasses.replace(settings.data, name="cifar100", student_examples=None),
-        teacher=teacher,
-        student=dataclasses.replace(settings.student, name=chosen.student),
-        optimizer=optimizer,
+        data=replace(settings.data, name="cifar100", student_examples=None),
+        teacher=replace(settings.teacher, name=chosen.teacher, learning_rate=_TEACHER_RATE),
+        student=replace(settings.student, name=chosen.student),
+        optimizer=OptimizerSettings("sgd", rate, 5e-4, schedule="steps", nesterov=False),
         epochs=240,
         batch_size=64,
         augment=("crop", "flip"),
@@ -110,21 +106,14 @@ def imagenet(settings: SettingsT) -> SettingsT:
         optimizer = OptimizerSettings("adamw", 5e-4 * batch_size / 512, 0.05)
     else:
         optimizer = OptimizerSettings("sgd", 0.1 * batch_size / 256, 1e-4)
-    given = settings.optimizer.learning_rate
-    data = dataclasses.replace(
-        settings.data,
-        name="imagenet2012",
-        validation_fraction=0.01,
-        image_size=settings.data.image_size or 224,
-        resize="crop",
-        streaming=True,
-    )
-    return dataclasses.replace(
+    rate = settings.optimizer.learning_rate or optimizer.learning_rate
+    data = replace(settings.data, name="imagenet2012", validation_fraction=0.01, streaming=True)
+    return replace(
         settings,
-        data=data,
-        teacher=dataclasses.replace(settings.teacher, name=settings.teacher.name or "resnet34"),
-        student=dataclasses.replace(settings.student, name=student),
-        optimizer=dataclasses.replace(optimizer, learning_rate=given or optimizer.learning_rate),
+        data=replace(data, image_size=data.image_size or 224, resize="crop"),
+        teacher=replace(settings.teacher, name=settings.teacher.name or "resnet34"),
+        student=replace(settings.student, name=student),
+        optimizer=replace(optimizer, learning_rate=rate),
         epochs=settings.epochs or 100,
         batch_size=batch_size,
         augment=("resized-crop", "flip") if settings.augment is None else settings.augment,

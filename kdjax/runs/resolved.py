@@ -82,25 +82,27 @@ def resolve(settings: RunSettings, dataset: "Dataset") -> Resolved:
         The same settings, every one of them decided.
     """
     data, optimizer, given = settings.data, settings.optimizer, settings.teacher
-    num_examples, seen = len(dataset.train.label), _examples_seen(data, len(dataset.train.label))
+    num_examples = len(dataset.train.label)
+    few = min(100, num_examples) if data.name == "digits" else num_examples
+    seen = data.student_examples or few
     usual_batch = 128 if seen >= 10_000 else 64
     batch_size = settings.batch_size or usual_batch
     asked: tuple[Augmentation, ...] | None = getattr(settings, "augment", None)
     shared, of_teacher = _views(dataset) if asked is None else (asked, asked)
     rate = optimizer.learning_rate or default_learning_rate(optimizer.name, batch_size)
-    teacher = _narrowed(
+    teacher = narrowed(
         ResolvedTeacher,
         with_architecture(given, (256, 256)),
         epochs=given.epochs or settings.epochs or _epochs(num_examples, usual_batch),
         augment=of_teacher if given.augment is None else given.augment,
     )
-    return _narrowed(
+    return narrowed(
         Resolved,
         settings,
-        data=_narrowed(ResolvedData, data, student_examples=seen),
+        data=narrowed(ResolvedData, data, student_examples=seen),
         teacher=teacher,
         student=with_architecture(settings.student, (32,)),
-        optimizer=_narrowed(ResolvedOptimizer, optimizer, learning_rate=rate),
+        optimizer=narrowed(ResolvedOptimizer, optimizer, learning_rate=rate),
         epochs=settings.epochs or _epochs(seen, usual_batch),
         batch_size=batch_size,
         augment=shared,
@@ -122,13 +124,7 @@ def default_learning_rate(optimizer: str, batch_size: int) -> float:
     return {"adamw": 1e-3, "sgd": 0.05}[optimizer] * max(1.0, batch_size / 128)
 
 
-def _examples_seen(data: DataSettings, num_examples: int) -> int:
-    """Return how many examples students see."""
-    few = min(100, num_examples) if data.name == "digits" else num_examples
-    return data.student_examples or few
-
-
-def _narrowed(wanted: type[T], settings: Any, **decided: Any) -> T:
+def narrowed(wanted: type[T], settings: Any, **decided: Any) -> T:
     """Make settings of another type of the fields that both have, and of what was decided."""
     fields: Any = dataclasses.fields(wanted)  # type: ignore[arg-type]
     known = {f.name: getattr(settings, f.name) for f in fields if hasattr(settings, f.name)}

@@ -38,36 +38,34 @@ class DataSettings:
     """Which data, from where, and how it is split."""
 
     name: str = flag(
-        "digits", "A TFDS image-classification set: digits (embedded), mnist, name/config, ..."
+        "A TFDS image-classification set: digits (embedded), mnist, name/config, ...",
+        default="digits",
     )
-    dir: Path | None = flag(None, "Directory with prepared TFDS sets; TFDS's own by default.")
+    dir: Path | None = flag("Directory with prepared TFDS sets; TFDS's own by default.")
     validation_fraction: float = flag(
-        0.1, "Share of the training examples that is set aside to make choices on.", PART
+        "Share of the training examples that is set aside to make choices on.", PART, default=0.1
     )
     student_examples: int | None = flag(
-        None,
         "Training examples that both students see, balanced over classes. Default: 100 on digits, "
         "all elsewhere.",
         POSITIVE,
     )
     image_size: int | None = flag(
-        None,
-        "Resize all images to this many pixels a side; needed where their sizes differ.",
-        POSITIVE,
+        "Resize all images to this many pixels a side; needed where their sizes differ.", POSITIVE
     )
     resize: Literal["stretch", "crop"] = flag(
-        "stretch",
         "What is resized: stretch takes all of an image, crop the middle, in its proportions.",
+        default="stretch",
     )
     streaming: bool = flag(
-        False,
         "Read and decode examples while they are used, and load nothing before; always so where "
         "the training files have more than 4 GiB.",
+        default=False,
     )
     workers: int = flag(
-        0,
         "Processes that read and decode where examples stream; 0 for threads of this one.",
         NOT_NEGATIVE,
+        default=0,
     )
 
 
@@ -76,28 +74,23 @@ class NetworkSettings:
     """A network and its regularization."""
 
     name: NetworkName | None = flag(
-        None,
         "The architecture. Default: mlp, or what the folder of --teacher.checkpoint holds; a "
-        "PyTorch state dict does not name its own.",
+        "PyTorch state dict does not name its own."
     )
     widths: tuple[int, ...] | None = flag(
-        None,
         "Units of each hidden layer of an mlp. Default: 256 256 for a teacher, 32 for a student.",
         POSITIVE,
     )
     patch_size: int | None = flag(
-        None,
         "Pixels a side of a vit's patches. Default: 16 on images of 112 pixels or more, 8 from 64 "
         "on, 4 from 16 on, else 2.",
         POSITIVE,
     )
     dropout: float = flag(
-        0.0, "Share of hidden units that an mlp or a vit drops in training.", PART
+        "Share of hidden units that an mlp or a vit drops in training.", PART, default=0.0
     )
-    input_dropout: float = flag(0.0, "Share of inputs that an mlp drops in training.", PART)
-    max_norm: float | None = flag(
-        None, "Largest Euclidean norm of a unit's incoming weights.", POSITIVE
-    )
+    input_dropout: float = flag("Share of inputs that an mlp drops in training.", PART, default=0.0)
+    max_norm: float | None = flag("Largest Euclidean norm of a unit's incoming weights.", POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,35 +98,30 @@ class TeacherSettings(NetworkSettings):
     """The teacher: trained first, or read from a checkpoint."""
 
     checkpoint: Path | None = flag(
-        None,
         "A trained teacher: W/teacher of an earlier run, or a PyTorch state dict (.npz, "
-        ".safetensors).",
+        ".safetensors)."
     )
     epochs: int | None = flag(
-        None,
         "Passes over the training examples. Default: as --epochs, over the teacher's examples.",
         POSITIVE,
     )
     learning_rate: float | None = flag(
-        None,
         "Peak learning rate while the teacher trains. Default: as --optimizer.learning-rate.",
         FINITE,
     )
     augment: tuple[Augmentation, ...] | None = flag(
-        None,
         "Augmentation while the teacher trains. Default: jitter on large gray images, else as "
-        "--augment.",
+        "--augment."
     )
     mean: tuple[float, ...] | None = flag(
-        None, "Channel means, in [0, 1], that a PyTorch teacher's inputs were normalized with."
+        "Channel means, in [0, 1], that a PyTorch teacher's inputs were normalized with."
     )
     std: tuple[float, ...] | None = flag(
-        None, "Channel standard deviations that a PyTorch teacher's inputs were normalized with."
+        "Channel standard deviations that a PyTorch teacher's inputs were normalized with."
     )
     precision: Precision | None = flag(
-        None,
         "Of the teacher's arithmetic and stored arrays while it teaches. Default: as it was "
-        "trained.",
+        "trained."
     )
 
 
@@ -141,22 +129,21 @@ class TeacherSettings(NetworkSettings):
 class OptimizerSettings:
     """The optimizer, and how its learning rate changes."""
 
-    name: Literal["adamw", "sgd"] = flag("adamw", "adamw, or sgd with momentum 0.9.")
+    name: Literal["adamw", "sgd"] = flag("adamw, or sgd with momentum 0.9.", default="adamw")
     learning_rate: float | None = flag(
-        None,
         "Peak learning rate. Default: 0.001 for adamw, 0.05 for sgd, scaled with batches above "
         "128.",
         FINITE,
     )
     weight_decay: float = flag(
-        0.0, "Decoupled for adamw, added to the gradient for sgd.", NOT_NEGATIVE
+        "Decoupled for adamw, added to the gradient for sgd.", NOT_NEGATIVE, default=0.0
     )
     schedule: Literal["cosine", "steps"] = flag(
-        "cosine",
         "cosine: up over 2 % of the steps, then down to zero; steps: divided by ten after 62.5, 75 "
         "and 87.5 % of them.",
+        default="cosine",
     )
-    nesterov: bool | None = flag(None, "Whether the momentum of sgd is Nesterov's. Default: it is.")
+    nesterov: bool | None = flag("Whether the momentum of sgd is Nesterov's. Default: it is.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,19 +151,19 @@ class MeshSettings:
     """How devices are arranged."""
 
     data: int = flag(
-        -1,
         "Devices that split the batch; -1 for all that the others leave.",
         Limit("positive, or -1 for all", lambda n: n == -1 or n > 0),
+        default=-1,
     )
     fsdp: int = flag(
-        1,
         "Devices that split the batch, and parameters and optimizer state with it.",
         POSITIVE,
+        default=1,
     )
-    tensor: int = flag(1, "Devices that split the units of layers.", POSITIVE)
+    tensor: int = flag("Devices that split the units of layers.", POSITIVE, default=1)
     split_teacher: bool = flag(
-        False,
         "Split the teacher over the devices of data as well, where each holds the whole student.",
+        default=False,
     )
 
 
@@ -185,19 +172,36 @@ class DistributedSettings:
     """Several processes, on one machine or many, that train together."""
 
     auto: bool = flag(
-        False,
         "Join the processes that TPU, SLURM or MPI have started, as JAX finds them.",
+        default=False,
         alias="--distributed",
     )
     coordinator: str | None = flag(
-        None, "HOST:PORT where process 0 listens, if nothing can be found out; also joins."
+        "HOST:PORT where process 0 listens, if nothing can be found out; also joins."
     )
-    num_processes: int | None = flag(None, "How many processes there are.", POSITIVE)
-    process_id: int | None = flag(None, "Which of them this one is, from 0.")
+    num_processes: int | None = flag("How many processes there are.", POSITIVE)
+    process_id: int | None = flag("Which of them this one is, from 0.")
     timeout: float = flag(
-        60.0,
         "Seconds without a sign of life after which a process counts as missing and all end.",
         Limit("3 or more, in seconds", lambda x: 3 <= x < math.inf),
+        default=60.0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorSettings:
+    """The generator, and what it is asked for."""
+
+    noise_size: int = flag("Numbers that an image is made from.", POSITIVE, default=100)
+    learning_rate: float = flag("Of Adam, with a cosine to zero.", POSITIVE, default=1e-3)
+    sure: float = flag("Weight of the teacher's cross-entropy with its own decisions.", default=1.0)
+    active: float = flag("Weight of the size of the teacher's embedding.", default=0.1)
+    balanced: float = flag(
+        "Weight of the entropy of the mean prediction: every class as often.", default=5.0
+    )
+    new: float = flag(
+        "Weight of the student's divergence from the teacher: images where it is wrong.",
+        default=1.0,
     )
 
 
@@ -210,65 +214,59 @@ class RunSettings:
     student: NetworkSettings = group(NetworkSettings)
     optimizer: OptimizerSettings = group(OptimizerSettings)
     mesh: MeshSettings = group(MeshSettings)
-    temperature: float = flag(4.0, "Of kd: softens both networks' probabilities.", FINITE)
+    temperature: float = flag("Of kd: softens both networks' probabilities.", FINITE, default=4.0)
     epochs: int | None = flag(
-        None,
         "Passes of a student over its examples. Default: at least 30, and at least 2,000 steps of "
         "the default --batch-size.",
         POSITIVE,
     )
     batch_size: int | None = flag(
-        None,
-        "Examples in a step, over all devices. Default: 128, on small sets 64.",
-        POSITIVE,
+        "Examples in a step, over all devices. Default: 128, on small sets 64.", POSITIVE
     )
-    crop_padding: int = flag(4, "Pixels of padding before the crop.")
+    crop_padding: int = flag("Pixels of padding before the crop.", default=4)
     jitter_pixels: int = flag(
-        2, "Largest shift of jitter (whole pixels), translate (real numbers) and warp (of parts)."
+        "Largest shift of jitter (whole pixels), translate (real numbers) and warp (of parts).",
+        default=2,
     )
     precision: Precision = flag(
-        "float32",
         "Of the networks' arithmetic; parameters, losses and statistics stay float32.",
+        default="float32",
     )
-    seed: int = flag(0, "Of the teacher and of the first student.")
+    seed: int = flag("Of the teacher and of the first student.", default=0)
     num_seeds: int | None = flag(
-        None,
         "Students of each kind. Default: 5 where students see less than 10,000 examples, else 1.",
         POSITIVE,
     )
-    workdir: Path | None = flag(
-        None, "Where everything is written. Default: a new folder in runs/."
-    )
+    workdir: Path | None = flag("Where everything is written. Default: a new folder in runs/.")
     checkpoint_every: int | None = flag(
-        None,
         "Steps between checkpoints. Default: 20 in a training, but 500 steps apart at least.",
         POSITIVE,
     )
     keep_last: int = flag(
-        2,
         "How many of the newest checkpoints of a training stay, two at least: one may be damaged.",
         Limit("2 or more: one can be damaged", lambda n: n >= 2),
+        default=2,
     )
     keep_best: bool = flag(
-        False, "Also write a checkpoint at every validation that is the best so far, and keep it."
+        "Also write a checkpoint at every validation that is the best so far, and keep it.",
+        default=False,
     )
     on_nonfinite: Literal["stop", "skip"] = flag(
-        "stop",
         "What a loss that is nan or infinite does: stop the run, naming step and term, or skip the "
         "step, leaving everything as it was, also where only the gradient is not finite.",
+        default="stop",
     )
-    log_every: int = flag(50, "Steps between lines in metrics.jsonl.", POSITIVE)
+    log_every: int = flag("Steps between lines in metrics.jsonl.", POSITIVE, default=50)
     steps_per_call: int | None = flag(
-        None,
         "Most steps that one call of the compiled program takes; a single process ends it after "
         "about 0.25 s. With more than 1 every device holds the examples. Default: 50 where they "
         "fit and one process trains, but 1 for convolutions on CPUs.",
         POSITIVE,
     )
     profile: bool = flag(
-        False,
         "Write traces of the steps 10 to 15 of each training to W/profile, for TensorBoard, XProf "
         "or Perfetto.",
+        default=False,
     )
 
 
@@ -277,39 +275,43 @@ class MethodSettings(RunSettings):
     """What a run depends on whose students learn from examples, by some method."""
 
     preset: Literal["none", "repdistiller", "imagenet"] = flag(
-        "none",
         "A setting of the field's tables, for an accelerator: repdistiller for CIFAR-100, imagenet "
         "for ImageNet (TFDS imagenet2012), which take the place of what decides on the training.",
+        default="none",
     )
-    pair: PairName = flag("resnet56-resnet20", "Teacher and student of repdistiller.")
+    pair: PairName = flag("Teacher and student of repdistiller.", default="resnet56-resnet20")
     soft_weight: float = flag(
-        0.9, "Of kd: weight of the soft targets; the labels have the rest.", SHARE
+        "Of kd: weight of the soft targets; the labels have the rest.", SHARE, default=0.9
     )
     augment: tuple[Augmentation, ...] | None = flag(
-        None,
         "Views of the images that teacher and student share. Default: crop on large color images, "
-        "flip too unless the classes are digits or letters; none switches it off.",
+        "flip too unless the classes are digits or letters; none switches it off."
     )
     num_micro_batches: int = flag(
-        1, "Parts of a batch over which the gradient is accumulated.", POSITIVE
+        "Parts of a batch over which the gradient is accumulated.", POSITIVE, default=1
     )
     rematerialise: bool = flag(
-        False,
         "Compute the insides of networks' blocks again for the gradient: less memory, more time.",
-    )
-
-
-def method_flag() -> Any:
-    """Declare the flag that names a method."""
-    lines = "\n".join(f"{name}: {line}" for name, line in LINES.items())
-    return flag(
-        "kd", f"How the student is taught; + joins several, as in kd+crd.\n{lines}\n", METHOD
+        default=False,
     )
 
 
 def eval_flag() -> Any:
     """Declare the flag that spaces validations."""
-    return flag(None, "Steps between validations. Default: 20 in a training.", POSITIVE)
+    return flag("Steps between validations. Default: 20 in a training.", POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneMethodSettings(MethodSettings):
+    """What a run depends on whose students learn by one method that a flag names."""
+
+    method: str = flag(
+        "How the student is taught; + joins several, as in kd+crd.\n"
+        + "".join(f"{name}: {line}\n" for name, line in LINES.items()),
+        METHOD,
+        default="kd",
+    )
+    eval_every: int | None = eval_flag()
 
 
 def check_distributed(distributed: DistributedSettings) -> None:

@@ -12,8 +12,9 @@ from kdjax.objective import combine
 from kdjax.runs import evaluation, methods, recipes, training
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Arrays, Run
-from kdjax.runs.experiment import Experiment, spec_of
-from kdjax.runs.settings import Augmentation, NetworkSettings
+from kdjax.runs.experiment import Experiment
+from kdjax.runs.networks import spec_of
+from kdjax.runs.resolved import ResolvedTeacher
 from kdjax.runs.training import Training
 from kdjax.types import Model, Objective, Teacher
 
@@ -44,16 +45,9 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
         network = experiment.given_teacher._replace(variables=on_mesh)
         say(f"teacher        read from {settings.teacher.checkpoint}")
     else:
+        lesson = from_labels(dataset.train._asdict())
         plan = plan_network(
-            experiment,
-            "teacher",
-            spec,
-            models.build(spec),
-            settings.teacher,
-            from_labels(dataset.train._asdict()),
-            epochs=settings.teacher.epochs,
-            augment=settings.teacher.augment,
-            learning_rate=settings.teacher.learning_rate,
+            experiment, "teacher", spec, models.build(spec), lesson, settings.teacher
         )
         network = plan.network(training.train(run, plan, settings.seed))
     models.save_network(run.workdir / "teacher", network.spec, network.variables)
@@ -80,7 +74,7 @@ def labels_only() -> Objective:
 def plan_scratch(experiment: Experiment, examples: Arrays) -> Training:
     """Return how the student of the settings is trained from labels alone."""
     spec = student_spec(experiment)
-    return _plan_student(experiment, "scratch", spec, models.build(spec), from_labels(examples))
+    return plan_network(experiment, "scratch", spec, models.build(spec), from_labels(examples))
 
 
 def plan_method(
@@ -112,15 +106,9 @@ def plan_method(
     # On the host: methods make constants of them, which all processes need whole.
     params = distributed.gathered(teacher.network.variables.params)
     spec = student_spec(experiment)
-    setup = methods.Setup(
-        student=models.build(spec).paths,
-        teacher=network.model.paths,
-        teacher_params=params,
-        num_examples=len(examples["label"]),
-        num_steps=_num_steps(experiment, settings.epochs, examples),
-        temperature=settings.temperature,
-        soft_weight=settings.soft_weight,
-    )
+    paths = models.build(spec).paths, network.model.paths
+    counts = len(examples["label"]), _num_steps(experiment, settings.epochs, examples)
+    setup = methods.Setup(*paths, params, *counts, settings.temperature, settings.soft_weight)
     objective = methods.objective_of(method, setup, scale=scale)
     if methods.looks_at_features(method):
         watched = models.build(network.spec, features=network.model.paths.all)
@@ -133,7 +121,7 @@ def plan_method(
         stored = "teacher_logits" in examples
         source = teachers.stored() if stored else teachers.frozen(network.model, network.variables)
         model = models.build(spec)
-    return _plan_student(experiment, phase, spec, model, Lesson(objective, source, examples))
+    return plan_network(experiment, phase, spec, model, Lesson(objective, source, examples))
 
 
 def plan_network(
@@ -141,31 +129,27 @@ def plan_network(
     phase: str,
     spec: NetworkSpec,
     model: Model,
-    network: NetworkSettings,
     lesson: Lesson,
-    *,
-    epochs: int,
-    augment: tuple[Augmentation, ...],
-    learning_rate: float | None = None,
+    teacher: ResolvedTeacher | None = None,
 ) -> Training:
-    """Return how one network is trained, at a rate of its own or that of the settings.
+    """Return how one network is trained: as students are, or by what a teacher has of its own.
 
-    The step is compiled at its first use.
+    A teacher may have a rate of its own; by default it is that of the settings. The step is
+    compiled at its first use.
     """
     settings, layout_fn = experiment.settings, experiment.run.layout_fn
-    examples = lesson.examples
-    num_steps = _num_steps(experiment, epochs, examples)
-    rate = learning_rate or settings.optimizer.learning_rate
+    own, examples, batch_size = teacher or settings, lesson.examples, settings.batch_size
+    num_steps = _num_steps(experiment, own.epochs, examples)
+    asked, norm_limit = settings.optimizer, (teacher or settings.student).max_norm
+    if teacher and teacher.learning_rate:
+        asked = dataclasses.replace(asked, learning_rate=teacher.learning_rate)
     optimizer = recipes.make_optimizer(
-        dataclasses.replace(settings.optimizer, learning_rate=rate),
-        batch_size=settings.batch_size,
-        num_steps=num_steps,
-        norm_limit=network.max_norm,
+        asked, batch_size=batch_size, num_steps=num_steps, norm_limit=norm_limit
     )
     view_fn = recipes.make_views(
-        augment, crop_padding=settings.crop_padding, jitter_pixels=settings.jitter_pixels
+        own.augment, crop_padding=settings.crop_padding, jitter_pixels=settings.jitter_pixels
     )
-    if "resized-crop" in augment:
+    if "resized-crop" in own.augment:
         examples = {**examples, "image": examples["image"].cropped(data.random_crop)}
     model = models.rematerialized(model) if settings.rematerialise else model
     train_step = step.make_train_step(
@@ -178,16 +162,9 @@ def plan_network(
     )
     validation = experiment.dataset.validation._asdict()
     return Training(
-        phase=phase,
-        spec=spec,
-        model=model,
-        objective=lesson.objective,
-        optimizer=optimizer,
-        teacher=lesson.teacher,
-        step_fn=lambda setting, teacher: step.with_teacher(train_step, teacher, view_fn=view_fn),
-        examples=examples,
-        batch_size=settings.batch_size,
-        num_steps=num_steps,
+        *(phase, spec, model, lesson.objective, optimizer, lesson.teacher),
+        lambda setting, teacher: step.with_teacher(train_step, teacher, view_fn=view_fn),
+        *(examples, batch_size, num_steps),
         eval_step=step.make_eval_step(model, layout_fn=layout_fn),
         watched={"validation": validation} if len(validation["label"]) else {},
     )
@@ -237,22 +214,6 @@ def with_logits(run: Run, network: Network, examples: Arrays) -> Arrays:
         return examples
     logits = evaluation.predict(run, network.model, network.variables, examples)
     return {**examples, "teacher_logits": logits}
-
-
-def _plan_student(
-    experiment: Experiment, phase: str, spec: NetworkSpec, model: Model, lesson: Lesson
-) -> Training:
-    settings = experiment.settings
-    return plan_network(
-        experiment,
-        phase,
-        spec,
-        model,
-        settings.student,
-        lesson,
-        epochs=settings.epochs,
-        augment=settings.augment,
-    )
 
 
 def _teaching(experiment: Experiment, network: Network) -> Network:

@@ -20,7 +20,6 @@ from kdjax.runs.console import progress, say
 from kdjax.runs.evaluation import Arrays, Run, measure, on_mesh
 from kdjax.runs.settings import STEPS_PER_CALL
 from kdjax.types import (
-    Array,
     Batch,
     Metrics,
     Model,
@@ -142,9 +141,8 @@ def train_together(
         loop.NonFiniteLoss: if a member's loss was nan or infinite.
         loop.Stopped: if the run was asked to stop; the state is saved.
     """
-    states = _made_alike(training, seeds)
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), states)
-    found = checkpoint.restore(directory, like)
+    states = sharding.replicate(_made_alike(training, seeds), run.mesh)
+    found = checkpoint.restore(directory, states)
     states = found[1] if found else states
     examples = sharding.replicate(dict(training.examples), run.mesh)
     program = _program(training)
@@ -314,16 +312,12 @@ def _fed(run: Run, training: Training, seed: int, state: TrainState, most: int) 
         step_of_rows = many.several(held) if most > 1 else held
         yield _Feed(step_of_rows, _rows(training, seed, start), most)
         return
-    size = training.batch_size
+    size, examples = training.batch_size, training.examples
+    rows = sharding.local_rows(run.mesh, size)
     own = data.train_batches(
-        training.examples,
-        seed=seed,
-        batch_size=size,
-        start_step=start,
-        rows=sharding.local_rows(run.mesh, size),
-        workers=run.workers,
+        examples, seed=seed, batch_size=size, start_step=start, rows=rows, workers=run.workers
     )
-    batches = on_mesh(run, training.examples, own)
+    batches = on_mesh(run, examples, own)
     try:
         yield _Feed(training.train_step, batches, 1)
     finally:
@@ -377,7 +371,12 @@ def _program(training: Training) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make the program of several steps of all members."""
 
     def member(
-        state: TrainState, rows: Batch, setting: PyTree, count: Array, examples: Batch, held: PyTree
+        state: TrainState,
+        rows: Batch,
+        setting: PyTree,
+        count: jax.Array,
+        examples: Batch,
+        held: PyTree,
     ) -> tuple[TrainState, Metrics]:
         source = training.teacher._replace(variables=held)
         one_step = training.step_fn(setting, source)
@@ -390,7 +389,7 @@ def _program(training: Training) -> Callable[..., tuple[TrainState, Metrics]]:
     sweep = many.make_sweep_step(member, in_axes=(0, 0, 0, None, None, None))
 
     def steps(
-        states: TrainState, batches: Batch, count: Array, *, settings: PyTree, **held: PyTree
+        states: TrainState, batches: Batch, count: jax.Array, *, settings: PyTree, **held: PyTree
     ) -> tuple[TrainState, Metrics]:
         rows = {"index": np.swapaxes(batches["index"], 0, 1)}
         states, taken = sweep(states, rows, settings, count, held["examples"], held["variables"])
@@ -404,7 +403,7 @@ def _step_of(state: TrainState) -> int:
     return int(np.max(state.step))
 
 
-def _made(training: Training, key: Array, batch: Batch, outputs: Outputs | None) -> TrainState:
+def _made(training: Training, key: jax.Array, batch: Batch, outputs: Outputs | None) -> TrainState:
     """Make the state that a training starts from."""
     state: TrainState = step.init_train_state(
         key, training.model, training.objective, training.optimizer, batch, outputs

@@ -34,11 +34,16 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is either complete or as it was."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that is either complete or not there."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -107,16 +112,11 @@ def claim(
 def commit() -> str:
     """Name the commit that runs, marked where files differ from it."""
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+        own, silent = Path(__file__).parent, subprocess.DEVNULL
+        return subprocess.check_output(command, cwd=own, stderr=silent, text=True).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return described.stdout.strip()
 
 
 class MetricsLog:
@@ -148,9 +148,7 @@ class MetricsLog:
         kept = [
             r for r in self.rows() if (r["phase"], r["seed"]) != (phase, seed) or r["step"] <= step
         ]
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(partial, self.path)
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def rows(self) -> list[dict[str, Any]]:
         """Read all complete lines; a line that a kill tore apart is left out."""

@@ -17,21 +17,7 @@ from kdjax.runs.report._plots import (
 )
 
 __all__ = [
-    "Line",
-    "Page",
-    "Section",
-    "Table",
-    "Tile",
-    "distillation_page",
-    "format_rows",
-    "format_table",
-    "plot_curves",
-    "plot_dark_knowledge",
-    "plot_dots",
-    "plot_errors",
-    "plot_instructive",
-    "plot_lines",
-    "publish",
-    "select_instructive",
-    "write_page",
-]
+    "Line", "Page", "Section", "Table", "Tile", "distillation_page", "format_rows",
+    "format_table", "plot_curves", "plot_dark_knowledge", "plot_dots", "plot_errors",
+    "plot_instructive", "plot_lines", "publish", "select_instructive", "write_page",
+]  # fmt: skip

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from kdjax.runs.report._plots import SMALL, WIDTH, legend, logarithmic, plain
-from kdjax.runs.report._style import LINE_COLORS, MUTED
+from kdjax.runs.report._plots import LABEL, legend, logarithmic, plain_figure
+from kdjax.runs.report._style import LINE_COLORS
 
 
 class Line(NamedTuple):
@@ -43,21 +43,11 @@ def plot_lines(
     Returns:
         The figure; its label says in words where the lines begin and end.
     """
-    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
-    axes = figure.subplots()
-    plain(axes, grid="y")
+    figure, axes = plain_figure(3.8, grid="y")
     for (name, line), color in zip(lines.items(), itertools.cycle(LINE_COLORS), strict=False):
-        axes.errorbar(
-            line.x,
-            line.y,
-            line.sd,
-            color=color,
-            label=name,
-            linestyle="--" if line.dashed else "-",
-            marker="o" if markers else "",
-            markersize=4,
-            capsize=2,
-        )
+        style = ("o" if markers else "") + ("--" if line.dashed else "-")
+        x, y, sd, _ = line
+        axes.errorbar(x, y, sd, fmt=style, color=color, label=name, markersize=4, capsize=2)
     if log_x:
         axes.set_xscale("log")
         ticks = sorted({float(x) for line in lines.values() for x in line.x})
@@ -67,8 +57,8 @@ def plot_lines(
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if log_y:
         logarithmic(axes, np.concatenate([np.asarray(line.y) for line in lines.values()]))
-    axes.set_xlabel(xlabel, fontsize=SMALL, color=MUTED)
-    axes.set_ylabel(ylabel, fontsize=SMALL, color=MUTED)
+    axes.set_xlabel(xlabel, **LABEL)
+    axes.set_ylabel(ylabel, **LABEL)
     legend(figure, axes)
     ends = [f"{name}: {line.y[0]:.4g} to {line.y[-1]:.4g}" for name, line in lines.items()]
     figure.set_label(f"{ylabel} by {xlabel}. " + "; ".join(ends) + ".")
@@ -88,9 +78,7 @@ def plot_dots(
     Returns:
         The figure; its label says in words what the first and the last row have.
     """
-    figure = Figure(figsize=(WIDTH, 1.0 + 0.2 * len(values)), layout="constrained")
-    axes = figure.subplots()
-    plain(axes, grid="x")
+    figure, axes = plain_figure(1.0 + 0.2 * len(values), grid="x")
     for row, found in enumerate(values.values()):
         axes.plot(found, [row] * len(found), "o", color=LINE_COLORS[0], markersize=4)
         axes.plot(np.mean(found), row, "|", color=LINE_COLORS[0], markersize=12, mew=2)
@@ -98,7 +86,7 @@ def plot_dots(
         axes.axvline(baseline, color=LINE_COLORS[1], linestyle="--")
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(len(values) - 0.4, -0.6)
-    axes.set_xlabel(xlabel, fontsize=SMALL, color=MUTED)
+    axes.set_xlabel(xlabel, **LABEL)
     ends = [(name, float(np.mean(values[name]))) for name in (next(iter(values)), [*values][-1])]
     said = "; ".join(f"{name}: {mean:.2f}" for name, mean in ends)
     figure.set_label(f"{xlabel}, first and last of {len(values)}: {said}.")

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -125,7 +124,7 @@ def write_page(path: Path, page: Page) -> Path:
     for section in page.sections:
         body += _section(section, path.parent)
     text = _PAGE.format(title=escape(page.title), css=CSS, body="\n".join(body))
-    _replace(path, text.encode())
+    workdir.write_whole(path, text.encode())
     return path
 
 
@@ -199,9 +198,10 @@ def _figure(path: Path, figure: Figure | bytes, caption: str) -> str:
 
 
 def _saved(path: Path, figure: Figure) -> tuple[bytes, str]:
-    _replace(path.with_name(path.name + ".png"), _render(figure, "png", facecolor="white", dpi=160))
+    png = _render(figure, "png", facecolor="white", dpi=160)
+    workdir.write_whole(path.with_name(path.name + ".png"), png)
     svg = _adaptive_svg(figure)
-    _replace(path.with_name(path.name + ".svg"), svg)
+    workdir.write_whole(path.with_name(path.name + ".svg"), svg)
     return svg, str(figure.get_label())
 
 
@@ -223,9 +223,3 @@ def _render(figure: Figure, format: str, **options: Any) -> bytes:
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "kdjax"}):
         figure.savefig(buffer, format=format, **options)
     return buffer.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

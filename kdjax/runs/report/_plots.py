@@ -15,6 +15,8 @@ from kdjax.runs.report._style import INK, MUTED, PHASE_COLORS, RULE, SOFT
 
 WIDTH = 7.6
 TEXT, SMALL = 10, 9
+LABEL: dict[str, Any] = {"fontsize": SMALL, "color": MUTED}
+"""How the name of an axis is written."""
 _SPLITS = {"train": ("training", "--"), "validation": ("validation", "-")}
 
 
@@ -31,16 +33,16 @@ def plot_curves(rows: Sequence[Row]) -> Figure:
         examples, thin ones single seeds, bold ones their mean.
     """
     phases = [phase for phase in PHASES if any(row.get("phase") == phase for row in rows)]
-    shape = (2, max(1, len(phases)))
     figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
     figure.set_label(_describe_curves(rows, phases))
-    grid = figure.subplots(*shape, sharex="col", sharey="row", squeeze=False)
+    columns = max(1, len(phases))
+    grid = figure.subplots(2, columns, sharex="col", sharey="row", squeeze=False)
     loss = training_loss(rows)
     for (top, bottom), phase in zip(grid.T, phases, strict=False):
         _draw_curves(top, rows, phase, {"train": loss, "validation": "loss"}, scale=1)
         _draw_curves(bottom, rows, phase, {"train": "accuracy", "validation": "accuracy"}, 100)
         top.set_title(PHASES[phase], fontsize=TEXT, color=PHASE_COLORS[phase], weight="bold")
-        bottom.set_xlabel("steps", fontsize=SMALL, color=MUTED)
+        bottom.set_xlabel("steps", **LABEL)
     for axes in grid.flat:
         plain(axes, grid="y")
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -66,9 +68,7 @@ def plot_errors(summary: Summary) -> Figure:
     """
     scratch, distilled = (summary[phase]["test_errors"] for phase in ("scratch", "distilled"))
     num_seeds = max(len(scratch), len(distilled))
-    figure = Figure(figsize=(WIDTH, 1.5 + 0.3 * num_seeds), layout="constrained")
-    axes = figure.subplots()
-    plain(axes, grid="x")
+    figure, axes = plain_figure(1.5 + 0.3 * num_seeds, grid="x")
     for seed, (before, after) in enumerate(zip(scratch, distilled, strict=False)):
         axes.plot([before, after], [seed, seed], color=RULE, linewidth=3)
     for phase, errors, marker in (("scratch", scratch, "o"), ("distilled", distilled, "D")):
@@ -80,7 +80,7 @@ def plot_errors(summary: Summary) -> Figure:
     axes.set_ylim(num_seeds - 0.4, -0.6)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xlabel("test errors (images)", fontsize=SMALL, color=MUTED)
+    axes.set_xlabel("test errors (images)", **LABEL)
     legend(figure, axes)
     pairs = "; ".join(f"{b} and {a}" for b, a in zip(scratch, distilled, strict=False))
     figure.set_label(
@@ -126,7 +126,7 @@ def plot_dark_knowledge(
     for axes, title in zip(grid[0, 1:], ("T = 1", f"T = {temperature:g}"), strict=True):
         axes.set_title(title, fontsize=TEXT, color=INK, weight="bold")
     for axes in grid[-1, 1:]:
-        axes.set_xlabel("probability (%)", fontsize=SMALL, color=MUTED)
+        axes.set_xlabel("probability (%)", **LABEL)
     figure.set_label(_describe_pictures(labels, sharp, soft, label_names, temperature))
     return figure
 
@@ -140,13 +140,8 @@ def plot_instructive(
 ) -> Figure:
     """Draw the images that `select_instructive` chooses, as `plot_dark_knowledge` does."""
     shown = select_instructive(teacher_logits, labels, temperature)
-    return plot_dark_knowledge(
-        np.asarray(images[shown], np.uint8),
-        labels[shown],
-        teacher_logits[shown],
-        label_names,
-        temperature,
-    )
+    pictures, logits = np.asarray(images[shown], np.uint8), teacher_logits[shown]
+    return plot_dark_knowledge(pictures, labels[shown], logits, label_names, temperature)
 
 
 def select_instructive(
@@ -238,14 +233,17 @@ def logarithmic(axes: Axes, values: np.ndarray) -> None:
 
 def legend(figure: Figure, axes: Axes) -> None:
     """Write the names of a plot's lines above it."""
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="outside upper left",
-        ncols=3,
-        frameon=False,
-        fontsize=SMALL,
-        labelcolor=INK,
-    )
+    style: dict[str, Any] = {"frameon": False, "fontsize": SMALL, "labelcolor": INK}
+    lines = axes.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside upper left", ncols=3, **style)
+
+
+def plain_figure(height: float, *, grid: Literal["x", "y"]) -> tuple[Figure, Axes]:
+    """Make a figure of one pair of plain axes."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    plain(axes, grid=grid)
+    return figure, axes
 
 
 def plain(axes: Axes, *, grid: Literal["x", "y"]) -> None:
