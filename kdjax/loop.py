@@ -19,15 +19,9 @@ from kdjax.distributed import gathered
 from kdjax.types import Array, Batch, Metrics, TrainState, Variables
 
 __all__ = [
-    "HostMetrics",
-    "NonFiniteLoss",
-    "Stopped",
-    "evaluate",
-    "fit",
-    "predict",
-    "profiled",
+    "HostMetrics", "NonFiniteLoss", "Stopped", "evaluate", "fit", "predict", "profiled",
     "stop_on_signals",
-]
+]  # fmt: skip
 
 HostMetrics = dict[str, Any]
 Step = Callable[..., tuple[TrainState, Metrics]]

@@ -25,17 +25,9 @@ from kdjax import sharding
 from kdjax.types import Array, Batch, Metrics, PyTree, TrainState
 
 __all__ = [
-    "has_convolutions",
-    "has_room",
-    "make_sweep_step",
-    "member",
-    "scan",
-    "scan_steps",
-    "several",
-    "stack",
-    "take_steps",
-    "with_examples",
-]
+    "has_convolutions", "has_room", "make_sweep_step", "member", "scan", "scan_steps", "several",
+    "stack", "take_steps", "with_examples",
+]  # fmt: skip
 
 Method = Literal["map", "vmap"]
 AnyStep = Callable[..., tuple[TrainState, Metrics]]

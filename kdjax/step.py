@@ -32,13 +32,8 @@ from kdjax.types import (
 )
 
 __all__ = [
-    "TrainStep",
-    "ViewFn",
-    "init_train_state",
-    "make_eval_step",
-    "make_train_step",
-    "with_teacher",
-]
+    "TrainStep", "ViewFn", "init_train_state", "make_eval_step", "make_train_step", "with_teacher",
+]  # fmt: skip
 
 TrainStep = Callable[[TrainState, Batch, Outputs | None], tuple[TrainState, Metrics]]
 GradFn = Callable[..., tuple[PyTree, tuple[PyTree, Metrics]]]
