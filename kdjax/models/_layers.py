@@ -11,6 +11,9 @@ from jax.typing import DTypeLike
 from kdjax.types import Array
 
 DType = DTypeLike | None
+Features = Sequence[str]
+"""Paths of the modules whose outputs to capture."""
+
 Initializer = Callable[..., Array]
 # Flax has no types for these two.
 max_pool: Callable[..., Array] = nn.max_pool
@@ -82,11 +85,11 @@ def logits_of(x: Array, num_classes: int, dtype: DType) -> Array:
     return head(num_classes, dtype)(Pool(name="pool")(x))
 
 
-def head(num_classes: int, dtype: DType) -> nn.Dense:
-    """Make the classifier, whose logits are float32 at least."""
+def head(num_classes: int, dtype: DType, **others: Any) -> nn.Dense:
+    """Make the classifier, whose logits are float32 at least; `others` are for `nn.Dense`."""
     # Rounding logits to half precision moves them by more than student and teacher may differ.
     wide = None if dtype is None else jnp.promote_types(dtype, jnp.float32)
-    return nn.Dense(num_classes, dtype=wide, name="head")
+    return nn.Dense(num_classes, dtype=wide, name="head", **others)
 
 
 def check_sizes(function: str, stage_sizes: Sequence[int], num_classes: int) -> tuple[int, ...]:

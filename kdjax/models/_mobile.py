@@ -1,13 +1,13 @@
 """MobileNetV2 for small images, in Linen: inverted bottlenecks with depthwise convolutions."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 
 from kdjax.models._blocks import Final, Stage, Sum, feature_paths
-from kdjax.models._layers import DType, check_classes, layer_fn, logits_of
+from kdjax.models._layers import DType, Features, check_classes, layer_fn, logits_of
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -87,11 +87,7 @@ class MobileNetV2(nn.Module):
 
 
 def mobilenet_v2(
-    num_classes: int,
-    *,
-    width_multiplier: float = 0.5,
-    dtype: DType = None,
-    features: Sequence[str] = (),
+    num_classes: int, *, width_multiplier: float = 0.5, dtype: DType = None, features: Features = ()
 ) -> Model:
     """Make MobileNetV2 for small images, [batch, height, width, channels], of half the width.
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kdjax.models._blocks import Final, Sum, feature_paths, stages
-from kdjax.models._layers import DType, avg_pool, check_classes, layer_fn, logits_of
+from kdjax.models._layers import DType, Features, avg_pool, check_classes, layer_fn, logits_of
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -133,7 +133,7 @@ class ShuffleNetV2(nn.Module):
         return logits_of(x, self.num_classes, self.dtype)
 
 
-def shufflenet_v1(num_classes: int, *, dtype: DType = None, features: Sequence[str] = ()) -> Model:
+def shufflenet_v1(num_classes: int, *, dtype: DType = None, features: Features = ()) -> Model:
     """Make the ShuffleNet of three groups for small images, [batch, height, width, channels].
 
     Args:
@@ -153,7 +153,7 @@ def shufflenet_v1(num_classes: int, *, dtype: DType = None, features: Sequence[s
     return from_linen(ShuffleNetV1(num_classes, dtype), features=features, paths=paths)
 
 
-def shufflenet_v2(num_classes: int, *, dtype: DType = None, features: Sequence[str] = ()) -> Model:
+def shufflenet_v2(num_classes: int, *, dtype: DType = None, features: Features = ()) -> Model:
     """Make ShuffleNet V2 for small images, [batch, height, width, channels].
 
     Args:
