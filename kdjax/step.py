@@ -66,20 +66,12 @@ def init_train_state(
     """
     student_key, term_key, step_key = jax.random.split(key, 3)
     variables = student.init(student_key, inputs_fn(batch))
-    outputs, _ = student.apply(
-        variables.params, variables.state, inputs_fn(batch), train=False, key=None
-    )
+    outputs, _ = student.apply(*variables, inputs_fn(batch), train=False)
     inputs = TermInputs(batch, outputs, teacher_outputs, mask_of(batch))
     terms = objective.init(term_key, inputs)
     params = {"student": variables.params, "terms": terms.params}
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        model_state=variables.state,
-        term_state=terms.state,
-        opt_state=optimizer.init(params),
-        key=step_key,
-    )
+    step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
+    return TrainState(step, params, variables.state, terms.state, opt_state, step_key)
 
 
 def make_train_step(
@@ -222,9 +214,7 @@ def make_eval_step(
     @jax.jit
     def eval_step(variables: Variables, batch: Batch) -> Metrics:
         variables = sharding.gather(variables, layout_fn)
-        outputs, _ = model.apply(
-            variables.params, variables.state, inputs_fn(batch), train=False, key=None
-        )
+        outputs, _ = model.apply(*variables, inputs_fn(batch), train=False)
         logits, labels, mask = outputs.logits, batch["label"], mask_of(batch)
         metrics = {
             "accuracy": measures.accuracy(logits, labels, mask),
