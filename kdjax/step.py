@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 
 from kdjax import many, sharding
 from kdjax import metrics as measures
@@ -154,7 +153,7 @@ def make_train_step(
 
 def with_teacher(
     train_step: TrainStep, teacher: Teacher, *, view_fn: ViewFn | None = None
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> many.Step:
     """Run the teacher inside the compiled step, on the view of the batch that the student sees.
 
     The teacher's variables are passed to the compiled function as an argument at every call; they
@@ -188,8 +187,7 @@ def with_teacher(
         whole = sharding.gather(teacher_variables, layout)
         return train_step(state, view, teacher.apply(whole, view))
 
-    carrying: Callable[..., Callable[[TrainState, Batch], tuple[TrainState, Metrics]]] = Partial
-    return carrying(step, teacher_variables=variables)
+    return many.carrying(step, teacher_variables=variables)
 
 
 def make_eval_step(

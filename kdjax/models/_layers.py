@@ -31,30 +31,11 @@ class Pool(nn.Module):
         return jnp.mean(x, axis=(1, 2))
 
 
-def conv(
-    width: int,
-    size: int,
-    stride: int,
-    dtype: DType,
-    name: str,
-    *,
-    groups: int = 1,
-    use_bias: bool = False,
-    kernel_init: Initializer = HE_INIT,
-) -> nn.Conv:
-    """Make a convolution of odd size, padded alike on every side."""
+def conv(width: int, size: int, stride: int, dtype: DType, name: str, **others: Any) -> nn.Conv:
+    """Make a convolution of odd size, padded alike on every side; `others` are for `nn.Conv`."""
+    given: dict[str, Any] = {"use_bias": False, "kernel_init": HE_INIT, **others}
     # "SAME" would pad an even image on one side only at stride 2.
-    return nn.Conv(
-        width,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        feature_group_count=groups,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=kernel_init,
-        name=name,
-    )
+    return nn.Conv(width, (size, size), stride, size // 2, dtype=dtype, name=name, **given)
 
 
 def layer_fn(dtype: DType, train: bool, kernel_init: Initializer = HE_INIT) -> Callable[..., Array]:

@@ -47,7 +47,7 @@ class InvertedBlock(nn.Module):
         """Return [batch, height / stride, width / stride, channels]."""
         layer, inner = layer_fn(self.dtype, train), self.expansion * x.shape[-1]
         y = nn.relu(layer(x, inner, 1, 1, "conv_1"))
-        y = nn.relu(layer(y, inner, 3, self.stride, "depthwise", groups=inner))
+        y = nn.relu(layer(y, inner, 3, self.stride, "depthwise", feature_group_count=inner))
         y = layer(y, self.width, 1, 1, "conv_2")
         return y if x.shape != y.shape else Sum(name="sum")(x, y)
 
