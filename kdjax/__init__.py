@@ -5,50 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 from kdjax._version import __version__
 
-# Type checkers read these lines; Python reads `__getattr__`, and loads what is named alone.
+# Type checkers read this list; Python reads `__getattr__`, and loads what is named alone.
 if TYPE_CHECKING:
-    from kdjax import checkpoint as checkpoint
-    from kdjax import data as data
-    from kdjax import distributed as distributed
-    from kdjax import loop as loop
-    from kdjax import losses as losses
-    from kdjax import many as many
-    from kdjax import metrics as metrics
-    from kdjax import models as models
-    from kdjax import objective as objective
-    from kdjax import online as online
-    from kdjax import optimizers as optimizers
-    from kdjax import runs as runs
-    from kdjax import sharding as sharding
-    from kdjax import specialists as specialists
-    from kdjax import step as step
-    from kdjax import teachers as teachers
-    from kdjax import terms as terms
-    from kdjax import testing as testing
-    from kdjax import types as types
+    from kdjax import (  # isort: skip
+        checkpoint as checkpoint, data as data, distributed as distributed, loop as loop,
+        losses as losses, many as many, metrics as metrics, models as models,
+        objective as objective, online as online, optimizers as optimizers, runs as runs,
+        sharding as sharding, specialists as specialists, step as step, teachers as teachers,
+        terms as terms, testing as testing, types as types,
+    )  # fmt: skip
 
 __all__ = [
-    "__version__",
-    "checkpoint",
-    "data",
-    "distributed",
-    "loop",
-    "losses",
-    "many",
-    "metrics",
-    "models",
-    "objective",
-    "online",
-    "optimizers",
-    "runs",
-    "sharding",
-    "specialists",
-    "step",
-    "teachers",
-    "terms",
-    "testing",
-    "types",
-]
+    "__version__", "checkpoint", "data", "distributed", "loop", "losses", "many", "metrics",
+    "models", "objective", "online", "optimizers", "runs", "sharding", "specialists", "step",
+    "teachers", "terms", "testing", "types",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

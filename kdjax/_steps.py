@@ -11,16 +11,9 @@ from kdjax import metrics as measures
 from kdjax.types import Array, Batch, Metrics, PyTree, TermInputs, TrainState, Variables
 
 __all__ = [
-    "STUDENT_STREAM",
-    "ViewFn",
-    "hits",
-    "kept_if",
-    "key_of",
-    "mask_of",
-    "student_of",
-    "updated",
+    "STUDENT_STREAM", "ViewFn", "hits", "kept_if", "key_of", "mask_of", "student_of", "updated",
     "view_of",
-]
+]  # fmt: skip
 
 ViewFn = Callable[[Array, Batch], Batch]
 """Augments a batch on the device: (key, batch) -> batch."""

@@ -19,15 +19,9 @@ from kdjax.distributed import gathered
 from kdjax.types import Array, Batch, Metrics, TrainState, Variables
 
 __all__ = [
-    "HostMetrics",
-    "NonFiniteLoss",
-    "Stopped",
-    "evaluate",
-    "fit",
-    "predict",
-    "profiled",
+    "HostMetrics", "NonFiniteLoss", "Stopped", "evaluate", "fit", "predict", "profiled",
     "stop_on_signals",
-]
+]  # fmt: skip
 
 HostMetrics = dict[str, Any]
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -97,7 +91,9 @@ def fit(
         Stopped: if `stop_fn` said so.
         ValueError: if there are too few batches.
     """
-    step, calls = _step_of(state), _Calls(train_step, batches, num_steps, steps_per_call)
+    # The members of a stack are at the same step.
+    step = int(np.max(state.step))
+    calls = _Calls(train_step, batches, num_steps, steps_per_call)
 
     def log(step: int, _: TrainState) -> None:
         window = calls.window()
@@ -125,12 +121,8 @@ def fit(
 
 @contextlib.contextmanager
 def profiled(
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
-    directory: str | Path,
-    *,
-    first: int = 10,
-    num_steps: int = 5,
-) -> Iterator[Callable[[TrainState, Batch], tuple[TrainState, Metrics]]]:
+    train_step: many.Step, directory: str | Path, *, first: int = 10, num_steps: int = 5
+) -> Iterator[many.Step]:
     """Write a trace of some calls of a step, when compilation is behind it.
 
     The trace opens in TensorBoard's profiler, in XProf and in Perfetto.
@@ -145,40 +137,28 @@ def profiled(
         A function that does the same. A trace holds fewer calls where training ends within it,
         and there is none where it ends before.
     """
-    calls, tracing = 0, False
+    calls = itertools.count()
     wait: Callable[[Any], Any] = jax.block_until_ready
-    stop_trace: Callable[[], None] = jax.profiler.stop_trace
+    with contextlib.ExitStack() as tracing:
 
-    def stop() -> None:
-        nonlocal tracing
-        if tracing:
-            tracing = False
-            stop_trace()
+        def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            call = next(calls)
+            if call == first:
+                wait(state)
+                trace = jax.profiler.trace(str(directory), create_perfetto_trace=True)
+                tracing.enter_context(trace)
+            with jax.profiler.StepTraceAnnotation("train", step_num=call):
+                state, metrics = train_step(state, batch)
+            if call + 1 == first + num_steps:
+                wait((state, metrics))
+                tracing.close()
+            return state, metrics
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        nonlocal calls, tracing
-        if calls == first:
-            wait(state)
-            jax.profiler.start_trace(str(directory), create_perfetto_trace=True)
-            tracing = True
-        with jax.profiler.StepTraceAnnotation("train", step_num=calls):
-            state, metrics = train_step(state, batch)
-        calls += 1
-        if calls == first + num_steps:
-            wait((state, metrics))
-            stop()
-        return state, metrics
-
-    try:
         yield step
-    finally:
-        stop()
 
 
 def evaluate(
-    eval_step: Callable[[Variables, Batch], Metrics],
-    variables: Variables,
-    batches: Iterable[Batch],
+    eval_step: Callable[[Variables, Batch], Metrics], variables: Variables, batches: Iterable[Batch]
 ) -> HostMetrics:
     """Measure a network on every example once.
 
@@ -250,11 +230,6 @@ def _one_late(values: Iterable[T]) -> Iterator[T]:
     yield from held
 
 
-def _step_of(state: TrainState) -> int:
-    """Return the step that a state is at; members of a stack are at the same."""
-    return int(np.max(state.step))
-
-
 class _Due(NamedTuple):
     """What is called with a step and the state: every so many steps, and at the end."""
 
@@ -296,8 +271,7 @@ class _Calls:
         group = list(itertools.islice(self._feed, min(self._most, most)))
         if not group:
             self.read()
-            expected = f"expected {self._end} steps"
-            raise ValueError(f"fit: the batches end at step {before}, {expected}")
+            raise ValueError(f"fit: the batches end at step {before}, expected {self._end} steps")
         began, count = time.perf_counter(), len(group)
         if not self._unread:
             self._since = began
@@ -347,12 +321,8 @@ def _checked(step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metrics, or name the step and the terms whose loss is not finite."""
     if _finite(metrics["loss"]):
         return dict(metrics)
-    bad = [
-        name.replace("loss/", "")
-        for name, metric in metrics.items()
-        if "loss/" in name and not _finite(metric)
-    ]
-    terms = ", ".join(bad) or "none alone; their weighted sum"
+    bad = [name for name, metric in metrics.items() if "loss/" in name and not _finite(metric)]
+    terms = ", ".join(name.replace("loss/", "") for name in bad) or "none alone; their weighted sum"
     raise NonFiniteLoss(
         f"the loss is {measures.value(metrics['loss'])} at step {step}; non-finite terms: {terms}"
     )

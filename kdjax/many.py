@@ -25,17 +25,9 @@ from kdjax import sharding
 from kdjax.types import Array, Batch, Metrics, PyTree, TrainState
 
 __all__ = [
-    "has_convolutions",
-    "has_room",
-    "make_sweep_step",
-    "member",
-    "scan",
-    "scan_steps",
-    "several",
-    "stack",
-    "take_steps",
-    "with_examples",
-]
+    "has_convolutions", "has_room", "make_sweep_step", "member", "scan", "scan_steps", "several",
+    "stack", "take_steps", "with_examples",
+]  # fmt: skip
 
 Method = Literal["map", "vmap"]
 AnyStep = Callable[..., tuple[TrainState, Metrics]]
@@ -45,7 +37,7 @@ Steps = Callable[[TrainState, PyTree, Any], tuple[TrainState, Metrics]]
 # Most of a device's memory is left to the training itself.
 _SHARE_OF_MEMORY = 0.2
 _BYTES_WHERE_UNKNOWN = 2**30
-_carrying: Callable[..., Step] = Partial
+carrying: Callable[..., Step] = Partial
 _constrained: Callable[[Batch, Any], Batch] = jax.lax.with_sharding_constraint
 
 
@@ -147,7 +139,7 @@ def with_examples(step: Step, examples: Mapping[str, Any], mesh: Mesh) -> Step:
         `kdjax.data.train_batch` makes of the same rows.
     """
     held = sharding.replicate(dict(examples), mesh)
-    return _carrying(_gathering(mesh), _as_tree(step), held)
+    return carrying(_gathering(mesh), _as_tree(step), held)
 
 
 def several(step: Step) -> Steps:
@@ -308,4 +300,4 @@ def _gathering(mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
 
 def _as_tree(step: Step) -> Step:
     """Make a function an argument of a compiled one, with the arrays that it carries."""
-    return step if isinstance(step, Partial) else _carrying(step)
+    return step if isinstance(step, Partial) else carrying(step)

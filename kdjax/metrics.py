@@ -13,16 +13,7 @@ import numpy as np
 
 from kdjax.types import Array, Metrics
 
-__all__ = [
-    "accuracy",
-    "agreement",
-    "calibration",
-    "masked_sum",
-    "merge",
-    "nll",
-    "to_host",
-    "value",
-]
+__all__ = ["accuracy", "agreement", "calibration", "masked_sum", "merge", "nll", "to_host", "value"]
 
 
 def masked_sum(values: Array, mask: Array) -> tuple[Array, Array]:

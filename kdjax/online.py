@@ -38,8 +38,6 @@ from kdjax.types import (
 
 __all__ = ["init_mutual_states", "init_online_state", "make_mutual_step", "with_online_teacher"]
 
-MutualStep = Callable[[Sequence[TrainState], Batch], tuple[tuple[TrainState, ...], Metrics]]
-
 
 @functools.partial(
     jax.jit, static_argnames=("student", "objective", "optimizer", "teacher", "inputs_fn")
@@ -168,7 +166,7 @@ def make_mutual_step(
     view_fn: ViewFn | None = None,
     inputs_fn: InputsFn = itemgetter("image"),
     layout_fn: sharding.LayoutFn | None = None,
-) -> MutualStep:
+) -> Callable[[Sequence[TrainState], Batch], tuple[tuple[TrainState, ...], Metrics]]:
     """Compile mutual learning: several students trained together, each taught by the others.
 
     All see the same view of the batch. Each objective gets what the other students say in

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 
 from kdjax import many, sharding
 from kdjax import metrics as measures
@@ -32,13 +31,8 @@ from kdjax.types import (
 )
 
 __all__ = [
-    "TrainStep",
-    "ViewFn",
-    "init_train_state",
-    "make_eval_step",
-    "make_train_step",
-    "with_teacher",
-]
+    "TrainStep", "ViewFn", "init_train_state", "make_eval_step", "make_train_step", "with_teacher",
+]  # fmt: skip
 
 TrainStep = Callable[[TrainState, Batch, Outputs | None], tuple[TrainState, Metrics]]
 GradFn = Callable[..., tuple[PyTree, tuple[PyTree, Metrics]]]
@@ -71,20 +65,12 @@ def init_train_state(
     """
     student_key, term_key, step_key = jax.random.split(key, 3)
     variables = student.init(student_key, inputs_fn(batch))
-    outputs, _ = student.apply(
-        variables.params, variables.state, inputs_fn(batch), train=False, key=None
-    )
+    outputs, _ = student.apply(*variables, inputs_fn(batch), train=False)
     inputs = TermInputs(batch, outputs, teacher_outputs, mask_of(batch))
     terms = objective.init(term_key, inputs)
     params = {"student": variables.params, "terms": terms.params}
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        model_state=variables.state,
-        term_state=terms.state,
-        opt_state=optimizer.init(params),
-        key=step_key,
-    )
+    step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
+    return TrainState(step, params, variables.state, terms.state, opt_state, step_key)
 
 
 def make_train_step(
@@ -167,7 +153,7 @@ def make_train_step(
 
 def with_teacher(
     train_step: TrainStep, teacher: Teacher, *, view_fn: ViewFn | None = None
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> many.Step:
     """Run the teacher inside the compiled step, on the view of the batch that the student sees.
 
     The teacher's variables are passed to the compiled function as an argument at every call; they
@@ -201,8 +187,7 @@ def with_teacher(
         whole = sharding.gather(teacher_variables, layout)
         return train_step(state, view, teacher.apply(whole, view))
 
-    carrying: Callable[..., Callable[[TrainState, Batch], tuple[TrainState, Metrics]]] = Partial
-    return carrying(step, teacher_variables=variables)
+    return many.carrying(step, teacher_variables=variables)
 
 
 def make_eval_step(
@@ -227,9 +212,7 @@ def make_eval_step(
     @jax.jit
     def eval_step(variables: Variables, batch: Batch) -> Metrics:
         variables = sharding.gather(variables, layout_fn)
-        outputs, _ = model.apply(
-            variables.params, variables.state, inputs_fn(batch), train=False, key=None
-        )
+        outputs, _ = model.apply(*variables, inputs_fn(batch), train=False)
         logits, labels, mask = outputs.logits, batch["label"], mask_of(batch)
         metrics = {
             "accuracy": measures.accuracy(logits, labels, mask),

@@ -36,9 +36,7 @@ def frozen(
     """
 
     def apply(variables: Variables, batch: Batch) -> Outputs:
-        outputs, _ = model.apply(
-            variables.params, variables.state, inputs_fn(batch), train=False, key=None
-        )
+        outputs, _ = model.apply(*variables, inputs_fn(batch), train=False)
         return jax.lax.stop_gradient(outputs)
 
     return Teacher(variables, apply)

@@ -5,23 +5,12 @@ process gives a sign of life each second; who has been silent for too long is na
 the error stream of all others, which then end with status 75: try again.
 """
 
-from kdjax.distributed._processes import (
-    exchange,
-    exchange_needs_devices,
-    gathered,
-    initialize,
-    is_leader,
-    is_whole,
-)
+from kdjax.distributed._processes import (  # isort: skip
+    exchange, exchange_needs_devices, gathered, initialize, is_leader, is_whole,
+)  # fmt: skip
 from kdjax.distributed._watchdog import MISSING, leaving
 
 __all__ = [
-    "MISSING",
-    "exchange",
-    "exchange_needs_devices",
-    "gathered",
-    "initialize",
-    "is_leader",
-    "is_whole",
-    "leaving",
-]
+    "MISSING", "exchange", "exchange_needs_devices", "gathered", "initialize", "is_leader",
+    "is_whole", "leaving",
+]  # fmt: skip

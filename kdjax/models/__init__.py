@@ -1,5 +1,7 @@
 """Networks as pairs of pure functions: adapters for Flax, the field's networks, PyTorch weights."""
 
+# fmt: off
+# isort: off
 from kdjax._renamed import moved
 from kdjax.models._blocks import BasicBlock
 from kdjax.models._build import Network, NetworkSpec, build, load_network, save_network
@@ -11,24 +13,9 @@ from kdjax.models._mobile import MobileNetV2, mobilenet_v2
 from kdjax.models._nnx import from_nnx, variables_of
 from kdjax.models._pytorch import from_pytorch, normalization_of, read_state_dict
 from kdjax.models._residual import (
-    BottleneckResNet,
-    ImageNetResNet,
-    ResNet,
-    bottleneck_resnet,
-    cifar_resnet50,
-    imagenet_resnet,
-    resnet,
-    resnet8,
-    resnet8x4,
-    resnet14,
-    resnet18,
-    resnet20,
-    resnet32,
-    resnet32x4,
-    resnet34,
-    resnet44,
-    resnet56,
-    resnet110,
+    BottleneckResNet, ImageNetResNet, ResNet, bottleneck_resnet, cifar_resnet50, imagenet_resnet,
+    resnet, resnet8, resnet8x4, resnet14, resnet18, resnet20, resnet32, resnet32x4, resnet34,
+    resnet44, resnet56, resnet110,
 )
 from kdjax.models._shuffle import ShuffleNetV1, ShuffleNetV2, shufflenet_v1, shufflenet_v2
 from kdjax.models._transformer import VisionTransformer, vit, vit_b, vit_mu, vit_s, vit_ti
@@ -46,6 +33,6 @@ __all__ = [
     "resnet44", "resnet56", "resnet110", "save_network", "shufflenet_v1", "shufflenet_v2", "simkd",
     "variables_of", "vgg", "vgg8", "vgg13", "vit", "vit_b", "vit_mu", "vit_s", "vit_ti",
     "wide_resnet", "with_class_maps", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2",
-]  # fmt: skip
+]
 
 _, __getattr__ = moved(__name__)

@@ -41,14 +41,19 @@ def call_module(module: Any, inputs: Any, train: bool) -> Any:
     return module(inputs, **flags)
 
 
-def as_logits(where: str, module: Any, outputs: Any) -> Array:
-    """Return a network's outputs if they are one array, and say what to do if they are not."""
-    if isinstance(outputs, _ARRAYS):
-        return jnp.asarray(outputs)
-    raise TypeError(
-        f"{where}: {type(module).__name__} returned a {type(outputs).__name__}, expected one array "
-        "of logits; pick it with call_fn=lambda module, inputs, train: ..."
-    )
+def logits_fn(where: str, call_fn: CallFn | None) -> CallFn:
+    """Make what calls a network, and says what to do if its outputs are not one array."""
+
+    def run(module: Any, inputs: Any, train: bool) -> Array:
+        outputs = (call_fn or call_module)(module, inputs, train)
+        if isinstance(outputs, _ARRAYS):
+            return jnp.asarray(outputs)
+        raise TypeError(
+            f"{where}: {type(module).__name__} returned a {type(outputs).__name__}, expected one "
+            "array of logits; pick it with call_fn=lambda module, inputs, train: ..."
+        )
+
+    return run
 
 
 def parse_features(where: str, names: Sequence[str]) -> list[Feature]:

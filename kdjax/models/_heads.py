@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses._numerics import pooling
+from kdjax.models._layers import layer_fn
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model, Outputs, PyTree, Variables
 
@@ -44,10 +45,8 @@ def with_class_maps(
     name = model.paths.last_map if feature is None else feature
     path = (model.paths.head or "head",) if head is None else head
 
-    def apply(
-        params: PyTree, state: PyTree, inputs: Any, *, train: bool, key: Array | None = None
-    ) -> tuple[Outputs, PyTree]:
-        outputs, new_state = model.apply(params, state, inputs, train=train, key=key)
+    def apply(params: PyTree, state: PyTree, inputs: Any, **mode: Any) -> tuple[Outputs, PyTree]:
+        outputs, new_state = model.apply(params, state, inputs, **mode)
         x = _feature("with_class_maps", outputs, name)
         maps = _classify(_classifier("with_class_maps", params, path), x)
         return outputs._replace(features={**outputs.features, "class_maps": maps}), new_state
@@ -148,18 +147,10 @@ class Projector(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Return [batch, height, width, self.width], after a ReLU."""
-        layers = (
-            ("reduce", self.inner_width, 1),
-            ("mix", self.inner_width, 3),
-            ("expand", self.width, 1),
-        )
-        for name, width, size in layers:
-            x = nn.Conv(width, (size, size), use_bias=False, name=name)(x)
-            norm = nn.BatchNorm(
-                use_running_average=not train, momentum=0.9, epsilon=1e-5, name=f"{name}_norm"
-            )
-            x = nn.relu(norm(x))
-        return x
+        layer = layer_fn(None, train, nn.linear.default_kernel_init)
+        x = nn.relu(layer(x, self.inner_width, 1, 1, "reduce"))
+        x = nn.relu(layer(x, self.inner_width, 3, 1, "mix"))
+        return nn.relu(layer(x, self.width, 1, 1, "expand"))
 
 
 def _classify(classifier: Classifier, x: Array) -> Array:

@@ -11,6 +11,9 @@ from jax.typing import DTypeLike
 from kdjax.types import Array
 
 DType = DTypeLike | None
+Features = Sequence[str]
+"""Paths of the modules whose outputs to capture."""
+
 Initializer = Callable[..., Array]
 # Flax has no types for these two.
 max_pool: Callable[..., Array] = nn.max_pool
@@ -28,30 +31,11 @@ class Pool(nn.Module):
         return jnp.mean(x, axis=(1, 2))
 
 
-def conv(
-    width: int,
-    size: int,
-    stride: int,
-    dtype: DType,
-    name: str,
-    *,
-    groups: int = 1,
-    use_bias: bool = False,
-    kernel_init: Initializer = HE_INIT,
-) -> nn.Conv:
-    """Make a convolution of odd size, padded alike on every side."""
+def conv(width: int, size: int, stride: int, dtype: DType, name: str, **others: Any) -> nn.Conv:
+    """Make a convolution of odd size, padded alike on every side; `others` are for `nn.Conv`."""
+    given: dict[str, Any] = {"use_bias": False, "kernel_init": HE_INIT, **others}
     # "SAME" would pad an even image on one side only at stride 2.
-    return nn.Conv(
-        width,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        feature_group_count=groups,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=kernel_init,
-        name=name,
-    )
+    return nn.Conv(width, (size, size), stride, size // 2, dtype=dtype, name=name, **given)
 
 
 def layer_fn(dtype: DType, train: bool, kernel_init: Initializer = HE_INIT) -> Callable[..., Array]:
@@ -82,11 +66,11 @@ def logits_of(x: Array, num_classes: int, dtype: DType) -> Array:
     return head(num_classes, dtype)(Pool(name="pool")(x))
 
 
-def head(num_classes: int, dtype: DType) -> nn.Dense:
-    """Make the classifier, whose logits are float32 at least."""
+def head(num_classes: int, dtype: DType, **others: Any) -> nn.Dense:
+    """Make the classifier, whose logits are float32 at least; `others` are for `nn.Dense`."""
     # Rounding logits to half precision moves them by more than student and teacher may differ.
     wide = None if dtype is None else jnp.promote_types(dtype, jnp.float32)
-    return nn.Dense(num_classes, dtype=wide, name="head")
+    return nn.Dense(num_classes, dtype=wide, name="head", **others)
 
 
 def check_sizes(function: str, stage_sizes: Sequence[int], num_classes: int) -> tuple[int, ...]:

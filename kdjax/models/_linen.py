@@ -8,15 +8,8 @@ import jax
 from flax import errors
 from flax import linen as nn
 
-from kdjax.models._calls import (
-    CallFn,
-    as_logits,
-    call_module,
-    check_paths,
-    flatten,
-    parse_features,
-    pick_features,
-)
+from kdjax.models import _calls
+from kdjax.models._calls import CallFn, flatten
 from kdjax.types import Array, FeaturePaths, Model, Outputs, PyTree, Variables
 
 _INTERMEDIATES = "intermediates"
@@ -55,17 +48,14 @@ def from_linen(
         ValueError: from init and apply, if a path in `features` names no module, or one that is
             called several times; from apply, if the module needs random numbers and has no key.
     """
-    wanted = parse_features("from_linen", features)
-    captured = {feature.path for feature in wanted}
-
-    def run(module: nn.Module, inputs: Any, train: bool) -> Array:
-        return as_logits("from_linen", module, (call_fn or call_module)(module, inputs, train))
+    wanted = _calls.parse_features("from_linen", features)
+    captured, run = {feature.path for feature in wanted}, _calls.logits_fn("from_linen", call_fn)
 
     def init(key: Array, inputs: Any) -> Variables:
         called: set[str] = set()
         make = nn.init(run, module, capture_intermediates=_keep(frozenset(), called))
         collections = dict(make(key, inputs, True))
-        check_paths("from_linen", wanted, called)
+        _calls.check_paths("from_linen", wanted, called)
         params = collections.pop("params", {})
         return Variables(params, {k: v for k, v in collections.items() if not _is_sown(k, v)})
 
@@ -82,8 +72,9 @@ def from_linen(
             )
         except errors.InvalidRngError as error:
             raise ValueError(_needs_key(module, train)) from error
-        check_paths("from_linen", wanted, called)
-        found = pick_features("from_linen", wanted, _calls(changed.get(_INTERMEDIATES, {})))
+        _calls.check_paths("from_linen", wanted, called)
+        outputs = _by_path(changed.get(_INTERMEDIATES, {}))
+        found = _calls.pick_features("from_linen", wanted, outputs)
         new_state = {name: changed[name] for name in state} if train else state
         return Outputs(logits, found), new_state
 
@@ -102,7 +93,7 @@ def _keep(paths: frozenset[str] | set[str], called: set[str]) -> Callable[[nn.Mo
     return keep
 
 
-def _calls(intermediates: PyTree) -> dict[str, tuple[Any, ...]]:
+def _by_path(intermediates: PyTree) -> dict[str, tuple[Any, ...]]:
     outputs: dict[str, tuple[Any, ...]] = defaultdict(tuple)
     for path, values in flatten(intermediates).items():
         if path[-1] == "__call__":

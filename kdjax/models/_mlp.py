@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.models._layers import DType, head
+from kdjax.models._layers import DType, Features, head
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, FeaturePaths, Model
 
@@ -40,7 +40,7 @@ def mlp(
     dropout: float = 0.0,
     input_dropout: float = 0.0,
     dtype: DType = None,
-    features: Sequence[str] = (),
+    features: Features = (),
 ) -> Model:
     """Make a multilayer perceptron with ReLU, for inputs of any shape [batch, ...].
 

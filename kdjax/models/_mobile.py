@@ -1,13 +1,13 @@
 """MobileNetV2 for small images, in Linen: inverted bottlenecks with depthwise convolutions."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 
 from kdjax.models._blocks import Final, Stage, Sum, feature_paths
-from kdjax.models._layers import DType, check_classes, layer_fn, logits_of
+from kdjax.models._layers import DType, Features, check_classes, layer_fn, logits_of
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -47,7 +47,7 @@ class InvertedBlock(nn.Module):
         """Return [batch, height / stride, width / stride, channels]."""
         layer, inner = layer_fn(self.dtype, train), self.expansion * x.shape[-1]
         y = nn.relu(layer(x, inner, 1, 1, "conv_1"))
-        y = nn.relu(layer(y, inner, 3, self.stride, "depthwise", groups=inner))
+        y = nn.relu(layer(y, inner, 3, self.stride, "depthwise", feature_group_count=inner))
         y = layer(y, self.width, 1, 1, "conv_2")
         return y if x.shape != y.shape else Sum(name="sum")(x, y)
 
@@ -87,11 +87,7 @@ class MobileNetV2(nn.Module):
 
 
 def mobilenet_v2(
-    num_classes: int,
-    *,
-    width_multiplier: float = 0.5,
-    dtype: DType = None,
-    features: Sequence[str] = (),
+    num_classes: int, *, width_multiplier: float = 0.5, dtype: DType = None, features: Features = ()
 ) -> Model:
     """Make MobileNetV2 for small images, [batch, height, width, channels], of half the width.
 

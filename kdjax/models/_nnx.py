@@ -10,16 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
-from kdjax.models._calls import (
-    CallFn,
-    as_logits,
-    call_module,
-    check_paths,
-    flatten,
-    parse_features,
-    pick_features,
-    unflatten,
-)
+from kdjax.models import _calls
+from kdjax.models._calls import CallFn, flatten, unflatten
 from kdjax.types import Array, FeaturePaths, Model, Outputs, PyTree, Variables
 
 State = nnx.State[str | int, Any]
@@ -69,13 +61,12 @@ def from_nnx(
             that is not called or called several times; from apply, if the module draws random
             numbers in training and `key` is None.
     """
-    wanted = parse_features("from_nnx", features)
+    wanted = _calls.parse_features("from_nnx", features)
     blueprint = _blueprint(make_module)
     graphdef, (params_like, streams_like, state_like) = _split(blueprint)
-    check_paths("from_nnx", wanted, [_join(path) for path, _ in nnx.iter_modules(blueprint)])
-
-    def run(module: nnx.Module, inputs: Any, train: bool) -> Array:
-        return as_logits("from_nnx", module, (call_fn or call_module)(module, inputs, train))
+    known = [_join(path) for path, _ in nnx.iter_modules(blueprint)]
+    _calls.check_paths("from_nnx", wanted, known)
+    run = _calls.logits_fn("from_nnx", call_fn)
 
     def init(key: Array, inputs: Any) -> Variables:
         variables = variables_of(_made(make_module, nnx.Rngs(key)))
@@ -97,7 +88,7 @@ def from_nnx(
                 f"from_nnx: {type(module).__name__} needs random numbers in training, "
                 "but key is None"
             )
-        captured = pick_features("from_nnx", wanted, _calls(recorded))
+        captured = _calls.pick_features("from_nnx", wanted, _by_path(recorded))
         return Outputs(logits, captured), _like(state_like, new_state) if train else state
 
     return Model(init, apply, paths or FeaturePaths())
@@ -225,5 +216,5 @@ def _recording(cls: Any) -> Any:
     return type(cls)(cls.__name__, (cls,), {**names, "__call__": __call__})
 
 
-def _calls(recorded: State) -> dict[str, tuple[Any, ...]]:
+def _by_path(recorded: State) -> dict[str, tuple[Any, ...]]:
     return {_join(path[:-1]): _value(leaf) for path, leaf in nnx.to_flat_state(recorded)}

@@ -83,17 +83,14 @@ def from_pytorch(
         for name, array in _unwrapped(state_dict).items()
         if name not in _NORMALIZATION and not name.endswith("num_batches_tracked")
     }
-    params = flatten(like.params)
-    stats = flatten(like.state)
+    params, stats = flatten(like.params), flatten(like.state)
     name_fn, arrays = _matched(params, arrays, image_shape)
     names = {path: name_fn(path) for path in params} | {path: name_fn(path[1:]) for path in stats}
     leaves = params | stats
     _check(arrays, {names[path]: _torch_shape(leaf.shape) for path, leaf in leaves.items()})
     filled = {path: _ours(arrays[name], leaves[path].dtype) for path, name in names.items()}
-    return Variables(
-        unflatten({path: filled[path] for path in params}),
-        unflatten({path: filled[path] for path in stats}),
-    )
+    parts = [{path: filled[path] for path in part} for part in (params, stats)]
+    return Variables(*map(unflatten, parts))
 
 
 def normalization_of(state_dict: StateDict) -> tuple[np.ndarray, np.ndarray] | None:

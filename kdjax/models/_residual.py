@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 
 from kdjax.models._blocks import Bottleneck, feature_paths, stages
-from kdjax.models._layers import DType, check_classes, check_sizes, layer_fn, logits_of, max_pool
+from kdjax.models._layers import DType, Features, check_sizes, layer_fn, logits_of, max_pool
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -103,7 +103,7 @@ def resnet(
     *,
     widths: Sequence[int] = _WIDTHS,
     dtype: DType = None,
-    features: Sequence[str] = (),
+    features: Features = (),
 ) -> Model:
     """Make the residual network for small images, [batch, height, width, channels].
 
@@ -128,17 +128,13 @@ def resnet(
         raise ValueError(f"resnet: depth is {depth}, expected 6n + 2: 8, 14, 20, ...")
     if len(widths) != len(_WIDTHS) or min(widths) < 1:
         raise ValueError(f"resnet: widths is {widths}, expected four positive numbers")
-    check_classes("resnet", num_classes)
-    paths = feature_paths(_num_blocks(depth), "sum", "norm_2")
+    sizes = check_sizes("resnet", _num_blocks(depth), num_classes)
+    paths = feature_paths(sizes, "sum", "norm_2")
     return from_linen(ResNet(depth, num_classes, dtype, widths), features=features, paths=paths)
 
 
 def bottleneck_resnet(
-    num_classes: int,
-    *,
-    stage_sizes: Sequence[int],
-    dtype: DType = None,
-    features: Sequence[str] = (),
+    num_classes: int, *, stage_sizes: Sequence[int], dtype: DType = None, features: Features = ()
 ) -> Model:
     """Make a residual network of bottlenecks for small images, [batch, height, width, channels].
 
@@ -161,11 +157,7 @@ def bottleneck_resnet(
 
 
 def imagenet_resnet(
-    num_classes: int,
-    *,
-    stage_sizes: Sequence[int],
-    dtype: DType = None,
-    features: Sequence[str] = (),
+    num_classes: int, *, stage_sizes: Sequence[int], dtype: DType = None, features: Features = ()
 ) -> Model:
     """Make a residual network for large images, [batch, height, width, channels].
 

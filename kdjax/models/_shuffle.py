@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kdjax.models._blocks import Final, Sum, feature_paths, stages
-from kdjax.models._layers import DType, avg_pool, check_classes, layer_fn, logits_of
+from kdjax.models._layers import DType, Features, avg_pool, check_classes, layer_fn, logits_of
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -35,9 +35,9 @@ class GroupedBlock(nn.Module):
         layer = layer_fn(self.dtype, train, _INIT)
         own = self.width - (x.shape[-1] if self.stride == 2 else 0)
         inner, groups = own // 4, 1 if x.shape[-1] == _STEM_WIDTH else _GROUPS
-        y = shuffled(nn.relu(layer(x, inner, 1, 1, "conv_1", groups=groups)), groups)
-        y = nn.relu(layer(y, inner, 3, self.stride, "depthwise", groups=inner))
-        y = layer(y, own, 1, 1, "conv_2", groups=_GROUPS)
+        y = shuffled(nn.relu(layer(x, inner, 1, 1, "conv_1", feature_group_count=groups)), groups)
+        y = nn.relu(layer(y, inner, 3, self.stride, "depthwise", feature_group_count=inner))
+        y = layer(y, own, 1, 1, "conv_2", feature_group_count=_GROUPS)
         if self.stride == 1:
             return nn.relu(Sum(name="sum")(x, y))
         x = avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
@@ -62,10 +62,10 @@ class SplitBlock(nn.Module):
         half, channels = self.width // 2, x.shape[-1]
         short, y = (x, x) if self.stride == 2 else jnp.split(x, 2, axis=-1)
         if self.stride == 2:
-            short = layer(short, channels, 3, 2, "shortcut_depthwise", groups=channels)
+            short = layer(short, channels, 3, 2, "shortcut_depthwise", feature_group_count=channels)
             short = layer(short, half, 1, 1, "shortcut_conv")
         y = nn.relu(layer(y, half, 1, 1, "conv_1"))
-        y = layer(y, half, 3, self.stride, "depthwise", groups=half)
+        y = layer(y, half, 3, self.stride, "depthwise", feature_group_count=half)
         y = layer(y, half, 1, 1, "conv_2")
         # The half that is passed on is the output of a ReLU, which a second ReLU does not change.
         return nn.relu(Join(name="join")(short, y))
@@ -133,7 +133,7 @@ class ShuffleNetV2(nn.Module):
         return logits_of(x, self.num_classes, self.dtype)
 
 
-def shufflenet_v1(num_classes: int, *, dtype: DType = None, features: Sequence[str] = ()) -> Model:
+def shufflenet_v1(num_classes: int, *, dtype: DType = None, features: Features = ()) -> Model:
     """Make the ShuffleNet of three groups for small images, [batch, height, width, channels].
 
     Args:
@@ -153,7 +153,7 @@ def shufflenet_v1(num_classes: int, *, dtype: DType = None, features: Sequence[s
     return from_linen(ShuffleNetV1(num_classes, dtype), features=features, paths=paths)
 
 
-def shufflenet_v2(num_classes: int, *, dtype: DType = None, features: Sequence[str] = ()) -> Model:
+def shufflenet_v2(num_classes: int, *, dtype: DType = None, features: Features = ()) -> Model:
     """Make ShuffleNet V2 for small images, [batch, height, width, channels].
 
     Args:

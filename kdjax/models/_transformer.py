@@ -1,13 +1,12 @@
 """Vision transformers, in Linen: patches as tokens, blocks of attention and perceptrons."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.models._layers import DType
+from kdjax.models._layers import DType, Features, head
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, FeaturePaths, Model
 
@@ -114,26 +113,16 @@ class VisionTransformer(nn.Module):
         _check_image(inputs.shape, self.patch_size)
         sides = (self.patch_size, self.patch_size)
         x = nn.Conv(
-            self.width,
-            sides,
-            strides=sides,
-            padding="VALID",
-            dtype=self.dtype,
-            kernel_init=_INIT,
-            name="patches",
+            self.width, sides, sides, "VALID", dtype=self.dtype, kernel_init=_INIT, name="patches"
         )(inputs)
         x = Tokens(name="tokens")(x)
         x = nn.Dropout(self.dropout, deterministic=not train, name="drop_tokens")(x)
         for i in range(self.depth):
-            x = EncoderBlock(
-                self.num_heads, self.mlp_width, self.dropout, self.dtype, name=f"block_{i}"
-            )(x, train=train)
-        x = Embedding(name="embedding")(
-            nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        )
-        # Rounding logits to half precision moves them by more than networks may differ.
-        wide = None if self.dtype is None else jnp.promote_types(self.dtype, jnp.float32)
-        return nn.Dense(self.num_classes, dtype=wide, kernel_init=_INIT, name="head")(x)
+            sizes = self.num_heads, self.mlp_width
+            x = EncoderBlock(*sizes, self.dropout, self.dtype, name=f"block_{i}")(x, train=train)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        x = Embedding(name="embedding")(x)
+        return head(self.num_classes, self.dtype, kernel_init=_INIT)(x)
 
 
 def vit(
@@ -146,7 +135,7 @@ def vit(
     mlp_width: int | None = None,
     dropout: float = 0.0,
     dtype: DType = None,
-    features: Sequence[str] = (),
+    features: Features = (),
 ) -> Model:
     """Make a vision transformer of [batch, height, width, channels].
 

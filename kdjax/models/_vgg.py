@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 
 from kdjax.models._blocks import Stage, feature_paths
-from kdjax.models._layers import DType, check_classes, layer_fn, logits_of, max_pool
+from kdjax.models._layers import DType, Features, check_classes, layer_fn, logits_of, max_pool
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -61,11 +61,7 @@ class VGG(nn.Module):
 
 
 def vgg(
-    num_classes: int,
-    *,
-    stage_sizes: Sequence[int],
-    dtype: DType = None,
-    features: Sequence[str] = (),
+    num_classes: int, *, stage_sizes: Sequence[int], dtype: DType = None, features: Features = ()
 ) -> Model:
     """Make a VGG network with BatchNorm for small images, [batch, height, width, channels].
 

@@ -1,12 +1,11 @@
 """Wide residual networks for small images, in Linen: BatchNorm and ReLU before the convolutions."""
 
 import functools
-from collections.abc import Sequence
 
 import flax.linen as nn
 
 from kdjax.models._blocks import Sum, feature_paths, stages
-from kdjax.models._layers import DType, check_classes, conv, logits_of, norm
+from kdjax.models._layers import DType, Features, check_classes, conv, logits_of, norm
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
 
@@ -77,12 +76,7 @@ class WideResNet(nn.Module):
 
 
 def wide_resnet(
-    depth: int,
-    num_classes: int,
-    *,
-    widen_factor: int,
-    dtype: DType = None,
-    features: Sequence[str] = (),
+    depth: int, num_classes: int, *, widen_factor: int, dtype: DType = None, features: Features = ()
 ) -> Model:
     """Make the wide residual network for small images, [batch, height, width, channels].
 

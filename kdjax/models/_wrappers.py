@@ -115,10 +115,8 @@ def normalized(model: Model, mean: ArrayLike, std: ArrayLike) -> Model:
     def init(key: Array, inputs: Any) -> Variables:
         return model.init(key, view(inputs))
 
-    def apply(
-        params: PyTree, state: PyTree, inputs: Any, *, train: bool, key: Array | None = None
-    ) -> tuple[Outputs, PyTree]:
-        return model.apply(params, state, view(inputs), train=train, key=key)
+    def apply(params: PyTree, state: PyTree, inputs: Any, **mode: Any) -> tuple[Outputs, PyTree]:
+        return model.apply(params, state, view(inputs), **mode)
 
     return model._replace(init=init, apply=apply)
 

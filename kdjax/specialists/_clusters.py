@@ -5,11 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from kdjax.types import Array
 
 
-def prediction_covariance(logits: Array | np.ndarray, *, temperature: float = 1.0) -> Array:
+def prediction_covariance(logits: ArrayLike, *, temperature: float = 1.0) -> Array:
     """Measure which classes a classifier tends to predict together.
 
         covariance over examples of softmax(logits / temperature)
@@ -39,7 +40,7 @@ def prediction_covariance(logits: Array | np.ndarray, *, temperature: float = 1.
 
 def confusable_classes(
     key: Array,
-    logits: Array | np.ndarray,
+    logits: ArrayLike,
     *,
     num_sets: int,
     set_size: int,
@@ -97,12 +98,7 @@ def confusable_classes(
 
 
 def online_kmeans(
-    key: Array,
-    points: Array | np.ndarray,
-    *,
-    num_clusters: int,
-    batch_size: int = 32,
-    num_steps: int = 1000,
+    key: Array, points: ArrayLike, *, num_clusters: int, batch_size: int = 32, num_steps: int = 1000
 ) -> Array:
     """Cluster points that arrive in small batches.
 
@@ -148,7 +144,7 @@ def online_kmeans(
     return centroids
 
 
-def nearest_centroids(points: Array | np.ndarray, centroids: Array | np.ndarray) -> Array:
+def nearest_centroids(points: ArrayLike, centroids: ArrayLike) -> Array:
     """Assign points to clusters.
 
     Args:

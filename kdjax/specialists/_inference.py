@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from kdjax.losses import kl_divergence
 from kdjax.specialists._training import check_sets, collapse, membership
@@ -14,7 +14,7 @@ from kdjax.types import Array
 
 
 def active_specialists(
-    generalist_logits: Array | np.ndarray, class_sets: Array | np.ndarray, *, num_top: int = 1
+    generalist_logits: ArrayLike, class_sets: ArrayLike, *, num_top: int = 1
 ) -> Array:
     """Choose the specialists to ask: those with one of the generalist's most probable classes.
 
@@ -44,11 +44,11 @@ def active_specialists(
 
 
 def disagreement(
-    logits: Array | np.ndarray,
-    generalist_logits: Array | np.ndarray,
-    specialist_logits: Array | np.ndarray,
-    class_sets: Array | np.ndarray,
-    active: Array | np.ndarray,
+    logits: ArrayLike,
+    generalist_logits: ArrayLike,
+    specialist_logits: ArrayLike,
+    class_sets: ArrayLike,
+    active: ArrayLike,
 ) -> Array:
     """Measure how far a distribution is from what generalist and active specialists say.
 
@@ -78,10 +78,10 @@ def disagreement(
 
 
 def combine(
-    generalist_logits: Array | np.ndarray,
-    specialist_logits: Array | np.ndarray,
-    class_sets: Array | np.ndarray,
-    active: Array | np.ndarray,
+    generalist_logits: ArrayLike,
+    specialist_logits: ArrayLike,
+    class_sets: ArrayLike,
+    active: ArrayLike,
     *,
     optimizer: optax.GradientTransformation | None = None,
     num_steps: int = 200,

@@ -5,12 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from kdjax.types import Array
 
 
 def match_class_prior(
-    logits: Array | np.ndarray, class_prior: Array | np.ndarray, *, num_iterations: int = 100
+    logits: ArrayLike, class_prior: ArrayLike, *, num_iterations: int = 100
 ) -> Array:
     """Return biases that give every class its share of a classifier's probability.
 
@@ -85,7 +86,7 @@ def dustbin_shift(special_share: float, *, sampled_share: float = 0.5) -> float:
     return float(odds[0] - odds[1])
 
 
-def shift_dustbin(logits: Array | np.ndarray, shift: Any) -> Array:
+def shift_dustbin(logits: ArrayLike, shift: Any) -> Array:
     """Add a number to the dustbin's logit, the last.
 
     Args:

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from kdjax import data
 from kdjax.types import Array
 
 
-def membership(class_sets: Array | np.ndarray, num_classes: int) -> Array:
+def membership(class_sets: ArrayLike, num_classes: int) -> Array:
     """Return which classes are in which set.
 
     Args:
@@ -26,9 +27,7 @@ def membership(class_sets: Array | np.ndarray, num_classes: int) -> Array:
     return jnp.any(jax.nn.one_hot(class_sets, num_classes, dtype=bool), axis=-2)
 
 
-def specialist_labels(
-    labels: Array | np.ndarray, classes: Array | np.ndarray, *, num_classes: int
-) -> Array:
+def specialist_labels(labels: ArrayLike, classes: ArrayLike, *, num_classes: int) -> Array:
     """Return the names that a specialist has for classes.
 
     Args:
@@ -84,7 +83,7 @@ def specialist_indices(
     return np.concatenate(halves)
 
 
-def collapse(logits: Array | np.ndarray, classes: Array | np.ndarray) -> Array:
+def collapse(logits: ArrayLike, classes: ArrayLike) -> Array:
     """Merge all classes but a specialist's into the dustbin: the logarithm of their summed mass.
 
         collapsed_i = logits[classes_i],  collapsed_dustbin = log sum over the rest of exp(logits)
@@ -110,9 +109,7 @@ def collapse(logits: Array | np.ndarray, classes: Array | np.ndarray) -> Array:
     return jnp.concatenate([logits[..., classes], rest], axis=-1)
 
 
-def specialist_head(
-    kernel: Array | np.ndarray, bias: Array | np.ndarray, classes: Array | np.ndarray
-) -> tuple[Array, Array]:
+def specialist_head(kernel: ArrayLike, bias: ArrayLike, classes: ArrayLike) -> tuple[Array, Array]:
     """Start a specialist's last layer from the generalist's.
 
     Its classes keep their weights. The dustbin has the mean weights of all the others, and the mean
@@ -145,7 +142,7 @@ def specialist_head(
     return rows[:-1], rows[-1].at[-1].add(jnp.log(num_classes - classes.shape[-1]))
 
 
-def check_sets(function: str, class_sets: Array | np.ndarray, num_classes: int) -> Array:
+def check_sets(function: str, class_sets: ArrayLike, num_classes: int) -> Array:
     """Return sets of classes as an array, after checking what can be known of them."""
     shape = np.shape(class_sets)
     if not shape or not 1 <= shape[-1] < num_classes:
