@@ -37,7 +37,7 @@ def stack(tmp_path_factory):
         text=True,
         check=True,
     )
-    return [*map(tuple, json.loads(done.stdout.splitlines()[-1]))] + [("", "_log_ratio")]
+    return [*map(tuple, json.loads(done.stdout.splitlines()[-1])), ("", "_log_ratio")]
 
 
 def files_of(stack):
