@@ -1,6 +1,5 @@
 """What compiled steps are made of: random keys, the view of a batch, the update of a state."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -66,8 +65,7 @@ def updated(
 ) -> TrainState:
     """Take a step along a gradient; `carried` is the new state of the network and of the terms."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return dataclasses.replace(
-        state,
+    return state.replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         model_state=carried[0],

@@ -10,7 +10,6 @@ split over the mesh and saved in checkpoints with the rest:
   the others say about the batch, `kdjax.teachers.peers`.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
@@ -68,11 +67,10 @@ def init_online_state(
     """
     # For the shapes that terms look at: the student's variables do not exist yet.
     answers = teacher.apply(teacher.init(student.init(key, inputs_fn(batch))), batch)
-    state = init_train_state(
+    state: TrainState = init_train_state(
         key, student, objective, optimizer, batch, answers, inputs_fn=inputs_fn
     )
-    made: TrainState = dataclasses.replace(state, teacher_state=teacher.init(student_of(state)))
-    return made
+    return state.replace(teacher_state=teacher.init(student_of(state)))
 
 
 def with_online_teacher(
@@ -107,7 +105,7 @@ def with_online_teacher(
         renewed = sharding.hold(renewed, layout_fn)
         if "skipped" in metrics:
             renewed = kept_if(metrics["skipped"][0] > 0, state.teacher_state, renewed)
-        return dataclasses.replace(new, teacher_state=renewed), metrics
+        return new.replace(teacher_state=renewed), metrics
 
     return step
 

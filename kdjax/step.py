@@ -1,6 +1,5 @@
 """One compiled step of training, and one of evaluation, as pure functions of arrays."""
 
-import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -273,10 +272,10 @@ def _unless_nonfinite(
     """Undo a step whose loss or gradient is not finite; its number stays, its metrics go."""
     leaves = [metrics["loss"][0], *jax.tree.leaves(grads)]
     skipped = ~jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-    chosen = dataclasses.replace(kept_if(skipped, state, new), step=new.step)
+    chosen: TrainState = kept_if(skipped, state, new)
     counted = kept_if(skipped, jax.tree.map(jnp.zeros_like, metrics), metrics)
     share = skipped.astype(jnp.float32), jnp.ones(())
-    return chosen, {**counted, "skipped": share}
+    return chosen.replace(step=new.step), {**counted, "skipped": share}
 
 
 def _check_coupling(objective: Objective, state: TrainState) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.types import Array, Batch, Model, OnlineTeacher, Outputs, Teacher, Variables
+from kdjax.types import Array, Batch, Model, OnlineTeacher, Outputs, PyTree, Teacher, Variables
 
 __all__ = ["InputsFn", "absent", "ema", "ensemble", "frozen", "peers", "stored"]
 
@@ -144,11 +144,10 @@ def ema(
     if not callable(decay) and not 0 <= decay < 1:
         raise ValueError(f"ema: decay is {decay}, expected a number in [0, 1) or a function")
 
-    def init(student: Variables) -> Variables:
-        copied: Variables = jax.tree.map(jnp.copy, student)
-        return copied
+    def init(student: Variables) -> PyTree:
+        return jax.tree.map(jnp.copy, student)
 
-    def update(teacher: Variables, student: Variables, num_steps: Array) -> Variables:
+    def update(teacher: Variables, student: Variables, num_steps: Array) -> PyTree:
         share = 1 - (decay(num_steps) if callable(decay) else decay)
 
         def moved(old: Array, new: Array) -> Array:
@@ -156,8 +155,7 @@ def ema(
                 return new
             return (old + share * (new - old)).astype(old.dtype)
 
-        averaged: Variables = jax.tree.map(moved, teacher, student)
-        return averaged
+        return jax.tree.map(moved, teacher, student)
 
     return OnlineTeacher(init, frozen(model, Variables((), ()), inputs_fn=inputs_fn).apply, update)
 

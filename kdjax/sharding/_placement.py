@@ -18,12 +18,8 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 """Patterns that are searched for in an array's path, and how such an array is split."""
 
 LOGICAL_AXES: Mapping[str, MeshAxes] = {
-    "embed": "fsdp",
-    "mlp": "tensor",
-    "heads": "tensor",
-    "joined_kv": "tensor",
-    "vocab": "tensor",
-}
+    "embed": "fsdp", "mlp": "tensor", "heads": "tensor", "joined_kv": "tensor", "vocab": "tensor",
+}  # fmt: skip
 """What the axis names that Flax's own examples annotate with mean on our mesh."""
 
 _MIN_SIZE = 1024
