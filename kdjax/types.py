@@ -8,27 +8,10 @@ import jax
 from jax import Array
 
 __all__ = [
-    "Array",
-    "Batch",
-    "FeaturePaths",
-    "Metrics",
-    "Model",
-    "ModelApply",
-    "ModelInit",
-    "Objective",
-    "ObjectiveApply",
-    "OnlineTeacher",
-    "Outputs",
-    "PyTree",
-    "Teacher",
-    "TeacherApply",
-    "Term",
-    "TermApply",
-    "TermInit",
-    "TermInputs",
-    "TrainState",
-    "Variables",
-]
+    "Array", "Batch", "FeaturePaths", "Metrics", "Model", "ModelApply", "ModelInit", "Objective",
+    "ObjectiveApply", "OnlineTeacher", "Outputs", "PyTree", "Teacher", "TeacherApply", "Term",
+    "TermApply", "TermInit", "TermInputs", "TrainState", "Variables",
+]  # fmt: skip
 
 PyTree = Any
 Batch = Mapping[str, Any]

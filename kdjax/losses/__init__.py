@@ -62,108 +62,61 @@ taid_schedule_update (TAID); marked_first (ULD); contrastive_log_normalizer, rem
 layer_attention (SemCKD); channel_mask, position_mask (MGD).
 """
 
+# What each room holds is in the table above: these lists take as few lines as they can.
+# fmt: off
+# isort: off
 from kdjax.losses._adaptive import (
-    adaptive_kl_divergence,
-    curriculum_strength,
-    curriculum_temperature,
-    reverse_gradient,
-    taid_loss,
-    taid_schedule_init,
-    taid_schedule_update,
+    adaptive_kl_divergence, curriculum_strength, curriculum_temperature, reverse_gradient,
+    taid_loss, taid_schedule_init, taid_schedule_update,
 )
 from kdjax.losses._attention import (
-    attention_map,
-    attention_transfer_loss,
-    class_attention_loss,
-    neuron_selectivity_loss,
+    attention_map, attention_transfer_loss, class_attention_loss, neuron_selectivity_loss,
 )
 from kdjax.losses._channels import (
-    affinity_loss,
-    channel_wise_loss,
-    inter_channel_correlation_loss,
-    intra_class_variation_loss,
+    affinity_loss, channel_wise_loss, inter_channel_correlation_loss, intra_class_variation_loss,
 )
 from kdjax.losses._classification import (
-    cross_entropy,
-    kd_loss,
-    soft_target_loss,
-    standardize_logits,
-    tempered_log_softmax,
+    cross_entropy, kd_loss, soft_target_loss, standardize_logits, tempered_log_softmax,
     tempered_softmax,
 )
 from kdjax.losses._contrastive import (
-    contrastive_log_normalizer,
-    contrastive_representation_loss,
-    remembered_embeddings,
+    contrastive_log_normalizer, contrastive_representation_loss, remembered_embeddings,
 )
 from kdjax.losses._correlations import (
-    batch_correlation_loss,
-    class_correlation_loss,
-    dist_loss,
-    multi_level_loss,
+    batch_correlation_loss, class_correlation_loss, dist_loss, multi_level_loss,
 )
 from kdjax.losses._decoupled import dkd_loss, nkd_loss, wsld_loss
 from kdjax.losses._divergences import (
-    generalized_js_divergence,
-    kl_divergence,
-    reverse_kl_divergence,
-    skew_kl_divergence,
-    skew_reverse_kl_divergence,
-    symmetric_kl_divergence,
-    total_variation,
+    generalized_js_divergence, kl_divergence, reverse_kl_divergence, skew_kl_divergence,
+    skew_reverse_kl_divergence, symmetric_kl_divergence, total_variation,
 )
 from kdjax.losses._embeddings import (
-    cosine_loss,
-    prime_aware_loss,
-    projected_feature_loss,
-    softmax_regression_loss,
+    cosine_loss, prime_aware_loss, projected_feature_loss, softmax_regression_loss,
 )
 from kdjax.losses._generation import channel_mask, masked_generation_loss, position_mask
 from kdjax.losses._information import (
-    itrd_correlation_loss,
-    itrd_mutual_loss,
-    probabilistic_transfer_loss,
+    itrd_correlation_loss, itrd_mutual_loss, probabilistic_transfer_loss,
     variational_information_loss,
 )
 from kdjax.losses._language import (
-    marked_first,
-    top_k_log_probs,
-    top_k_log_probs_with_tail,
-    universal_logit_loss,
+    marked_first, top_k_log_probs, top_k_log_probs_with_tail, universal_logit_loss,
 )
 from kdjax.losses._logits import (
-    hard_target_loss,
-    logit_distance_loss,
-    logit_mse_loss,
-    ttm_loss,
-    wttm_loss,
+    hard_target_loss, logit_distance_loss, logit_mse_loss, ttm_loss, wttm_loss,
 )
 from kdjax.losses._maps import (
-    activation_boundary_loss,
-    batch_norm_margin,
-    factor_transfer_loss,
-    hint_loss,
-    match_sizes,
+    activation_boundary_loss, batch_norm_margin, factor_transfer_loss, hint_loss, match_sizes,
     overhaul_loss,
 )
 from kdjax.losses._relations import (
-    angle_relation_loss,
-    direction_relation_loss,
-    distance_relation_loss,
-    hard_dark_rank_loss,
+    angle_relation_loss, direction_relation_loss, distance_relation_loss, hard_dark_rank_loss,
 )
 from kdjax.losses._self import self_rank_loss, self_target_loss, virtual_teacher_loss
 from kdjax.losses._similarities import (
-    consecutive_correlation_loss,
-    correlation_congruence_loss,
-    similarity_preserving_loss,
+    consecutive_correlation_loss, correlation_congruence_loss, similarity_preserving_loss,
 )
 from kdjax.losses._stages import (
-    flow_loss,
-    flow_matrix,
-    hierarchical_context_loss,
-    layer_attention,
-    semantic_calibration_loss,
+    flow_loss, flow_matrix, hierarchical_context_loss, layer_attention, semantic_calibration_loss,
 )
 
 __all__ = [
@@ -187,4 +140,4 @@ __all__ = [
     "taid_schedule_update", "tempered_log_softmax", "tempered_softmax", "top_k_log_probs",
     "top_k_log_probs_with_tail", "total_variation", "ttm_loss", "universal_logit_loss",
     "variational_information_loss", "virtual_teacher_loss", "wsld_loss", "wttm_loss",
-]  # fmt: skip
+]

@@ -131,7 +131,8 @@ def neuron_selectivity_loss(student_features: Array, teacher_features: Array) ->
     widest = max(student.shape[-1], teacher.shape[-1])
     if student.shape[1] <= widest:
         return jnp.sum(jnp.square(_gram(student) - _gram(teacher)), axis=(1, 2))
-    return _moment_gap(*(_with_channels(x, widest) for x in (student, teacher)))
+    missing = ([(0, 0), (0, 0), (0, widest - x.shape[-1])] for x in (student, teacher))
+    return _moment_gap(*map(jnp.pad, (student, teacher), missing))
 
 
 def _selectivity(features: Array) -> Array:
@@ -143,10 +144,6 @@ def _selectivity(features: Array) -> Array:
 
 def _gram(x: Array) -> Array:
     return jnp.einsum("bpc,bqc->bpq", x, x, precision="highest")
-
-
-def _with_channels(x: Array, channels: int) -> Array:
-    return jnp.pad(x, ((0, 0), (0, 0), (0, channels - x.shape[-1])))
 
 
 def _moment_gap(x: Array, y: Array) -> Array:
@@ -205,16 +202,10 @@ def class_attention_loss(
     if not isinstance(resolution, int) or isinstance(resolution, bool):
         raise TypeError(f"{name}: resolution is {resolution!r}, expected an integer")
     _inputs.check_number(name, "resolution", resolution, low=1)
-    student = _inputs.as_map(name, "student_features", student_features)
-    teacher = _inputs.as_map(name, "teacher_features", teacher_features)
-    if (
-        student.ndim != teacher.ndim
-        or student.shape[:: student.ndim - 1] != (teacher.shape[:: teacher.ndim - 1])
-    ):
-        raise ValueError(
-            f"{name}: teacher_features has shape {teacher.shape}, expected the axes, batch and "
-            f"classes of student_features, {student.shape}"
-        )
+    student, teacher = _inputs.both(_inputs.as_map, name, (student_features, teacher_features))
+    ends = [(x.ndim, len(x), x.shape[-1]) for x in (student, teacher)]
+    expected = f"the axes, batch and classes of student_features, {student.shape}"
+    _inputs.check_fits(ends[0] == ends[1], name, "teacher_features", teacher, expected)
     cells = (resolution,) * (student.ndim - 2)
     maps = [pooling.average_pool(x, cells) for x in (student, jax.lax.stop_gradient(teacher))]
     if normalize:

@@ -89,14 +89,11 @@ def inter_channel_correlation_loss(student_features: Array, teacher_features: Ar
     differences divided by the channels once, as in the authors' code, so that the weight does not
     depend on the size of the features.
     """
-    function = "inter_channel_correlation_loss"
-    student = _as_channels(function, _inputs.FEATURES[0], student_features)
-    teacher = _as_channels(function, _inputs.FEATURES[1], teacher_features)
-    if student.shape[:2] != teacher.shape[:2]:
-        raise ValueError(
-            f"{function}: teacher_features has shape {jnp.shape(teacher_features)}, expected the "
-            f"batch and channels of {jnp.shape(student_features)} like student_features"
-        )
+    name = "inter_channel_correlation_loss"
+    student, teacher = _inputs.both(_as_channels, name, (student_features, teacher_features))
+    fits = student.shape[:2] == teacher.shape[:2]
+    expected = f"the batch and channels of {jnp.shape(student_features)} like student_features"
+    _inputs.check_fits(fits, name, "teacher_features", teacher_features, expected)
     gap = _correlations(student) - _correlations(jax.lax.stop_gradient(teacher))
     return jnp.mean(jnp.sum(jnp.square(gap), axis=-1), axis=-1)
 
@@ -148,9 +145,7 @@ def affinity_loss(student_features: Array, teacher_features: Array) -> Array:
 def _by_channel(function: str, student: Array, teacher: Array) -> tuple[Array, Array]:
     """Return [batch, channels, positions] of both, the teacher constant."""
     pair = _inputs.as_pair(function, student, teacher)
-    student, teacher = (
-        _as_channels(function, n, x) for n, x in zip(_inputs.FEATURES, pair, strict=True)
-    )
+    student, teacher = _inputs.both(_as_channels, function, pair)
     return student, jax.lax.stop_gradient(teacher)
 
 
@@ -202,17 +197,12 @@ def intra_class_variation_loss(
         Segmentation", 2020, ECCV.
     """
     name = "intra_class_variation_loss"
-    names = _inputs.FEATURES
     _inputs.check_number(name, "num_classes", num_classes, low=1)
-    student = _inputs.as_floats(name, names[0], student_features)
-    teacher = _inputs.as_floats(name, names[1], teacher_features)
-    if student.ndim != 4:
-        raise ValueError(
-            f"{name}: {names[0]} has shape {student.shape}, "
-            "expected [batch, height, width, channels]"
-        )
+    student = _inputs.as_image(name, "student_features", student_features)
+    teacher = _inputs.as_floats(name, "teacher_features", teacher_features)
     expected = (*student.shape[:3], *teacher.shape[3:])
-    _inputs.check_shape(name, names[1], teacher.shape, expected, f"{names[0]} but for its channels")
+    like = "student_features but for its channels"
+    _inputs.check_shape(name, "teacher_features", teacher, expected, like)
     members = _members(name, labels, student.shape, num_classes)
     gap = _distances(student, members) - _distances(jax.lax.stop_gradient(teacher), members)
     return pooling.mean_per_example(jnp.square(gap))
@@ -220,21 +210,13 @@ def intra_class_variation_loss(
 
 def _members(function: str, labels: Array, shape: tuple[int, ...], num_classes: int) -> Array:
     """Return [batch, pixels, num_classes], whether a pixel is of a class."""
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"{function}: labels has dtype {labels.dtype}, expected integer")
-    if labels.ndim != 3 or labels.shape[0] != shape[0]:
-        raise ValueError(
-            f"{function}: labels has shape {labels.shape}, expected [{shape[0]}, rows, columns]"
-        )
-    rows, columns = (_nearest(labels.shape[axis], shape[axis]) for axis in (1, 2))
+    labels = _inputs.as_type(function, "labels", labels, jnp.integer, "integer")
+    fits = labels.ndim == 3 and len(labels) == shape[0]
+    _inputs.check_fits(fits, function, "labels", labels, f"[{shape[0]}, rows, columns]")
+    # For each pixel the label that PyTorch would take when it resizes.
+    rows, columns = (np.arange(shape[i]) * labels.shape[i] // shape[i] for i in (1, 2))
     nearest = labels[:, rows][:, :, columns]
     return jax.nn.one_hot(nearest.reshape(shape[0], -1), num_classes, dtype=bool)
-
-
-def _nearest(old: int, new: int) -> np.ndarray:
-    """Return, for each of `new` rows, which of the `old` ones it takes: as PyTorch resizes."""
-    return np.arange(new) * old // new
 
 
 def _distances(features: Array, members: Array) -> Array:

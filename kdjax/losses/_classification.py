@@ -42,7 +42,7 @@ def tempered_log_softmax(
         arXiv:1503.02531, equation 1.
     """
     name = "tempered_log_softmax"
-    x = _inputs.select_classes(name, _inputs.as_floats(name, "logits", logits), where, axis)
+    x = _inputs.as_classes(name, "logits", logits, axis, where)
     log_probs = exact.log_softmax(x, _inputs.as_temperature(name, temperature, x))
     return jnp.moveaxis(log_probs, -1, axis)
 
@@ -79,7 +79,7 @@ def tempered_softmax(
         arXiv:1503.02531, equation 1.
     """
     name = "tempered_softmax"
-    x = _inputs.select_classes(name, _inputs.as_floats(name, "logits", logits), where, axis)
+    x = _inputs.as_classes(name, "logits", logits, axis, where)
     log_probs = exact.log_softmax(x, _inputs.as_temperature(name, temperature, x))
     return jnp.moveaxis(jnp.exp(log_probs), -1, axis)
 
@@ -120,7 +120,7 @@ def standardize_logits(
     """
     name = "standardize_logits"
     _inputs.check_number(name, "eps", eps, low=0.0)
-    x = _inputs.select_classes(name, _inputs.as_floats(name, "logits", logits), where, axis)
+    x = _inputs.as_classes(name, "logits", logits, axis, where)
     exists = ~jnp.isneginf(x)
     deviations = norms.deviations(x, exists)
     degrees = jnp.sum(exists, axis=-1, keepdims=True) - 1
@@ -265,7 +265,7 @@ def kd_loss(
         return soft if soft_weight else hard.astype(soft.dtype)
     weight = jnp.asarray(soft_weight, soft.dtype)
     if weight.ndim:
-        _inputs.check_shape(name, "soft_weight", weight.shape, soft.shape, "the examples")
+        _inputs.check_shape(name, "soft_weight", weight, soft.shape, "the examples")
     return weight * soft + (1 - weight) * hard
 
 
@@ -278,11 +278,8 @@ def _hard(
     if jnp.issubdtype(labels.dtype, jnp.integer):
         chosen = _inputs.as_chosen(function, labels, x)
         return exact.labeled(chosen, exact.nll(x, chosen))
-    if not jnp.issubdtype(labels.dtype, jnp.floating):
-        raise TypeError(
-            f"{function}: labels has dtype {labels.dtype}, expected integer or floating"
-        )
-    _inputs.check_shape(function, "labels", labels.shape, shape, name)
+    labels = _inputs.as_type(function, "labels", labels, jnp.floating, "integer or floating")
+    _inputs.check_shape(function, "labels", labels, shape, name)
     probs = jax.lax.stop_gradient(jnp.moveaxis(labels, axis, -1).astype(x.dtype))
     log_probs = exact.log_softmax(x, exact.at_one(x))
     return -jnp.sum(jnp.where(probs == 0, 0, probs * jnp.where(probs == 0, 0, log_probs)), axis=-1)

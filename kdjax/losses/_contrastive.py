@@ -143,9 +143,7 @@ def remembered_embeddings(
 
 def _as_scores(function: str, positive: Array, negative: Array) -> tuple[Array, Array]:
     names = ("positive_scores", "negative_scores")
-    positive, negative = (
-        _inputs.as_floats(function, n, x) for n, x in zip(names, (positive, negative), strict=True)
-    )
+    positive, negative = _inputs.both(_inputs.as_floats, function, (positive, negative), names)
     if positive.ndim != 1 or negative.ndim != 2 or len(positive) != len(negative):
         raise ValueError(
             f"{function}: positive_scores and negative_scores have shapes {positive.shape} and "

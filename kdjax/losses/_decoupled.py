@@ -119,7 +119,8 @@ def nkd_loss(
     student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
     chosen = _inputs.as_chosen(name, labels, student)
     t = _inputs.as_temperature(name, temperature, student)
-    others = _soft_cross_entropy(exact.but(student, chosen), exact.but(teacher, chosen), t)
+    others = exact.cross_entropy(exact.but(student, chosen), exact.but(teacher, chosen), t)
+    others *= jnp.squeeze(t * t, -1)
     others = _inputs.weighted(name, "nontarget_weight", nontarget_weight, others)
     return exact.labeled(chosen, _taught_nll(student, teacher, chosen) + others)
 
@@ -176,16 +177,10 @@ def wsld_loss(
     chosen = _inputs.as_chosen(name, labels, student)
     t = _inputs.as_temperature(name, temperature, student)
     weight = _unlearnt(jax.lax.stop_gradient(student), teacher, chosen, eps)
-    soft = _soft_cross_entropy(student, teacher, t)
+    soft = jnp.squeeze(t * t, -1) * exact.cross_entropy(student, teacher, t)
     # A weight of 0 takes the example out, even where its loss is infinite.
     values = jnp.where(weight == 0, 0, jnp.where(weight == 0, 1, weight) * soft)
     return exact.labeled(chosen, values)
-
-
-def _soft_cross_entropy(x: Array, v: Array, t: Array) -> Array:
-    """Return T^2 * CE(softmax(v / t), softmax(x / t)), [...]."""
-    entropy = exact.entropy(exact.log_softmax(v, t))
-    return jnp.squeeze(t * t, -1) * (exact.tempered_kl(x, v, t) + entropy)
 
 
 def _taught_nll(x: Array, v: Array, chosen: Array) -> Array:

@@ -9,8 +9,6 @@ from jax import Array
 from kdjax.losses import _inputs
 from kdjax.losses._numerics import norms, pooling
 
-_AXES = "[batch, ..., width]"
-
 
 def cosine_loss(student_features: Array, teacher_features: Array) -> Array:
     """Point where the teacher's features point, whatever their length.
@@ -43,9 +41,8 @@ def cosine_loss(student_features: Array, teacher_features: Array) -> Array:
         Sanh, Debut, Chaumond, Wolf, "DistilBERT, a distilled version of BERT: smaller, faster,
         cheaper and lighter", 2019, arXiv:1910.01108, section 2.
     """
-    student, teacher = _inputs.as_features(
-        "cosine_loss", student_features, teacher_features, axes=_AXES
-    )
+    pair = student_features, teacher_features
+    student, teacher = _inputs.as_features("cosine_loss", *pair, width=", width")
     both_zero = jnp.all((student == 0) & (teacher == 0), axis=-1)
     distances = jnp.where(both_zero, 0, norms.cosine_distance(student, teacher))
     return pooling.mean_per_example(distances)
@@ -125,11 +122,10 @@ def prime_aware_loss(
     """
     name = "prime_aware_loss"
     _inputs.check_number(name, "eps", eps, low=0.0, open_low=True)
-    student, teacher = _inputs.as_features(name, student_features, teacher_features, axes=_AXES)
+    pair = student_features, teacher_features
+    student, teacher = _inputs.as_features(name, *pair, width=", width")
     uncertainty = _inputs.as_floats(name, "log_variances", log_variances)
-    _inputs.check_shape(
-        name, "log_variances", uncertainty.shape, student.shape, _inputs.FEATURES[0]
-    )
+    _inputs.check_shape(name, "log_variances", uncertainty, student.shape, "student_features")
     # 1 / (eps + exp(s)), whose derivative would be inf / inf for a large s.
     floor = math.log(eps) if isinstance(eps, int | float) else jnp.log(eps)
     weights = jnp.exp(-jnp.logaddexp(uncertainty, jnp.asarray(floor, uncertainty.dtype)))
@@ -185,14 +181,11 @@ def softmax_regression_loss(
     name = "softmax_regression_loss"
     _inputs.check_number(name, "feature_weight", feature_weight, low=0.0)
     _inputs.check_number(name, "logit_weight", logit_weight, low=0.0)
-    student = _pooled(name, "student_features", student_features)
-    teacher = _pooled(name, "teacher_features", teacher_features)
-    student, teacher = _inputs.as_features(name, student, teacher, axes=_AXES)
+    pair = _inputs.both(_pooled, name, (student_features, teacher_features))
+    student, teacher = _inputs.as_features(name, *pair, width=", width")
     own, taught = _inputs.as_pair(name, student_logits, teacher_logits, _inputs.LOGITS)
     expected = (student.shape[0], *own.shape[1:])
-    _inputs.check_shape(
-        name, "student_logits", own.shape, expected, "the examples of student_features"
-    )
+    _inputs.check_shape(name, "student_logits", own, expected, "the examples of student_features")
     by_feature = jnp.mean(jnp.square(student - teacher), axis=-1)
     by_logit = jnp.mean(jnp.square(own - jax.lax.stop_gradient(taught)), axis=-1)
     return feature_weight * by_feature + logit_weight * by_logit

@@ -110,32 +110,23 @@ def masked_generation_loss(
     """
     name = "masked_generation_loss"
     student, teacher = _inputs.as_pair(name, student_features, teacher_features)
-    _check_map(name, "student_features", student)
+    student = _inputs.as_image(name, "student_features", student)
     keep = jnp.asarray(keep)
-    if keep.ndim != 4 or any(
-        k not in (1, n) for k, n in zip(keep.shape, student.shape, strict=True)
-    ):
-        raise ValueError(
-            f"{name}: keep has shape {keep.shape}, expected one that broadcasts to {student.shape} "
-            "like student_features"
-        )
+    sizes = zip(keep.shape, student.shape, strict=False)
+    fits = keep.ndim == 4 and all(k in (1, n) for k, n in sizes)
+    expected = f"one that broadcasts to {student.shape} like student_features"
+    _inputs.check_fits(fits, name, "keep", keep, expected)
     x = jnp.where(jnp.broadcast_to(keep, student.shape).astype(bool), student, 0)
     x = jax.nn.relu(_convolve(x, generator["kernel_1"], generator["bias_1"]))
     x = _convolve(x, generator["kernel_2"], generator["bias_2"])
     return pooling.sum_per_example(jnp.square(x - jax.lax.stop_gradient(teacher)))
 
 
-def _check_map(function: str, name: str, x: Array) -> None:
-    if x.ndim != 4:
-        raise ValueError(
-            f"{function}: {name} has shape {x.shape}, expected [batch, height, width, channels]"
-        )
-
-
 def _mask(
     function: str, key: Array, features: Array, ratio: float | Array, axes: tuple[int, ...]
 ) -> Array:
-    _check_map(function, "features", features)
+    expected = "[batch, height, width, channels]"
+    _inputs.check_fits(jnp.ndim(features) == 4, function, "features", features, expected)
     _inputs.check_number(function, "mask_ratio", ratio, low=0.0, high=1.0)
     shape = tuple(n if axis in axes else 1 for axis, n in enumerate(features.shape))
     return jax.random.uniform(key, shape) >= ratio
@@ -143,7 +134,6 @@ def _mask(
 
 def _convolve(x: Array, kernel: Array, bias: Array) -> Array:
     kernel, bias = jnp.asarray(kernel).astype(x.dtype), jnp.asarray(bias).astype(x.dtype)
-    y = jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    layout = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
     return y + jnp.broadcast_to(bias, y.shape)

@@ -98,8 +98,7 @@ def probabilistic_transfer_loss(
     name = "probabilistic_transfer_loss"
     _inputs.check_number(name, "eps", eps, low=0.0, open_low=True)
     batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
-    pair = (batch.student, batch.teacher)
-    (student, total), (teacher, teacher_total) = (_kernel(x, batch.mask, eps) for x in pair)
+    (student, total), (teacher, teacher_total) = (_kernel(x, batch.mask, eps) for x in batch[:2])
     q, p = student / total, teacher / teacher_total
     both = batch.mask[:, None] & batch.mask[None, :]
     change = relations.gap_in_units(student, teacher, total, teacher_total) / (p + eps)
@@ -173,9 +172,8 @@ def itrd_correlation_loss(
     student, teacher = (_standardized(x, batch) for x in (batch.student, batch.teacher))
     varies = jnp.any(student != 0, axis=0) & jnp.any(teacher != 0, axis=0)
     # 1 - c from the differences: the squares of a standardized feature sum to n - 1.
-    missing = (1 + jnp.sum(jnp.square(student - teacher), axis=0) / 2) / jnp.maximum(
-        batch.num_valid, 1
-    )
+    half = jnp.sum(jnp.square(student - teacher), axis=0) / 2
+    missing = (1 + half) / jnp.maximum(batch.num_valid, 1)
     value = jnp.log2(jnp.sum(jnp.where(varies, missing, 1) ** (2 * order)))
     return jnp.where(batch.mask, value, 0)
 
@@ -187,9 +185,8 @@ def _standardized(x: Array, batch: relations.FeatureBatch) -> Array:
     shifted = jnp.where(counts, x - jax.lax.stop_gradient(x[jnp.argmax(batch.mask)])[None, :], 0)
     mean = jnp.sum(shifted, axis=0, keepdims=True) / jnp.maximum(batch.num_valid, 1)
     centered = jnp.where(counts, shifted - mean, 0)
-    variance = jnp.sum(jnp.square(centered), axis=0, keepdims=True)
-    variance = variance / jnp.maximum(batch.num_valid - 1, 1)
-    deviation = norms.safe_sqrt(variance)
+    squares = jnp.sum(jnp.square(centered), axis=0, keepdims=True)
+    deviation = norms.safe_sqrt(squares / jnp.maximum(batch.num_valid - 1, 1))
     return centered / jnp.where(deviation > 0, deviation, 1)
 
 

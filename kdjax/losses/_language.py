@@ -50,14 +50,11 @@ def universal_logit_loss(
         Logit Distillation Loss for LLMs", 2024, arXiv:2402.12030, equation 4.
     """
     name = "universal_logit_loss"
-    sides = (("student_logits", student_logits), ("teacher_logits", teacher_logits))
-    student, teacher = (
-        _inputs.select_classes(name, _inputs.as_floats(name, side, x), None, axis)
-        for side, x in sides
-    )
+    student = _inputs.as_classes(name, "student_logits", student_logits, axis, None)
+    teacher = _inputs.as_classes(name, "teacher_logits", teacher_logits, axis, None)
     teacher = jax.lax.stop_gradient(teacher)
     batch = (*student.shape[:-1], teacher.shape[-1])
-    _inputs.check_shape(name, "teacher_logits", teacher.shape, batch, "student_logits' batch")
+    _inputs.check_shape(name, "teacher_logits", teacher, batch, "student_logits' batch")
     t = _inputs.as_temperature(name, temperature, student)
     u = t if teacher_temperature is None else teacher_temperature
     u = _inputs.as_temperature(name, u, teacher).astype(teacher.dtype)
@@ -98,12 +95,9 @@ def marked_first(x: Array, mask: Array) -> tuple[Array, Array]:
         Boizard, El Haddad, Hudelot, Colombo, "Towards Cross-Tokenizer Distillation: the Universal
         Logit Distillation Loss for LLMs", 2024, arXiv:2402.12030, section 3.
     """
-    x, mask = jnp.asarray(x), jnp.asarray(mask)
-    if mask.dtype != jnp.bool_:
-        raise TypeError(f"marked_first: mask has dtype {mask.dtype}, expected bool")
-    if mask.ndim != 2:
-        raise ValueError(f"marked_first: mask has shape {mask.shape}, expected [batch, tokens]")
-    _inputs.check_shape("marked_first", "mask", mask.shape, x.shape[:2], "the tokens of x")
+    x, mask = jnp.asarray(x), _inputs.as_booleans("marked_first", "mask", mask)
+    _inputs.check_fits(mask.ndim == 2, "marked_first", "mask", mask, "[batch, tokens]")
+    _inputs.check_shape("marked_first", "mask", mask, x.shape[:2], "the tokens of x")
     order = jnp.argsort(~mask, axis=1, stable=True)
     places = order.reshape(*order.shape, *(1,) * (x.ndim - 2))
     moved = jnp.take_along_axis(x, places, axis=1)
@@ -162,11 +156,9 @@ def top_k_log_probs(
     name = "top_k_log_probs"
     student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
     places = _largest(name, student, num_kept)
-    one = jnp.ones((*student.shape[:-1], 1), student.dtype)
-    first, second = (
-        exact.log_softmax(jnp.take_along_axis(x, places, axis=-1), one) for x in (student, teacher)
-    )
-    return first, second
+    first, second = (jnp.take_along_axis(x, places, axis=-1) for x in (student, teacher))
+    one = exact.at_one(student)
+    return exact.log_softmax(first, one), exact.log_softmax(second, one)
 
 
 def top_k_log_probs_with_tail(
@@ -215,8 +207,7 @@ def top_k_log_probs_with_tail(
     student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
     _inputs.check_number(name, "min_tail", min_tail, low=0.0, high=1.0)
     places = _largest(name, student, num_kept)
-    first, second = (_with_tail(x, places, min_tail) for x in (student, teacher))
-    return first, second
+    return _with_tail(student, places, min_tail), _with_tail(teacher, places, min_tail)
 
 
 def _largest(function: str, student: Array, num_kept: int) -> Array:
@@ -234,9 +225,8 @@ def _largest(function: str, student: Array, num_kept: int) -> Array:
 def _with_tail(log_probs: Array, places: Array, min_tail: float) -> Array:
     """Return the classes at these places, and the logarithm of the mass of all others."""
     kept = jnp.take_along_axis(log_probs, places, axis=-1)
-    chosen = jnp.put_along_axis(
-        jnp.zeros(log_probs.shape, bool), places, True, axis=-1, inplace=False
-    )
+    nothing = jnp.zeros(log_probs.shape, bool)
+    chosen = jnp.put_along_axis(nothing, places, True, axis=-1, inplace=False)
     others = jnp.where(chosen, -jnp.inf, log_probs)
     top = jax.lax.stop_gradient(jnp.max(others, axis=-1, keepdims=True))
     top = jnp.where(jnp.isneginf(top), 0, top)

@@ -57,8 +57,7 @@ def distance_relation_loss(
     _inputs.check_number(name, "eps", eps, low=0.0)
     batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
     student, teacher = (
-        relations.distances(x, batch.mask, squared=squared, eps=eps)
-        for x in (batch.student, batch.teacher)
+        relations.distances(x, batch.mask, squared=squared, eps=eps) for x in batch[:2]
     )
     unit, teacher_unit = _positive_mean(student), _positive_mean(teacher)
     gap = relations.gap_in_units(student, teacher, unit, teacher_unit)
@@ -113,17 +112,13 @@ def angle_relation_loss(
         Park, Kim, Lu, Cho, "Relational Knowledge Distillation", 2019, arXiv:1904.05068,
         section 3.2.2.
     """
-    batch = _inputs.as_feature_batch(
-        "angle_relation_loss", student_features, teacher_features, mask
-    )
+    name = "angle_relation_loss"
+    batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
 
     def disagreement(anchor: tuple[Array, Array, Array]) -> Array:
         student, teacher, others = anchor
-        own, taught = (
-            _cosines(student, batch.student, others),
-            _cosines(teacher, batch.teacher, others),
-        )
-        return jnp.sum(_huber(own - taught))
+        own = _cosines(student, batch.student, others)
+        return jnp.sum(_huber(own - _cosines(teacher, batch.teacher, others)))
 
     num_elements = batch.student.size + batch.teacher.size + 2 * batch.mask.size**2
     anchors = (batch.student, batch.teacher, relations.pairs(batch.mask))

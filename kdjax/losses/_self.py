@@ -56,13 +56,12 @@ def virtual_teacher_loss(
     """
     name = "virtual_teacher_loss"
     _inputs.check_number(name, "confidence", confidence, low=0.0, high=1.0, open_low=True)
-    x = _inputs.as_floats(name, "student_logits", student_logits)
-    x = _inputs.select_classes(name, x, where, axis)
+    x = _inputs.as_classes(name, "student_logits", student_logits, axis, where)
     chosen = _inputs.as_chosen(name, labels, x)
     t = _inputs.as_temperature(name, temperature, x)
     teacher = exact.smoothed(chosen, ~jnp.isneginf(x), jnp.asarray(confidence, x.dtype))
-    target = exact.over(teacher, t)
-    return exact.labeled(chosen, exact.tempered_kl(x, target, exact.at_one(x)))
+    divergence = exact.tempered_kl(x, exact.over(teacher, t), exact.at_one(x))
+    return exact.labeled(chosen, divergence)
 
 
 def self_target_loss(
@@ -106,8 +105,7 @@ def self_target_loss(
         arXiv:2303.13005, equation 9.
     """
     name = "self_target_loss"
-    x = _inputs.as_floats(name, "student_logits", student_logits)
-    x = _inputs.select_classes(name, x, where, axis)
+    x = _inputs.as_classes(name, "student_logits", student_logits, axis, where)
     chosen = _inputs.as_chosen(name, labels, x)
     valid = _inputs.as_examples(name, mask, x)
     x = jnp.where(valid[..., None], x, 0)
@@ -174,9 +172,7 @@ def self_rank_loss(
     place = jnp.argsort(jnp.argsort(-(student_probs + weak_probs), axis=-1), axis=-1)
     absent = chosen | jnp.isneginf(student)
     target = jnp.where(absent, -jnp.inf, -jnp.log1p(place.astype(student.dtype)))
-    divergence = exact.tempered_kl(exact.but(student, chosen), target, ones)
-    entropy = exact.entropy(exact.log_softmax(target, ones))
-    return exact.labeled(chosen, divergence + entropy)
+    return exact.labeled(chosen, exact.cross_entropy(exact.but(student, chosen), target, ones))
 
 
 def _normalized(x: Array, chosen: Array, ones: Array) -> Array:

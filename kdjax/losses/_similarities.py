@@ -42,17 +42,13 @@ def similarity_preserving_loss(
         Tung, Mori, "Similarity-Preserving Knowledge Distillation", 2019, arXiv:1907.09682,
         section 3.
     """
-    batch = _inputs.as_feature_batch(
-        "similarity_preserving_loss", student_features, teacher_features, mask
-    )
+    name = "similarity_preserving_loss"
+    batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
     student, teacher = (relations.gram(x) for x in (batch.student, batch.teacher))
-    unit, teacher_unit = (norms.l2_norm(x, keepdims=True) for x in (student, teacher))
-    gap = relations.gap_in_units(
-        jnp.where(unit > 0, student, 0),  # a row of zeros has no gradient
-        teacher,
-        jnp.where(unit > 0, jnp.maximum(unit, 1e-12), 1),
-        jnp.where(teacher_unit > 0, jnp.maximum(teacher_unit, 1e-12), 1),
-    )
+    lengths = [norms.l2_norm(x, keepdims=True) for x in (student, teacher)]
+    student = jnp.where(lengths[0] > 0, student, 0)  # a row of zeros has no gradient
+    units = (jnp.where(x > 0, jnp.maximum(x, 1e-12), 1) for x in lengths)
+    gap = relations.gap_in_units(student, teacher, *units)
     return jnp.sum(jnp.square(gap), axis=-1) / jnp.maximum(batch.num_valid, 1)
 
 
@@ -103,10 +99,8 @@ def correlation_congruence_loss(
     _inputs.check_number(name, "gamma", gamma, low=0.0, open_low=True)
     _inputs.check_count(name, "max_power", max_power)
     batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
-    student, teacher = (
-        relations.gram(norms.normalize(x) if normalize else x)
-        for x in (batch.student, batch.teacher)
-    )
+    rows = (norms.normalize(x) if normalize else x for x in batch[:2])
+    student, teacher = (relations.gram(x) for x in rows)
     gap = _kernel_gap(student, teacher, jnp.asarray(gamma, student.dtype), max_power)
     return jnp.sum(jnp.square(gap), axis=-1) / jnp.maximum(batch.num_valid, 1)
 

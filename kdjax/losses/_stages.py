@@ -85,21 +85,17 @@ def flow_loss(student_features: Sequence[Array], teacher_features: Sequence[Arra
             f"flow_loss: teacher_features has {len(teacher_features)} stages and student_features "
             f"{len(student_features)}, expected two or more of each, as many"
         )
-    pairs = zip(_flows(student_features), _flows(teacher_features), strict=True)
-    gaps = [_gap(student, jax.lax.stop_gradient(teacher)) for student, teacher in pairs]
-    return functools.reduce(jnp.add, gaps)
-
-
-def _flows(features: Sequence[Array]) -> list[Array]:
-    return [_flow("flow_loss", *pair) for pair in itertools.pairwise(features)]
+    student, teacher = (
+        [_flow("flow_loss", *stages) for stages in itertools.pairwise(features)]
+        for features in (student_features, teacher_features)
+    )
+    return functools.reduce(jnp.add, map(_gap, student, teacher))
 
 
 def _flow(function: str, first: Array, second: Array) -> Array:
     names = ("first_features", "second_features")
-    first, second = (
-        _inputs.as_map(function, n, x) for n, x in zip(names, (first, second), strict=True)
-    )
-    first, second = _inputs.as_one_size(function, first, second, names)
+    maps = _inputs.both(_inputs.as_map, function, (first, second), names)
+    first, second = _inputs.as_one_size(function, *maps, names)
     first, second = (x.reshape(len(x), -1, x.shape[-1]) for x in (first, second))
     product = jnp.einsum("bpc,bpd->bcd", first, second, precision="highest")
     return product / first.shape[1]
@@ -107,7 +103,7 @@ def _flow(function: str, first: Array, second: Array) -> Array:
 
 def _gap(student: Array, teacher: Array) -> Array:
     names = ("student_features' flow matrix", "teacher_features' flow matrix")
-    student, teacher = _inputs.as_pair("flow_loss", student, teacher, names)
+    student, teacher = _inputs.as_features("flow_loss", student, teacher, names)
     return jnp.mean(jnp.square(student - teacher), axis=(1, 2))
 
 
@@ -149,7 +145,10 @@ def hierarchical_context_loss(
     """
     name = "hierarchical_context_loss"
     for level in levels:
-        _check_level(name, level)
+        if isinstance(level, bool) or not isinstance(level, int):
+            raise TypeError(f"{name}: levels has {level!r}, expected integers")
+        if level < 1:
+            raise ValueError(f"{name}: levels has {level}, expected 1 or more")
     student, teacher = _inputs.as_features(name, student_features, teacher_features)
     gap = student - teacher
     total, weights, weight = pooling.mean_per_example(jnp.square(gap)), 1.0, 1.0
@@ -160,13 +159,6 @@ def hierarchical_context_loss(
             weights += weight
             total += weight * pooling.mean_per_example(jnp.square(pooling.average_pool(gap, sizes)))
     return total / weights
-
-
-def _check_level(name: str, level: int) -> None:
-    if isinstance(level, bool) or not isinstance(level, int):
-        raise TypeError(f"{name}: levels has {level!r}, expected integers")
-    if level < 1:
-        raise ValueError(f"{name}: levels has {level}, expected 1 or more")
 
 
 def layer_attention(queries: Array, keys: Array) -> Array:
@@ -198,11 +190,9 @@ def layer_attention(queries: Array, keys: Array) -> Array:
     name = "layer_attention"
     queries = _inputs.as_floats(name, "queries", queries)
     keys = _inputs.as_floats(name, "keys", keys)
-    if queries.ndim != 3 or keys.ndim != 3 or queries.shape[::2] != keys.shape[::2]:
-        raise ValueError(
-            f"{name}: keys has shape {keys.shape}, expected [batch, teacher_layers, size] with the "
-            f"batch and size of queries, {queries.shape}"
-        )
+    fits = queries.ndim == keys.ndim == 3 and queries.shape[::2] == keys.shape[::2]
+    expected = "[batch, teacher_layers, size] with the batch and size of queries, "
+    _inputs.check_fits(fits, name, "keys", keys, f"{expected}{queries.shape}")
     energy = jnp.einsum("bsd,btd->bst", queries, keys, precision="highest")
     return jax.nn.softmax(energy, axis=-1)
 
@@ -248,7 +238,7 @@ def semantic_calibration_loss(
     name = "semantic_calibration_loss"
     w = _inputs.as_floats(name, "weights", weights)
     shape = (w.shape[0], len(student_features), len(student_features[0]))
-    _inputs.check_shape(name, "weights", w.shape, shape, "the pairs of layers")
+    _inputs.check_shape(name, "weights", w, shape, "the pairs of layers")
     counts = [len(row) for row in student_features], [len(row) for row in teacher_features]
     if counts[0] != counts[1] or len(set(counts[0])) != 1:
         raise ValueError(
@@ -258,9 +248,8 @@ def semantic_calibration_loss(
     total = jnp.zeros(shape[:1], w.dtype)
     for i, j in ((i, j) for i in range(shape[1]) for j in range(shape[2])):
         names = (f"student_features[{i}][{j}]", f"teacher_features[{i}][{j}]")
-        student, teacher = _inputs.as_pair(
-            name, student_features[i][j], teacher_features[i][j], names
-        )
+        pair = student_features[i][j], teacher_features[i][j]
+        student, teacher = _inputs.as_pair(name, *pair, names)
         squares = jnp.square(student - jax.lax.stop_gradient(teacher))
         total += w[:, i, j] * pooling.mean_per_example(squares)
     return total / shape[1]

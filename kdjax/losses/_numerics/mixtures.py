@@ -47,10 +47,8 @@ def weighted_kl(log_p: Array, log_q: Array, reverse_weight: Array) -> Array:
     weights = (1 - reverse_weight, reverse_weight)
     parts = (skewed_kl(log_p, log_q, none), skewed_kl(log_q, log_p, none))
     # An infinite part of weight zero would be nan.
-    forward, reverse = (
-        jnp.where(w == 0, 0, w * jnp.where(w == 0, 0, x))
-        for w, x in zip(weights, parts, strict=True)
-    )
+    pairs = zip(weights, parts, strict=True)
+    forward, reverse = (jnp.where(w == 0, 0, w * jnp.where(w == 0, 0, x)) for w, x in pairs)
     return forward + reverse
 
 

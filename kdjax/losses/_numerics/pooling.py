@@ -25,11 +25,10 @@ def _pool_axis(x: Array, axis: int, size: int) -> Array:
     if old == size:
         return x
     if old % size == 0:
-        bins = (*x.shape[:axis], size, old // size, *x.shape[axis + 1 :])
-        return jnp.mean(x.reshape(bins), axis=axis + 1)
-    pooled = jnp.tensordot(
-        x, jnp.asarray(_bins(old, size), x.dtype), axes=(axis, 1), precision="highest"
-    )
+        shape = (*x.shape[:axis], size, old // size, *x.shape[axis + 1 :])
+        return jnp.mean(x.reshape(shape), axis=axis + 1)
+    bins = jnp.asarray(_bins(old, size), x.dtype)
+    pooled = jnp.tensordot(x, bins, axes=(axis, 1), precision="highest")
     return jnp.moveaxis(pooled, -1, axis)
 
 
