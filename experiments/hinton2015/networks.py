@@ -55,12 +55,10 @@ class Networks(NamedTuple):
         return np.stack([predict(run, self.model, self.member(i), images) for i in range(members)])
 
 
-def mlp_spec(
-    study: Study, widths: Sequence[int], dropout: float = 0.0, input_dropout: float = 0.0
-) -> NetworkSpec:
+def mlp_spec(study: Study, widths: Sequence[int], dropout: float = 0.0) -> NetworkSpec:
     """Describe a perceptron for the data of a study."""
     of_data = len(study.label_names), study.image_shape, study.mean, study.std
-    return NetworkSpec("mlp", tuple(widths), *of_data, dropout, input_dropout)
+    return NetworkSpec("mlp", tuple(widths), *of_data, dropout)
 
 
 def labels_only(setting: Any) -> Objective:

@@ -196,11 +196,8 @@ def report(
         Student=f"{settings.student.name}, {settings.epochs} epochs over "
         f"{settings.data.student_examples} images in batches of {settings.batch_size}",
     )
-    figure = runs.report.plot_dots(
-        {entry.method: entry.last for entry in entries},
-        xlabel="test accuracy (%)",
-        baseline=statistics.mean(_named(entries, BASELINE).last),
-    )
+    last, baseline = {entry.method: entry.last for entry in entries}, _baseline(entries)
+    figure = runs.report.plot_dots(last, xlabel="test accuracy (%)", baseline=baseline)
     tables, figures = [runs.report.Table(COLUMNS, rows(entries))], {"comparison": (figure, CAPTION)}
     section = runs.report.Section("", tables, figures, notes=[NOTE], facts=known)
     page = runs.report.Page(f"Ways of distilling, {experiment.dataset.name}", [section])
@@ -212,8 +209,7 @@ def report(
 def rows(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
     """Format entries as rows of text, mean ± sample standard deviation by seed."""
     entries = list(entries)
-    baseline = statistics.mean(_named(entries, BASELINE).last)
-    formatted = runs.numbers.mean_and_deviation
+    baseline, formatted = _baseline(entries), runs.numbers.mean_and_deviation
 
     def row(entry: Entry) -> tuple[str, ...]:
         last, best, validation = (formatted(values, 2) for values in entry[2:])
@@ -302,8 +298,8 @@ def _rank(accuracies: Sequence[float]) -> float:
     return -math.inf if math.isnan(mean) else mean
 
 
-def _named(entries: Iterable[Entry], name: str) -> Entry:
-    return next(entry for entry in entries if entry.method == name)
+def _baseline(entries: Iterable[Entry]) -> float:
+    return statistics.mean(next(entry.last for entry in entries if entry.method == BASELINE))
 
 
 if __name__ == "__main__":

@@ -304,14 +304,11 @@ def _hint(setup: Setup) -> Term:
 
 def _ofd(setup: Setup) -> Term:
     student, teacher = _preactivations(setup)
-    return terms.overhaul(student, teacher, margins=_margins(setup, len(teacher)))
-
-
-def _margins(setup: Setup, count: int) -> list[Array]:
-    """Return the margins of the teacher's last features from the BatchNorm right before each."""
-    paths = [path.split("/") for path in setup.teacher.norms[-count:]]
+    # The margins of the teacher's last features are from the BatchNorm right before each.
+    paths = [path.split("/") for path in setup.teacher.norms[-len(teacher) :]]
     norms = [functools.reduce(operator.getitem, path, setup.teacher_params) for path in paths]
-    return [losses.batch_norm_margin(norm["scale"], norm["bias"]) for norm in norms]
+    margins = [losses.batch_norm_margin(norm["scale"], norm["bias"]) for norm in norms]
+    return terms.overhaul(student, teacher, margins=margins)
 
 
 def _review(setup: Setup) -> Term:

@@ -82,9 +82,7 @@ def resolve(settings: RunSettings, dataset: "Dataset") -> Resolved:
         The same settings, every one of them decided.
     """
     data, optimizer, given = settings.data, settings.optimizer, settings.teacher
-    num_examples = len(dataset.train.label)
-    few = min(100, num_examples) if data.name == "digits" else num_examples
-    seen = data.student_examples or few
+    num_examples, seen = len(dataset.train.label), _examples_seen(data, len(dataset.train.label))
     usual_batch = 128 if seen >= 10_000 else 64
     batch_size = settings.batch_size or usual_batch
     asked: tuple[Augmentation, ...] | None = getattr(settings, "augment", None)
@@ -122,6 +120,12 @@ def with_architecture(network: NetworkSettingsT, widths: tuple[int, ...]) -> Net
 def default_learning_rate(optimizer: str, batch_size: int) -> float:
     """Return the peak learning rate: that of a batch of 128, scaled up linearly beyond."""
     return {"adamw": 1e-3, "sgd": 0.05}[optimizer] * max(1.0, batch_size / 128)
+
+
+def _examples_seen(data: DataSettings, num_examples: int) -> int:
+    """Return how many examples students see."""
+    few = min(100, num_examples) if data.name == "digits" else num_examples
+    return data.student_examples or few
 
 
 def narrowed(wanted: type[T], settings: Any, **decided: Any) -> T:

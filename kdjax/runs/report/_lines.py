@@ -22,13 +22,7 @@ class Line(NamedTuple):
 
 
 def plot_lines(
-    lines: Mapping[str, Line],
-    *,
-    xlabel: str,
-    ylabel: str,
-    log_x: bool = False,
-    log_y: bool = False,
-    markers: bool = True,
+    lines: Mapping[str, Line], *, xlabel: str, ylabel: str, log_x: bool = False, log_y: bool = False
 ) -> Figure:
     """Draw lines in one pair of axes, whiskers for one standard deviation.
 
@@ -38,14 +32,13 @@ def plot_lines(
         ylabel: name and unit of the values.
         log_x: whether the axis of positions is logarithmic; each position is a tick then.
         log_y: whether the axis of values is logarithmic.
-        markers: whether every point is marked.
 
     Returns:
         The figure; its label says in words where the lines begin and end.
     """
     figure, axes = plain_figure(3.8, grid="y")
     for (name, line), color in zip(lines.items(), itertools.cycle(LINE_COLORS), strict=False):
-        style = ("o" if markers else "") + ("--" if line.dashed else "-")
+        style = "o--" if line.dashed else "o-"
         x, y, sd, _ = line
         axes.errorbar(x, y, sd, fmt=style, color=color, label=name, markersize=4, capsize=2)
     if log_x:
