@@ -177,10 +177,7 @@ _REQUIRED: Mapping[Need, tuple[str, Callable[[FeaturePaths, FeaturePaths], bool]
         "features: networks with hidden layers",
         lambda s, t: bool(s.stages and t.stages),
     ),
-    Need.NORMS: (
-        "a teacher with BatchNorm right before its ReLUs",
-        lambda s, t: bool(t.norms),
-    ),
+    Need.NORMS: ("a teacher with BatchNorm right before its ReLUs", lambda s, t: bool(t.norms)),
 }
 
 
