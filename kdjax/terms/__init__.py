@@ -23,32 +23,12 @@ from kdjax.terms._wrapped import normalized, standardized
 from kdjax.types import Term
 
 __all__ = [
-    "activation_boundary",
-    "consecutive_correlation",
-    "crd",
-    "cross_entropy",
-    "curriculum_temperature",
-    "factor_transfer",
-    "hint",
-    "inter_channel_correlation",
-    "itrd",
-    "kd",
-    "masked_generation",
-    "normalized",
-    "of",
-    "overhaul",
-    "paraphrase",
-    "prime_aware",
-    "review",
-    "semantic_calibration",
-    "soft_targets",
-    "softmax_regression",
-    "standardized",
-    "stateless",
-    "taid",
-    "uskd",
-    "vid",
-]
+    "activation_boundary", "consecutive_correlation", "crd", "cross_entropy",
+    "curriculum_temperature", "factor_transfer", "hint", "inter_channel_correlation", "itrd", "kd",
+    "masked_generation", "normalized", "of", "overhaul", "paraphrase", "prime_aware", "review",
+    "semantic_calibration", "soft_targets", "softmax_regression", "standardized", "stateless",
+    "taid", "uskd", "vid",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Callable[..., Term]:

@@ -101,10 +101,8 @@ def _features(
 def _init_embedding(key: Array, size: int) -> PyTree:
     first, second = jax.random.split(key)
     width = max(1, size // _EMBED_FACTOR)
-    return {
-        "hidden": init_linear(first, size, 2 * width),
-        "out": init_linear(second, 2 * width, width),
-    }
+    hidden = init_linear(first, size, 2 * width)
+    return {"hidden": hidden, "out": init_linear(second, 2 * width, width)}
 
 
 def _embed(params: PyTree, features: Array, mask: Array) -> Array:

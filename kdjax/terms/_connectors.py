@@ -1,16 +1,16 @@
 """Terms that bring each of the student's stages to the teacher's width by layers they learn."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.terms._layers import batch_norm, connect, init_connector, init_linear, init_norm, linear
-from kdjax.terms._reading import Paths, pair_paths, stages, total
-from kdjax.types import Array, PyTree, Term, TermInputs, Variables
+from kdjax.terms._layers import connect, init_connector, init_linear, init_norm, linear, then_norm
+from kdjax.terms._learned import learned, staged
+from kdjax.terms._reading import Paths, pair_paths
+from kdjax.types import Array, PyTree, Term, TermInputs
 
 _LAYERS = ("first", "second", "third")
 
@@ -44,15 +44,18 @@ def activation_boundary(
         by Hidden Neurons", 2018, arXiv:1811.03233.
     """
 
-    def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, mask: Array) -> Array:
-        connected = _connect(params, student, mask)
+    def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
+        connected = then_norm(linear, params, student, x.mask)
         return losses.activation_boundary_loss(connected, teacher, margin=margin)
 
     paths = pair_paths("activation_boundary", student_features, teacher_features)
-    return _staged("activation_boundary", paths, _init_connection, loss, decay=0.5)
+    stages = [learned("activation_boundary", pair, _init_connection, loss) for pair in paths]
+    return staged(stages, decay=0.5)
 
 
-def overhaul(student_features: Paths, teacher_features: Paths, *, margins: Any) -> Term:
+def overhaul(
+    student_features: Paths, teacher_features: Paths, *, margins: Array | Sequence[Array]
+) -> Term:
     """Follow what the teacher's ReLU lets through, through a learned connector.
 
     sum over the stages of 2^-(stages behind it) * overhaul_loss(connector(s), t, margin)
@@ -81,8 +84,10 @@ def overhaul(student_features: Paths, teacher_features: Paths, *, margins: Any) 
         arXiv:1904.01866.
     """
 
-    def loss(params: PyTree, margin: Array, student: Array, teacher: Array, mask: Array) -> Array:
-        return losses.overhaul_loss(_connect(params, student, mask), teacher, margin)
+    def loss(
+        params: PyTree, margin: PyTree, student: Array, teacher: Array, x: TermInputs
+    ) -> Array:
+        return losses.overhaul_loss(then_norm(linear, params, student, x.mask), teacher, margin)
 
     paths = pair_paths("overhaul", student_features, teacher_features)
     constants = [margins] if isinstance(student_features, str) else list(margins)
@@ -90,8 +95,11 @@ def overhaul(student_features: Paths, teacher_features: Paths, *, margins: Any) 
         raise ValueError(
             f"overhaul: margins are {len(constants)}, expected {len(paths)} like paths"
         )
-    state = {f"stage_{i}": margin for i, margin in enumerate(constants)}
-    return _staged("overhaul", paths, _init_connection, loss, decay=0.5, constants=state)
+    stages = [
+        learned("overhaul", pair, _init_connection, loss, constants=margin)
+        for pair, margin in zip(paths, constants, strict=True)
+    ]
+    return staged(stages, decay=0.5)
 
 
 def inter_channel_correlation(student_features: Paths, teacher_features: Paths) -> Term:
@@ -115,11 +123,12 @@ def inter_channel_correlation(student_features: Paths, teacher_features: Paths) 
         Diversity-preserved Knowledge Distillation", 2022, arXiv:2202.03680.
     """
 
-    def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, mask: Array) -> Array:
-        return losses.inter_channel_correlation_loss(connect(params, student, mask), teacher)
+    def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
+        return losses.inter_channel_correlation_loss(connect(params, student, x.mask), teacher)
 
     paths = pair_paths("inter_channel_correlation", student_features, teacher_features)
-    return _staged("inter_channel_correlation", paths, init_connector, loss)
+    name = "inter_channel_correlation"
+    return staged([learned(name, pair, init_connector, loss) for pair in paths])
 
 
 def vid(
@@ -164,20 +173,17 @@ def vid(
     log_scale = math.log(math.expm1(initial_variance - min_variance))
 
     def init(key: Array, inputs: int, width: int) -> PyTree:
-        widths = [inputs, width, width, width]
-        layers = {
-            layer: init_linear(k, *widths[j : j + 2], bias=False)
-            for j, (layer, k) in enumerate(zip(_LAYERS, jax.random.split(key, 3), strict=True))
-        }
+        keys = zip(_LAYERS, jax.random.split(key, 3), (inputs, width, width), strict=True)
+        layers = {layer: init_linear(k, inner, width, bias=False) for layer, k, inner in keys}
         return {**layers, "log_scale": jnp.full(width, log_scale, jnp.float32)}
 
-    def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, mask: Array) -> Array:
+    def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
         student, teacher = losses.match_sizes(student, teacher)
         variance = jax.nn.softplus(params["log_scale"]) + min_variance
         return losses.variational_information_loss(_mean(params, student), teacher, variance)
 
     paths = pair_paths("vid", student_features, teacher_features)
-    return _staged("vid", paths, init, loss, couples_batch=False)
+    return staged([learned("vid", pair, init, loss, couples_batch=False) for pair in paths])
 
 
 def _mean(params: PyTree, x: Array) -> Array:
@@ -189,47 +195,3 @@ def _mean(params: PyTree, x: Array) -> Array:
 
 def _init_connection(key: Array, inputs: int, outputs: int) -> PyTree:
     return init_linear(key, inputs, outputs, bias=False) | init_norm(outputs)
-
-
-def _connect(params: PyTree, x: Array, mask: Array) -> Array:
-    return batch_norm(params, linear({"kernel": params["kernel"]}, x), mask)
-
-
-def _staged(
-    term: str,
-    paths: Sequence[tuple[str, str]],
-    init: Callable[[Array, int, int], PyTree],
-    loss: Callable[[PyTree, PyTree, Array, Array, Array], Array],
-    *,
-    constants: Mapping[str, PyTree] | None = None,
-    decay: float = 1.0,
-    couples_batch: bool = True,
-) -> Term:
-    """Sum a loss over stages, each with parameters of its own, `stage_<i>`.
-
-    Args:
-        term: its name, for messages.
-        paths: of the student's feature and the teacher's, for each stage.
-        init: makes a stage's parameters from a key and both widths.
-        loss: of a stage's parameters, its constant, both features and the mask.
-        constants: by stage; they travel as state.
-        decay: what the weight of a stage is multiplied by for each stage behind it.
-        couples_batch: whether an example's value depends on the others.
-    """
-
-    def init_all(key: Array, inputs: TermInputs) -> Variables:
-        params = {}
-        for i, pair in enumerate(stages(term, inputs, paths)):
-            widths = [x.shape[-1] for x in pair]
-            params[f"stage_{i}"] = init(jax.random.fold_in(key, i), *widths)
-        return Variables(params, jax.tree.map(jnp.asarray, dict(constants or {})))
-
-    def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
-        values = []
-        for i, pair in enumerate(stages(term, inputs, paths)):
-            own = params[f"stage_{i}"], state.get(f"stage_{i}")
-            weight = decay ** (len(paths) - 1 - i)
-            values.append(weight * loss(*own, *pair, inputs.mask))
-        return total(values), state
-
-    return Term(init_all, apply, couples_batch)

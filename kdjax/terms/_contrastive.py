@@ -65,7 +65,8 @@ def crd(
     _check_settings(num_examples, num_negatives, width, temperature)
 
     def features(inputs: TermInputs) -> dict[str, Array]:
-        return rows_of("crd", inputs, student_feature, teacher_feature)
+        pair = rows_of("crd", inputs, student_feature, teacher_feature)
+        return dict(zip(_OTHER, pair, strict=True))
 
     def init(key: Array, inputs: TermInputs) -> Variables:
         params, banks = {}, {}
@@ -83,7 +84,7 @@ def crd(
         banks, values = state["banks"], jnp.zeros((), jnp.float32)
         new_banks, log_normalizers = {}, {}
         for name, x in features(inputs).items():
-            embedded = _embed(params[name], x)
+            embedded = norms.normalize(linear(params[name], x))
             scores = _scores(banks[_OTHER[name]], embedded, index, negatives, temperature)
             estimate = losses.contrastive_log_normalizer(
                 *scores, num_examples=num_examples, mask=inputs.mask
@@ -114,11 +115,6 @@ def _init_bank(key: Array, num_examples: int, width: int) -> Array:
     """Draw rows of length about 1."""
     bound = (3 / width) ** 0.5
     return jax.random.uniform(key, (num_examples, width), jnp.float32, -bound, bound)
-
-
-def _embed(params: PyTree, x: Array) -> Array:
-    """Map linearly, then to length 1."""
-    return norms.normalize(linear(params, x))
 
 
 def _index_of(batch: Batch, mask: Array, num_examples: int) -> Array:

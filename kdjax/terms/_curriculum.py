@@ -1,5 +1,6 @@
 """Terms that change while the student learns: a temperature, a target."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -96,25 +97,19 @@ def taid(
     if num_steps < 1:
         raise ValueError(f"taid: num_steps must be positive, got {num_steps}")
 
+    update = functools.partial(
+        losses.taid_schedule_update, start=start, end=end, step_size=step_size, decay=decay
+    )
+
     def init(key: Array, inputs: TermInputs) -> Variables:
         return Variables({}, losses.taid_schedule_init(start=start))
 
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
-        values = losses.taid_loss(
-            inputs.student.logits,
-            teacher_of(inputs).logits,
-            interpolation=state["interpolation"],
-        )
+        logits = inputs.student.logits, teacher_of(inputs).logits
+        values = losses.taid_loss(*logits, interpolation=state["interpolation"])
         total, count = metrics.masked_sum(values, inputs.mask)
-        moved = losses.taid_schedule_update(
-            state,
-            total / jnp.maximum(count, 1),
-            state["num_updates"] / num_steps,
-            start=start,
-            end=end,
-            step_size=step_size,
-            decay=decay,
-        )
+        progress = state["num_updates"] / num_steps
+        moved = update(state, total / jnp.maximum(count, 1), progress)
         return values, jax.tree.map(lambda new, old: jnp.where(count > 0, new, old), moved, state)
 
     return Term(init, apply)

@@ -1,14 +1,13 @@
 """Factor transfer: small networks that condense the features of student and teacher."""
 
 import itertools
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.terms._layers import batch_norm, conv, init_conv, init_norm
-from kdjax.terms._reading import feature_of, pair_of, teacher_of
+from kdjax.terms._layers import conv, init_conv, init_norm, then_norm
+from kdjax.terms._learned import learned
+from kdjax.terms._reading import feature_of, teacher_of
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
 
 _SLOPE = 0.1  # of the leaky ReLUs
@@ -20,7 +19,7 @@ def factor_transfer(
     *,
     paraphraser: PyTree = None,
     rate: float = 0.5,
-    power: Any = 1,
+    power: float | Array = 1,
     reconstruction_weight: float = 0.005,
 ) -> Term:
     """Have a translator of the student's features say what a paraphraser makes of the teacher's.
@@ -54,29 +53,26 @@ def factor_transfer(
         2018, arXiv:1802.04977.
     """
     _check_rate("factor_transfer", rate)
-    name, paths = "factor_transfer", (student_feature, teacher_feature)
 
-    def init(key: Array, inputs: TermInputs) -> Variables:
-        student, teacher = pair_of(name, inputs, *paths)
-        keys = jax.random.split(key)
-        own = _init_translator(keys[0], student.shape[-1], _width(teacher, rate))
-        if paraphraser is not None:
-            constant = jax.tree.map(jnp.asarray, paraphraser)
-            return Variables({"translator": own}, {"paraphraser": constant})
-        learned = _init_paraphraser(keys[1], teacher.shape[-1], _width(teacher, rate))
-        return Variables({"translator": own, "paraphraser": learned}, {})
+    def init(key: Array, inner: int, outer: int) -> PyTree:
+        first, second = jax.random.split(key)
+        width = _width(outer, rate)
+        params = {"translator": _init_translator(first, inner, width)}
+        if paraphraser is None:
+            params["paraphraser"] = _init_paraphraser(second, outer, width)
+        return params
 
-    def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
-        student, teacher = pair_of(name, inputs, *paths)
-        theirs = state["paraphraser"] if paraphraser is not None else params["paraphraser"]
-        factors = _translate(params["translator"], student, inputs.mask)
-        wanted = _encode(theirs, teacher)
-        values = losses.factor_transfer_loss(factors, wanted, power=power)
+    def loss(params: PyTree, given: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
+        theirs = {**params, **given}["paraphraser"]
+        factors = _translate(params["translator"], student, x.mask)
+        values = losses.factor_transfer_loss(factors, _encode(theirs, teacher), power=power)
         if paraphraser is None:
             values += reconstruction_weight * _reconstruction(theirs, teacher)
-        return values, state
+        return values
 
-    return Term(init, apply, couples_batch=True)
+    paths = student_feature, teacher_feature
+    constants = None if paraphraser is None else {"paraphraser": paraphraser}
+    return learned("factor_transfer", paths, init, loss, constants=constants)
 
 
 def paraphrase(teacher_feature: str, *, rate: float = 0.5) -> Term:
@@ -106,8 +102,8 @@ def paraphrase(teacher_feature: str, *, rate: float = 0.5) -> Term:
         return feature_of("paraphrase", "teacher", teacher_of(inputs), teacher_feature)
 
     def init(key: Array, inputs: TermInputs) -> Variables:
-        teacher = teacher_of_batch(inputs)
-        return Variables(_init_paraphraser(key, teacher.shape[-1], _width(teacher, rate)), {})
+        width = teacher_of_batch(inputs).shape[-1]
+        return Variables(_init_paraphraser(key, width, _width(width, rate)), {})
 
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
         return _reconstruction(params, teacher_of_batch(inputs)), state
@@ -120,8 +116,8 @@ def _check_rate(term: str, rate: float) -> None:
         raise ValueError(f"{term}: rate is {rate}, expected more than 0")
 
 
-def _width(teacher: Array, rate: float) -> int:
-    return max(1, int(teacher.shape[-1] * rate))
+def _width(teacher_width: int, rate: float) -> int:
+    return max(1, int(teacher_width * rate))
 
 
 def _init_translator(key: Array, student_width: int, width: int) -> PyTree:
@@ -149,9 +145,7 @@ def _init_convs(key: Array, widths: list[int], *, bias: bool) -> PyTree:
 
 def _translate(params: PyTree, x: Array, mask: Array) -> Array:
     for i in range(len(params)):
-        layer = params[f"layer_{i}"]
-        x = batch_norm(layer, conv({"kernel": layer["kernel"]}, x), mask)
-        x = jax.nn.leaky_relu(x, _SLOPE)
+        x = jax.nn.leaky_relu(then_norm(conv, params[f"layer_{i}"], x, mask), _SLOPE)
     return x
 
 

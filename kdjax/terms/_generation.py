@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.losses import _inputs
 from kdjax.terms._layers import init_conv, init_linear, linear
-from kdjax.terms._reading import pair_of
+from kdjax.terms._learned import one_size
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
 
 
@@ -49,10 +48,7 @@ def masked_generation(
     """
 
     def features(inputs: TermInputs) -> tuple[Array, Array]:
-        name = "masked_generation"
-        pair = pair_of(name, inputs, student_feature, teacher_feature)
-        student, teacher = _inputs.as_one_size(name, *pair)
-        return student, teacher
+        return one_size("masked_generation", inputs, student_feature, teacher_feature)
 
     def init(key: Array, inputs: TermInputs) -> Variables:
         student, teacher = features(inputs)

@@ -5,6 +5,8 @@ BatchNorm therefore takes the statistics of the batch, of the examples that coun
 a term with it couples the batch.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -15,8 +17,7 @@ _INIT = jax.nn.initializers.lecun_normal()
 
 def init_linear(key: Array, inputs: int, outputs: int, *, bias: bool = True) -> PyTree:
     """Return `kernel` [inputs, outputs] and `bias` [outputs]."""
-    kernel = _INIT(key, (inputs, outputs), jnp.float32)
-    return {"kernel": kernel, **({"bias": jnp.zeros(outputs, jnp.float32)} if bias else {})}
+    return _init(key, (inputs, outputs), bias)
 
 
 def linear(params: PyTree, x: Array) -> Array:
@@ -27,8 +28,7 @@ def linear(params: PyTree, x: Array) -> Array:
 
 def init_conv(key: Array, inputs: int, outputs: int, size: int, *, bias: bool = True) -> PyTree:
     """Return `kernel` [size, size, inputs, outputs] and `bias` [outputs]."""
-    kernel = _INIT(key, (size, size, inputs, outputs), jnp.float32)
-    return {"kernel": kernel, **({"bias": jnp.zeros(outputs, jnp.float32)} if bias else {})}
+    return _init(key, (size, size, inputs, outputs), bias)
 
 
 def conv(params: PyTree, x: Array) -> Array:
@@ -41,6 +41,11 @@ def conv(params: PyTree, x: Array) -> Array:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return _with_bias(params, y)
+
+
+def _init(key: Array, shape: tuple[int, ...], bias: bool) -> PyTree:
+    kernel = {"kernel": _INIT(key, shape, jnp.float32)}
+    return kernel | ({"bias": jnp.zeros(shape[-1], jnp.float32)} if bias else {})
 
 
 def _wide(x: Array, params: PyTree) -> Array:
@@ -71,6 +76,13 @@ def batch_norm(params: PyTree, x: Array, mask: Array, *, eps: float = 1e-5) -> A
     variance = jnp.broadcast_to(_mean(jnp.square(centered), counts), x.shape)
     scale, bias = (jnp.broadcast_to(params[name], x.shape) for name in ("scale", "bias"))
     return centered * jax.lax.rsqrt(variance + eps) * scale + bias
+
+
+def then_norm(
+    layer: Callable[[PyTree, Array], Array], params: PyTree, x: Array, mask: Array
+) -> Array:
+    """Apply a layer without bias and BatchNorm, of `kernel`, `scale` and `bias` in one place."""
+    return batch_norm(params, layer({"kernel": params["kernel"]}, x), mask)
 
 
 def _mean(x: Array, counts: Array) -> Array:

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.losses import _inputs
-from kdjax.terms._layers import batch_norm, connect, init_connector, init_linear, init_norm, linear
-from kdjax.terms._reading import pair_of, teacher_of
-from kdjax.types import Array, PyTree, Term, TermInputs, Variables
+from kdjax.terms import _layers
+from kdjax.terms._layers import init_linear, linear
+from kdjax.terms._learned import learned, one_size
+from kdjax.terms._reading import teacher_of
+from kdjax.types import Array, PyTree, Term, TermInputs
 
 
 def hint(student_feature: str, teacher_feature: str, *, norm: bool = False) -> Term:
@@ -39,25 +40,18 @@ def hint(student_feature: str, teacher_feature: str, *, norm: bool = False) -> T
         arXiv:1412.6550.
     """
 
-    def features(inputs: TermInputs) -> tuple[Array, Array]:
-        pair = pair_of("hint", inputs, student_feature, teacher_feature)
-        student, teacher = _inputs.as_one_size("hint", *pair)
-        return student, teacher
+    def init(key: Array, inner: int, outer: int) -> PyTree:
+        own = init_linear(key, inner, outer, bias=not norm)
+        return own | (_layers.init_norm(outer) if norm else {})
 
-    def init(key: Array, inputs: TermInputs) -> Variables:
-        student, teacher = features(inputs)
-        width = teacher.shape[-1]
-        own = init_linear(key, student.shape[-1], width, bias=not norm)
-        return Variables(own | (init_norm(width) if norm else {}), {})
+    def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
+        if not norm:
+            return losses.hint_loss(linear(params, student), teacher)
+        mapped = _layers.then_norm(linear, params, student, x.mask)
+        return losses.hint_loss(jax.nn.relu(mapped), teacher)
 
-    def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
-        student, teacher = features(inputs)
-        if norm:
-            mapped = batch_norm(params, linear({"kernel": params["kernel"]}, student), inputs.mask)
-            return losses.hint_loss(jax.nn.relu(mapped), teacher), state
-        return losses.hint_loss(linear(params, student), teacher), state
-
-    return Term(init, apply, couples_batch=norm)
+    paths = student_feature, teacher_feature
+    return learned("hint", paths, init, loss, read=one_size, couples_batch=norm)
 
 
 def prime_aware(student_feature: str, teacher_feature: str, *, eps: float | Array = 1e-6) -> Term:
@@ -82,26 +76,20 @@ def prime_aware(student_feature: str, teacher_feature: str, *, eps: float | Arra
         arXiv:2008.01458.
     """
 
-    def features(inputs: TermInputs) -> tuple[Array, Array]:
-        return pair_of("prime_aware", inputs, student_feature, teacher_feature)
-
-    def init(key: Array, inputs: TermInputs) -> Variables:
+    def init(key: Array, inner: int, outer: int) -> PyTree:
         first, second = jax.random.split(key)
-        inner, outer = (x.shape[-1] for x in features(inputs))
-        params = {
+        return {
             "mean": init_linear(first, inner, outer),
             "log_variance": init_linear(second, inner, outer, bias=False),
-            "norm": init_norm(outer),
+            "norm": _layers.init_norm(outer),
         }
-        return Variables(params, {})
 
-    def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
-        student, teacher = features(inputs)
+    def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
         mean, spread = linear(params["mean"], student), linear(params["log_variance"], student)
-        spread = batch_norm(params["norm"], spread, inputs.mask)
-        return losses.prime_aware_loss(mean, teacher, spread, eps=eps), state
+        spread = _layers.batch_norm(params["norm"], spread, x.mask)
+        return losses.prime_aware_loss(mean, teacher, spread, eps=eps)
 
-    return Term(init, apply, couples_batch=True)
+    return learned("prime_aware", (student_feature, teacher_feature), init, loss)
 
 
 def softmax_regression(
@@ -137,26 +125,17 @@ def softmax_regression(
         Representation Learning", 2021, openreview ZzwDy_wiWv.
     """
 
-    def features(inputs: TermInputs) -> tuple[Array, Array]:
-        return pair_of("softmax_regression", inputs, student_feature, teacher_feature)
-
-    def init(key: Array, inputs: TermInputs) -> Variables:
-        params = init_connector(key, *(x.shape[-1] for x in features(inputs)))
-        # A copy: the state's buffers are donated, and the teacher needs its own.
-        return Variables(params, {name: jnp.array(x) for name, x in classifier.items()})
-
-    def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
-        student, teacher = features(inputs)
-        x = jax.nn.relu(connect(params, student, inputs.mask))
-        pooled = jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
-        values = losses.softmax_regression_loss(
-            x,
+    def loss(params: PyTree, last: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
+        mapped = jax.nn.relu(_layers.connect(params, student, x.mask))
+        pooled = jnp.mean(mapped, axis=tuple(range(1, mapped.ndim - 1)))
+        return losses.softmax_regression_loss(
+            mapped,
             teacher,
-            linear(jax.lax.stop_gradient(state), pooled),
-            teacher_of(inputs).logits,
+            linear(jax.lax.stop_gradient(last), pooled),
+            teacher_of(x).logits,
             feature_weight=feature_weight,
             logit_weight=logit_weight,
         )
-        return values, state
 
-    return Term(init, apply, couples_batch=True)
+    paths = student_feature, teacher_feature
+    return learned("softmax_regression", paths, _layers.init_connector, loss, constants=classifier)

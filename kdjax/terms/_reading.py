@@ -70,25 +70,19 @@ def pair_paths(term: str, student: Paths, teacher: Paths) -> list[tuple[str, str
     return list(zip(students, teachers, strict=True))
 
 
-def stages(
-    term: str, inputs: TermInputs, paths: Sequence[tuple[str, str]]
-) -> list[tuple[Array, Array]]:
-    """Return the features at pairs of paths."""
-    return [pair_of(term, inputs, *pair) for pair in paths]
-
-
-def rows_of(term: str, inputs: TermInputs, student: str, teacher: str) -> dict[str, Array]:
+def rows_of(term: str, inputs: TermInputs, student: str, teacher: str) -> tuple[Array, Array]:
     """Return both features as rows, [batch, width], float32 or wider, for a map to learn on.
 
     The teacher's is constant, and padding, which may hold anything, is 0.
     """
+
+    def rows(x: Array) -> Array:
+        flat = x.reshape(len(x), -1)
+        wide = flat.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return jnp.where(inputs.mask[:, None], wide, 0)
+
     own, taught = pair_of(term, inputs, student, teacher)
-    pair = {"student": own, "teacher": jax.lax.stop_gradient(taught)}
-    flat = {who: x.reshape(len(x), -1) for who, x in pair.items()}
-    return {
-        who: jnp.where(inputs.mask[:, None], x.astype(jnp.promote_types(x.dtype, jnp.float32)), 0)
-        for who, x in flat.items()
-    }
+    return rows(own), rows(jax.lax.stop_gradient(taught))
 
 
 def total(values: Iterable[Array]) -> Array:

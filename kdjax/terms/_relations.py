@@ -5,8 +5,9 @@ import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.terms._layers import init_linear, linear
+from kdjax.terms._learned import learned
 from kdjax.terms._reading import rows_of
-from kdjax.types import Array, PyTree, Term, TermInputs, Variables
+from kdjax.types import Array, PyTree, Term, TermInputs
 
 
 def consecutive_correlation(
@@ -33,24 +34,18 @@ def consecutive_correlation(
         Peng, Jin, Liu, Zhou, Wu, Liu, Li, Zhang, "Correlation Congruence for Knowledge
         Distillation", 2019, arXiv:1904.01802.
     """
-    name = "consecutive_correlation"
 
-    def init(key: Array, inputs: TermInputs) -> Variables:
-        pair = rows_of(name, inputs, student_feature, teacher_feature)
-        keys = dict(zip(pair, jax.random.split(key), strict=True))
-        return Variables(
-            {who: init_linear(keys[who], x.shape[-1], width) for who, x in pair.items()}, {}
-        )
+    def init(key: Array, *widths: int) -> PyTree:
+        sides = zip(("student", "teacher"), jax.random.split(key), widths, strict=True)
+        return {side: init_linear(k, inputs, width) for side, k, inputs in sides}
 
-    def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
-        pair = rows_of(name, inputs, student_feature, teacher_feature)
-        mapped = {who: linear(params[who], x) for who, x in pair.items()}
+    def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
         # The loss is one of the difference alone, in which the teacher's map learns too.
-        error = mapped["student"] - mapped["teacher"]
-        loss = losses.consecutive_correlation_loss(error, jnp.zeros_like(error), mask=inputs.mask)
-        return loss, state
+        error = linear(params["student"], student) - linear(params["teacher"], teacher)
+        return losses.consecutive_correlation_loss(error, jnp.zeros_like(error), mask=x.mask)
 
-    return Term(init, apply, couples_batch=True)
+    paths = student_feature, teacher_feature
+    return learned("consecutive_correlation", paths, init, loss, read=rows_of)
 
 
 def itrd(
@@ -83,17 +78,10 @@ def itrd(
         2022, arXiv:2112.00459.
     """
 
-    def init(key: Array, inputs: TermInputs) -> Variables:
-        pair = rows_of("itrd", inputs, student_feature, teacher_feature)
-        return Variables(init_linear(key, *(x.shape[-1] for x in pair.values())), {})
+    def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
+        mapped = linear(params, student)
+        correlation = losses.itrd_correlation_loss(mapped, teacher, order=order, mask=x.mask)
+        mutual = losses.itrd_mutual_loss(mapped, teacher, mask=x.mask)
+        return correlation_weight * correlation + mutual_weight * mutual
 
-    def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
-        pair = rows_of("itrd", inputs, student_feature, teacher_feature)
-        mapped = linear(params, pair["student"])
-        correlation = losses.itrd_correlation_loss(
-            mapped, pair["teacher"], order=order, mask=inputs.mask
-        )
-        mutual = losses.itrd_mutual_loss(mapped, pair["teacher"], mask=inputs.mask)
-        return correlation_weight * correlation + mutual_weight * mutual, state
-
-    return Term(init, apply, couples_batch=True)
+    return learned("itrd", (student_feature, teacher_feature), init_linear, loss, read=rows_of)

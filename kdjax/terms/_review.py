@@ -5,15 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import losses
-from kdjax.terms._layers import (
-    batch_norm,
-    conv,
-    init_conv,
-    init_linear,
-    init_norm,
-    linear,
-)
-from kdjax.terms._reading import Paths, pair_paths, stages, total
+from kdjax.terms._layers import conv, init_conv, init_linear, init_norm, linear, then_norm
+from kdjax.terms._reading import Paths, pair_of, pair_paths, total
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
 
 
@@ -48,21 +41,18 @@ def review(student_features: Paths, teacher_features: Paths, *, width: int | Non
     def init(key: Array, inputs: TermInputs) -> Variables:
         pairs = _stage_maps(inputs, paths)
         mid = width or min(512, pairs[-1][0].shape[-1])
-        params = {
-            f"stage_{i}": _init_fusion(
-                jax.random.fold_in(key, i), (s.shape[-1], mid, t.shape[-1]), i < len(pairs) - 1
-            )
-            for i, (s, t) in enumerate(pairs)
-        }
+        params = {}
+        for i, (s, t) in enumerate(pairs):
+            own, widths = jax.random.fold_in(key, i), (s.shape[-1], mid, t.shape[-1])
+            params[f"stage_{i}"] = _init_fusion(own, widths, i < len(pairs) - 1)
         return Variables(params, {})
 
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
         values, carried = [], None
         for i, (student, teacher) in reversed(list(enumerate(_stage_maps(inputs, paths)))):
             own = params[f"stage_{i}"]
-            carried = _fuse(own, student, carried, inputs.mask)
-            carried = _resize(carried, teacher)
-            out = _conv_norm(own["expand"], carried, inputs.mask)
+            carried = _resize(_fuse(own, student, carried, inputs.mask), teacher)
+            out = then_norm(conv, own["expand"], carried, inputs.mask)
             values.append(losses.hierarchical_context_loss(out, teacher))
         return total(values), state
 
@@ -70,7 +60,9 @@ def review(student_features: Paths, teacher_features: Paths, *, width: int | Non
 
 
 def _stage_maps(inputs: TermInputs, paths: list[tuple[str, str]]) -> list[tuple[Array, Array]]:
-    return [(_as_map(s), _as_map(t)) for s, t in stages("review", inputs, paths)]
+    return [
+        (_as_map(s), _as_map(t)) for s, t in (pair_of("review", inputs, *pair) for pair in paths)
+    ]
 
 
 def _as_map(x: Array) -> Array:
@@ -96,17 +88,12 @@ def _init_fusion(key: Array, widths: tuple[int, int, int], fused: bool) -> PyTre
 
 def _fuse(params: PyTree, student: Array, carried: Array | None, mask: Array) -> Array:
     """Mix the stage's features with the carried ones, by attention to both at every position."""
-    own = params["reduce"]
-    x = batch_norm(own, linear({"kernel": own["kernel"]}, student), mask)
+    x = then_norm(linear, params["reduce"], student, mask)
     if carried is None:
         return x
     carried = _resize(carried, x)
     shares = jax.nn.sigmoid(linear(params["fuse"], jnp.concatenate([x, carried], axis=-1)))
     return x * shares[..., :1] + carried * shares[..., 1:]
-
-
-def _conv_norm(params: PyTree, x: Array, mask: Array) -> Array:
-    return batch_norm(params, conv({"kernel": params["kernel"]}, x), mask)
 
 
 def _resize(x: Array, like: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 from kdjax.testing._compare import assert_close, numbers
 from kdjax.testing._drawing import log_softmax
 from kdjax.testing._harness import Verdict
-from kdjax.testing._probe import Answer, Probe, put_rows, with_mask
+from kdjax.testing._probe import Answer, Probe, others
 from kdjax.types import Array, Outputs, TermInputs
 
 
@@ -161,32 +161,24 @@ def mask_neutrality(probe: Probe) -> Verdict:
     kept = valid & (np.cumsum(valid).reshape(valid.shape) % 3 != 1)
     if not kept.any():
         return None, "too few examples"
-    masked = with_mask(probe.inputs, kept)
-    other = jax.tree.map(lambda x: _scrambled(x, kept), masked)
-    want, got = probe.answer(masked), probe.answer(with_mask(other, masked.mask))
-    for words in ("mean", "state", "params", "student"):
+    got, want = probe.behind_mask(kept, others)
+    for part, words in _PARTS.items():
         try:
-            assert_close(getattr(got, words), getattr(want, words), 1e-3, words)
+            assert_close(getattr(got, part), getattr(want, part), 1e-3, words)
         except AssertionError:
             return False, (
-                f"what stands in masked examples changes the {_WORDS[words]}: padding would train "
-                "the student; use inputs.mask inside the term"
+                f"what stands in masked examples changes the {words}: padding would train the "
+                "student; use inputs.mask inside the term"
             )
     return True, "what stands in masked examples changes nothing"
 
 
-_WORDS = {
+_PARTS = {
     "mean": "loss",
     "state": "new state",
     "params": "gradients of the term's parameters",
     "student": "student's gradients",
 }
-
-
-def _scrambled(x: Any, kept: np.ndarray) -> Any:
-    flipped = jnp.flip(x, 0)
-    other = 3 * flipped if jnp.issubdtype(flipped.dtype, jnp.floating) else flipped
-    return put_rows(jnp.asarray(x), kept, other)
 
 
 def accumulation(probe: Probe) -> Verdict:

@@ -10,6 +10,8 @@ from kdjax.testing import _drawing
 from kdjax.testing._compare import assert_finite, assert_not_nan, assert_zero
 from kdjax.testing._subject import Answer, Subject
 
+_OUT = -np.float32(np.inf)
+
 
 def check_where(subject: Subject) -> None:
     """A class that `where` leaves out is gone."""
@@ -21,7 +23,7 @@ def check_where(subject: Subject) -> None:
 
 def check_minus_infinity(subject: Subject) -> None:
     """A class at -inf in both is gone; one at -inf in either gives no nan."""
-    _assert_gone(subject, subject.answer(_with_class(subject, -np.float32(np.inf))))
+    _assert_gone(subject, subject.answer(_with_class(subject, _OUT)))
     cases = {"the student alone": (_exclude(subject, subject.student), subject.teacher)}
     if subject.signature.teacher is not None:
         cases["the teacher alone"] = (subject.student, _exclude(subject, subject.teacher))
@@ -125,17 +127,13 @@ def _exclude(subject: Subject, tree: Any) -> Any:
         gone = np.zeros(x.shape[:-1], int)
         if labels is not None and np.shape(labels) == x.shape[:-1]:
             gone = (np.asarray(labels) + 1) % x.shape[-1]
-        return np.where(classes == gone[..., None], -np.float32(np.inf), x)
+        return np.where(classes == gone[..., None], _OUT, x)
 
     return jax.tree.map(change, tree)
 
 
 def _one_hot(tree: Any) -> Any:
-    def change(x: Any) -> Any:
-        top = x == x.max(-1, keepdims=True)
-        return np.where(top, np.float32(0), -np.float32(np.inf))
-
-    return jax.tree.map(change, tree)
+    return jax.tree.map(lambda x: np.where(x == x.max(-1, keepdims=True), 0, _OUT), tree)
 
 
 def _extremes(subject: Subject) -> dict[str, tuple[Any, Any]]:
@@ -152,12 +150,9 @@ def _extremes(subject: Subject) -> dict[str, tuple[Any, Any]]:
             "logits of +-1e4": lambda x: finish(rng.choice([-1e4, 0.0, 1.0, 1e4], size=x.shape)),
             "constant rows": lambda x: finish(np.zeros(x.shape)),
         }
+    both = subject.student, subject.teacher
     for words, change in changes.items():
-
-        def changed(x: Any, change: Callable[[Any], Any] = change) -> Any:
-            return change(x).astype(np.float32)
-
-        first, second = (jax.tree.map(changed, x) for x in (subject.student, subject.teacher))
+        first, second = jax.tree.map(lambda x, c=change: c(x).astype(np.float32), both)
         pairs[f"{words} in the student"] = (first, subject.teacher)
         pairs[f"{words} in the teacher"] = (subject.student, second)
         pairs[f"{words} in both"] = (first, second)

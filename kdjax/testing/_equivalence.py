@@ -51,8 +51,7 @@ def check_reference(subject: Subject) -> None:
     # The check of vmap looks at a single example of classes.
     others = subject.others[:1] if subject.signature.has_classes else subject.others
     for one in (subject, *others):
-        wide = jax.tree.map(_widen, one.args)
-        expected = np.asarray(reference(*wide), np.float64)
+        expected = np.asarray(reference(*jax.tree.map(_widen, one.args)), np.float64)
         assert expected.shape == one.batch, (
             f"the reference returns shape {expected.shape}, expected {one.batch}"
         )

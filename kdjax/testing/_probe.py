@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.metrics import masked_sum
-from kdjax.testing._compare import numbers
+from kdjax.testing._compare import assert_close, numbers
 from kdjax.testing._compile import compiled
 from kdjax.types import Array, Objective, Outputs, PyTree, Term, TermInputs, Variables
 
@@ -34,7 +34,7 @@ class Probe:
     """A term with the variables and inputs that checks start from.
 
     `own` picks what is the term's among variables, `couples_batch` names the terms of the objective
-    that relate examples.
+    that relate examples, `rtol` is the tolerance of comparisons in float32.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Probe:
     inputs: TermInputs
     couples_batch: tuple[str, ...] = ()
     own: Callable[[PyTree], PyTree] = lambda tree: tree
+    rtol: float = 1e-5
 
     @functools.cached_property
     def program(self) -> Callable[[Variables, TermInputs], Answer]:
@@ -66,6 +67,10 @@ class Probe:
         variables = self.variables if state is None else self.variables._replace(state=state)
         return self.program(variables, inputs)
 
+    def assert_close(self, got: PyTree, want: PyTree, words: str, slack: float = 1) -> None:
+        """Compare trees of numbers within the tolerance, `slack` times as far for gradients."""
+        assert_close(got, want, slack * self.rtol, words)
+
     @functools.cached_property
     def base(self) -> Answer:
         """The answer to the inputs as they are."""
@@ -76,6 +81,17 @@ class Probe:
         """The answers to outputs in bfloat16, and to the same numbers in float32."""
         low = _with_outputs(self.inputs, jnp.bfloat16)
         return self.answer(low), self.answer(_with_outputs(low, jnp.float32))
+
+    def behind_mask(self, mask: Any, change: Callable[[Array], Array]) -> tuple[Answer, Answer]:
+        """Return the answers with a mask and other masked examples, and with those that are there.
+
+        Args:
+            mask: [batch], the examples that count.
+            change: makes the other examples, of an array of the whole batch.
+        """
+        masked = with_mask(self.inputs, mask)
+        other = jax.tree.map(lambda x: _put_rows(x, masked.mask, change(x)), masked)
+        return self.answer(with_mask(other, mask)), self.answer(masked)
 
     @property
     def learns(self) -> bool:
@@ -125,7 +141,9 @@ class Probe:
         return float(self.answer(inputs).mean) != float(self.base.mean)
 
 
-def of_term(name: str, term: Term, variables: Variables, inputs: TermInputs) -> Probe:
+def of_term(
+    name: str, term: Term, variables: Variables, inputs: TermInputs, *, rtol: float
+) -> Probe:
     """Return the probe of a term by itself."""
 
     def mean(params: PyTree, state: PyTree, x: TermInputs) -> tuple[Array, tuple[Array, PyTree]]:
@@ -133,7 +151,8 @@ def of_term(name: str, term: Term, variables: Variables, inputs: TermInputs) -> 
         total, count = masked_sum(values, x.mask)
         return total / jnp.maximum(count, 1), (values, state)
 
-    return Probe(name, mean, variables, inputs, (name,) if term.couples_batch else ())
+    coupled = (name,) if term.couples_batch else ()
+    return Probe(name, mean, variables, inputs, coupled, rtol=rtol)
 
 
 def of_objective(
@@ -149,7 +168,12 @@ def of_objective(
     return Probe(name, mean, variables, inputs, objective.couples_batch, lambda tree: tree[name])
 
 
-def put_rows(x: Array, mask: Any, other: Array) -> Array:
+def others(x: Array) -> Array:
+    """Return the rows in backward order, three times as large where they are floating."""
+    return 3 * x[::-1] if jnp.issubdtype(x.dtype, jnp.floating) else x[::-1]
+
+
+def _put_rows(x: Array, mask: Array, other: Array) -> Array:
     """Keep the rows where the mask is true and take the others from another array."""
     return jnp.where(jnp.reshape(mask, mask.shape + (1,) * (x.ndim - mask.ndim)), x, other)
 

@@ -110,8 +110,8 @@ class Subject:
         self,
         args: tuple[PyTree, ...] | None = None,
         *,
-        where: Any = None,
-        mask: Any = None,
+        where: Any = True,
+        mask: Any = True,
         temperature: Any = None,
     ) -> Answer:
         """Values and gradients in float32 as NumPy arrays; all calls of one shape share a program.
@@ -123,22 +123,18 @@ class Subject:
             temperature: the loss's default by default.
         """
         args = self.args if args is None else args
-        keywords = self._keywords(args, where=where, mask=mask, temperature=temperature)
-        found = self.evaluate(_drawing.as_arrays(args, np.float32), keywords)
-        answer: Answer = jax.tree.map(np.asarray, found)
-        return answer
-
-    def _keywords(self, args: Any, *, where: Any, mask: Any, temperature: Any) -> dict[str, Any]:
         shape = jax.tree.leaves(args[0])[0].shape
         keywords: dict[str, Any] = {}
         if self.takes_classes("where"):
-            keywords["where"] = jnp.broadcast_to(True if where is None else where, shape)
+            keywords["where"] = jnp.broadcast_to(where, shape)
         if self.has_mask:
-            keywords["mask"] = jnp.broadcast_to(True if mask is None else mask, shape[:1])
+            keywords["mask"] = jnp.broadcast_to(mask, shape[:1])
         if self.scalable:
             default = self.signature.temperature
             keywords["temperature"] = jnp.float32(default if temperature is None else temperature)
-        return keywords
+        found = self.evaluate(_drawing.as_arrays(args, np.float32), keywords)
+        answer: Answer = jax.tree.map(np.asarray, found)
+        return answer
 
     @functools.cached_property
     def scalable(self) -> bool:
@@ -182,11 +178,8 @@ class Subject:
             relabel: maps labels; by default probabilities change like the others and integer
                 classes stay as they are.
         """
-        changed = list(
-            self.put(
-                self.args, jax.tree.map(change, self.student), jax.tree.map(change, self.teacher)
-            )
-        )
+        pair = jax.tree.map(change, (self.student, self.teacher))
+        changed = list(self.put(self.args, *pair))
         if self.signature.labels is not None:
             labels = self.args[self.signature.labels]
             if relabel is None:

@@ -2,20 +2,19 @@
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kdjax import sharding
-from kdjax.testing._compare import assert_close, assert_finite, assert_zero, numbers
+from kdjax.testing._compare import assert_finite, assert_zero, numbers
 from kdjax.testing._compile import compiled
 from kdjax.testing._drawing import some_mask, term_inputs
 from kdjax.testing._harness import Check, by_law, examine, raise_failures
-from kdjax.testing._probe import Probe, of_term, put_rows, with_mask
-from kdjax.types import Array, PyTree, Term, TermInputs, Variables
+from kdjax.testing._probe import Probe, of_term, others, with_mask
+from kdjax.types import PyTree, Term, TermApply, TermInit, TermInputs, Variables
 
 
 def check_term(
@@ -62,12 +61,12 @@ def check_term(
     """
     inputs = term_inputs() if inputs is None else inputs
     variables = term.init(jax.random.key(seed), inputs)
-    subject, words = _Subject(term, of_term(name, term, variables, inputs)), f"check_term: {name}"
+    probe, words = of_term(name, term, variables, inputs, rtol=rtol), f"check_term: {name}"
     first: list[Check] = [
-        functools.partial(_check_variables, learns=learns, remembers=remembers),
-        _check_apply,
+        functools.partial(_check_variables, init=term.init, learns=learns, remembers=remembers),
+        functools.partial(_check_apply, apply=term.apply),
     ]
-    findings = examine(name, by_law(first), subject)
+    findings = examine(name, by_law(first), probe)
     raise_failures(words, findings)  # nothing that follows would say more
     gradients = functools.partial(_check_gradients, student_has_gradient=student_has_gradient)
     then: list[Check] = [_check_jit, gradients, _check_mask]
@@ -76,27 +75,17 @@ def check_term(
     elif not numbers(variables.state) if mask_is_subset is None else mask_is_subset:
         then.append(_check_subset)
     then.append(_check_low_precision)
-    if _num_devices(subject) > 1:
+    if _num_devices(probe) > 1:
         then.append(_check_devices)
-    findings += examine(name, by_law(then), subject._replace(rtol=rtol))
+    findings += examine(name, by_law(then), probe)
     raise_failures(words, findings)
 
 
-class _Subject(NamedTuple):
-    """A term, its probe, and the tolerance of comparisons in float32."""
-
-    term: Term
-    probe: Probe
-    rtol: float = 1e-5
-
-    def assert_close(self, got: PyTree, want: PyTree, words: str, slack: float = 1) -> None:
-        """Compare trees of numbers within the tolerance, `slack` times as far for gradients."""
-        assert_close(got, want, slack * self.rtol, words)
-
-
-def _check_variables(subject: _Subject, *, learns: bool | None, remembers: bool | None) -> None:
+def _check_variables(
+    probe: Probe, *, init: TermInit, learns: bool | None, remembers: bool | None
+) -> None:
     """Variables are arrays."""
-    variables = subject.probe.variables
+    variables = probe.variables
     assert isinstance(variables, Variables), f"init returns {type(variables).__name__}"
     for leaf in jax.tree.leaves(variables):
         assert isinstance(leaf, jax.Array), f"init returns a {type(leaf).__name__} among them"
@@ -104,14 +93,14 @@ def _check_variables(subject: _Subject, *, learns: bool | None, remembers: bool 
                                  ("a state", variables.state, remembers)):  # fmt: skip
         has = bool(jax.tree.leaves(tree))
         assert expected is None or has == expected, f"{'has' if has else 'does not have'} {what}"
-    again = compiled(subject.term.init)(jax.random.key(0), subject.probe.inputs)
+    again = compiled(init)(jax.random.key(0), probe.inputs)
     assert _avals(again) == _avals(variables), "init under jit returns something else"
 
 
-def _check_apply(subject: _Subject) -> None:
+def _check_apply(probe: Probe, *, apply: TermApply) -> None:
     """One float32 value per example, and a state like before."""
-    variables, inputs = subject.probe.variables, subject.probe.inputs
-    values, state = jax.eval_shape(subject.term.apply, *variables, inputs)
+    variables, inputs = probe.variables, probe.inputs
+    values, state = jax.eval_shape(apply, *variables, inputs)
     expected = inputs.mask.shape
     assert values.shape == expected, f"values have shape {values.shape}, expected {expected}"
     assert values.dtype == jnp.float32, f"values have dtype {values.dtype}, expected float32"
@@ -119,17 +108,17 @@ def _check_apply(subject: _Subject) -> None:
     assert before == after, f"apply returns the state {after}, expected {before}"
 
 
-def _check_jit(subject: _Subject) -> None:
+def _check_jit(probe: Probe) -> None:
     """The same under jit as without, and finite."""
-    answer = subject.probe.base
+    answer = probe.base
     assert_finite(answer.values, "values")
-    eager = subject.term.apply(*subject.probe.variables, subject.probe.inputs)
-    subject.assert_close((answer.values, answer.state), eager, "compiled (left), eager (right)")
+    _, eager = probe.mean(*probe.variables, probe.inputs)
+    probe.assert_close((answer.values, answer.state), eager, "compiled (left), eager (right)")
 
 
-def _check_gradients(subject: _Subject, *, student_has_gradient: bool) -> None:
+def _check_gradients(probe: Probe, *, student_has_gradient: bool) -> None:
     """Gradients are finite, and none reaches the teacher."""
-    answer = subject.probe.base
+    answer = probe.base
     assert_finite(answer.params, "gradients of the parameters")
     assert_finite(answer.student, "gradients by the student")
     if student_has_gradient:
@@ -139,75 +128,62 @@ def _check_gradients(subject: _Subject, *, student_has_gradient: bool) -> None:
     assert_zero(answer.teacher, "gradient by the teacher (stop_gradient is missing)")
 
 
-def _check_mask(subject: _Subject) -> None:
+def _check_mask(probe: Probe) -> None:
     """Masked examples leave no trace in mean, gradients and state."""
-    mask = some_mask(len(subject.probe.inputs.mask))
-    base = with_mask(subject.probe.inputs, mask)
-    want = subject.probe.answer(base)
-    for name, change in (("others", _others), ("zeros", jnp.zeros_like)):
-        put = functools.partial(_put_masked, mask, change)
-        got = subject.probe.answer(with_mask(jax.tree.map(put, base), mask))
+    mask = some_mask(len(probe.inputs.mask))
+    for name, change in (("others", others), ("zeros", jnp.zeros_like)):
+        got, want = probe.behind_mask(mask, change)
         words = f"masked examples replaced by {name} (left), as they were (right)"
-        subject.assert_close(got.mean, want.mean, f"mean, {words}")
-        subject.assert_close(got.state, want.state, f"new state, {words}")
-        subject.assert_close(got.params, want.params, f"gradients of the parameters, {words}", 10)
-        subject.assert_close(got.student, want.student, f"gradients by the student, {words}", 10)
+        probe.assert_close(got.mean, want.mean, f"mean, {words}")
+        probe.assert_close(got.state, want.state, f"new state, {words}")
+        probe.assert_close(got.params, want.params, f"gradients of the parameters, {words}", 10)
+        probe.assert_close(got.student, want.student, f"gradients by the student, {words}", 10)
         masked = jax.tree.map(lambda x: x[~mask], got.student)
         assert_zero(masked, "gradients by the student at masked examples")
 
 
-def _check_independence(subject: _Subject) -> None:
+def _check_independence(probe: Probe) -> None:
     """No example looks at another (else say couples_batch=True)."""
-    one = jax.tree.map(lambda x: x[2:3], subject.probe.inputs)
-    values, _ = compiled(subject.term.apply)(*subject.probe.variables, one)
-    whole = subject.probe.base.values
-    subject.assert_close(values, whole[2:3], "alone (left), in its batch (right)")
+    one = jax.tree.map(lambda x: x[2:3], probe.inputs)
+    _, (values, _) = compiled(probe.mean)(*probe.variables, one)
+    probe.assert_close(values, probe.base.values[2:3], "alone (left), in its batch (right)")
 
 
-def _check_subset(subject: _Subject) -> None:
+def _check_subset(probe: Probe) -> None:
     """Masked examples neither pair nor count."""
-    mask = some_mask(len(subject.probe.inputs.mask))
-    inputs = with_mask(subject.probe.inputs, mask)
-    got = subject.probe.answer(inputs)
-    few = subject.probe.answer(jax.tree.map(lambda x: x[mask], inputs))
-    subject.assert_close(got.values[mask], few.values, "masked (left), without them (right)")
-    words = "gradients, masked (left), without (right)"
-    subject.assert_close(got.params, few.params, words, 10)
+    mask = some_mask(len(probe.inputs.mask))
+    inputs = with_mask(probe.inputs, mask)
+    got = probe.answer(inputs)
+    few = probe.answer(jax.tree.map(lambda x: x[mask], inputs))
+    probe.assert_close(got.values[mask], few.values, "masked (left), without them (right)")
+    probe.assert_close(got.params, few.params, "gradients, masked (left), without (right)", 10)
 
 
-def _check_low_precision(subject: _Subject) -> None:
+def _check_low_precision(probe: Probe) -> None:
     """Computes in float32 what it is given in bfloat16."""
-    got, want = subject.probe.in_low_precision
+    got, want = probe.in_low_precision
     assert got.values.dtype == jnp.float32, f"values are {got.values.dtype}, expected float32"
     assert_finite((got.values, got.params, got.student), "values and gradients")
-    subject.assert_close(got.values, want.values, "bfloat16 (left), float32 (right)")
+    probe.assert_close(got.values, want.values, "bfloat16 (left), float32 (right)")
 
 
-def _check_devices(subject: _Subject) -> None:
+def _check_devices(probe: Probe) -> None:
     """The same with the batch split over devices."""
-    count = _num_devices(subject)
+    count = _num_devices(probe)
     mesh = sharding.make_mesh(data=count)
-    variables = sharding.replicate(subject.probe.variables, mesh)
-    inputs = jax.device_put(subject.probe.inputs, sharding.batch_sharding(mesh))
-    want = subject.probe.program(variables, inputs)
-    got = subject.probe.base
+    variables = sharding.replicate(probe.variables, mesh)
+    inputs = jax.device_put(probe.inputs, sharding.batch_sharding(mesh))
+    want = probe.program(variables, inputs)
+    got = probe.base
     words = f"on one device (left), over {count} (right)"
-    subject.assert_close((got.values, got.state), (want.values, want.state), words)
+    probe.assert_close((got.values, got.state), (want.values, want.state), words)
     gradients = (got.params, got.student), (want.params, want.student)
-    subject.assert_close(gradients[0], gradients[1], f"gradients, {words}", 10)
+    probe.assert_close(*gradients, f"gradients, {words}", 10)
 
 
-def _num_devices(subject: _Subject) -> int:
-    return math.gcd(jax.device_count(), len(subject.probe.inputs.mask))
+def _num_devices(probe: Probe) -> int:
+    return math.gcd(jax.device_count(), len(probe.inputs.mask))
 
 
 def _avals(tree: PyTree) -> Any:
     return jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
-
-
-def _put_masked(mask: np.ndarray, change: Callable[[Array], Array], x: Array) -> Array:
-    return put_rows(x, mask, change(x))
-
-
-def _others(x: Array) -> Array:
-    return 3 * x[::-1] if jnp.issubdtype(x.dtype, jnp.floating) else x[::-1]
