@@ -84,7 +84,7 @@ def train(experiment: Experiment, settings: Settings, kind: str, seed: int) -> V
         runs.console.progress(label, start, num_steps) as update,
         kdjax.checkpoint.saving(directory, keep=run.keep_last) as save_fn,
     ):
-        state = kdjax.loop.fit(
+        trained: Any = kdjax.loop.fit(
             step,
             state,
             kdjax.data.train_batches(
@@ -96,7 +96,7 @@ def train(experiment: Experiment, settings: Settings, kind: str, seed: int) -> V
             save_fn=save_fn,
             stop_fn=run.stop_fn,
         )
-    own = state.states[0] if kind == PEER else state
+    own = trained.states[0] if kind == PEER else trained
     return kdjax.types.Variables(own.params["student"], own.model_state)
 
 
