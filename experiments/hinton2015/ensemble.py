@@ -26,7 +26,7 @@ QUICK = Recipe(epochs=20, batch_size=64)
 NOTES = [
     "The gain is the ensemble's accuracy less the mean accuracy of its members; what is "
     "transferred is the part of it that the mean distilled net has. Members and distilled nets are "
-    "3072-256-256-100 without regularisation, 8 and 30 passes over the images as they are; the "
+    "3072-256-256-100 without regularization, 8 and 30 passes over the images as they are; the "
     "second row trains from labels for as long as the students do. The ensemble averages "
     "probabilities at the temperature of the distillation. All four temperatures of the paper are "
     "shown; the row of the claim is T = 2."

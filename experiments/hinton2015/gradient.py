@@ -31,8 +31,8 @@ NOTES = [
     "The gradient is that of the cross-entropy with the soft targets, as in the paper, for the "
     "logits of a student trained from labels and of the teacher, averaged over test images. The "
     "approximation takes both logits to have mean zero for each image, which biases do not "
-    "guarantee: the logits are centred first, which changes no softmax.",
-    "Logit matching minimises half the mean squared difference of centred logits, the limit of "
+    "guarantee: the logits are centered first, which changes no softmax.",
+    "Logit matching minimizes half the mean squared difference of centered logits, the limit of "
     "T^2 times the divergence. It shares seeds and batches with the other students.",
 ]
 
@@ -47,7 +47,7 @@ def run(study: Study) -> Findings:
     z = scratch.logits(study.run, study.test.image)[0]
     measured = measure(z, teacher.test_logits, study.test.label)
     soft, matched = students(cohort)
-    distances = [relative(centred(a), centred(b)) for a, b in zip(soft[-1], matched, strict=True)]
+    distances = [relative(centered(a), centered(b)) for a, b in zip(soft[-1], matched, strict=True)]
     errors = {
         "gradient against (z - v)/(N T^2) at T = 1024, relative error": measured["error"][-1:],
         "logits of T = 1000 against logit matching, relative distance": distances,
@@ -69,7 +69,7 @@ def measure(
     import jax.numpy as jnp
 
     losses = kdjax.losses
-    z, v = jnp.asarray(centred(student_logits)), jnp.asarray(centred(teacher_logits))
+    z, v = jnp.asarray(centered(student_logits)), jnp.asarray(centered(teacher_logits))
     count = z.shape[-1]
     hard = jax.grad(lambda z: losses.cross_entropy(z, jnp.asarray(labels)).sum())(z)
     hard_norm = float(jnp.linalg.norm(hard, axis=-1).mean())
@@ -110,7 +110,7 @@ def students(cohort: Cohort) -> tuple[np.ndarray, np.ndarray]:
 
 
 def logit_matching(setting: Any) -> Objective:
-    """Make the objective that soft targets approach: the squared distance of centred logits."""
+    """Make the objective that soft targets approach: the squared distance of centered logits."""
 
     def values(inputs: TermInputs) -> Array:
         assert inputs.teacher is not None
@@ -121,7 +121,7 @@ def logit_matching(setting: Any) -> Objective:
     return kdjax.objective.combine({"logits": term}, {"logits": 1.0})
 
 
-def centred(logits: np.ndarray) -> np.ndarray:
+def centered(logits: np.ndarray) -> np.ndarray:
     """Give every example's logits mean zero."""
     return logits - logits.mean(-1, keepdims=True)
 
@@ -138,7 +138,7 @@ def student_table(soft: np.ndarray, matched: np.ndarray, truth: np.ndarray) -> T
     for temperature, own in zip(TRAINED, soft, strict=True):
         pairs = list(zip(own, matched, strict=True))
         agreeing = [100 * float((a.argmax(-1) == b.argmax(-1)).mean()) for a, b in pairs]
-        distances = [relative(centred(a), centred(b)) for a, b in pairs]
+        distances = [relative(centered(a), centered(b)) for a, b in pairs]
         numbers = formatted(errors(own, truth)), formatted(agreeing, 2), formatted(distances, 4)
         rows.append((f"soft targets, T = {temperature:g}", *numbers))
     rows.append(("logit matching", formatted(errors(matched, truth)), "", ""))

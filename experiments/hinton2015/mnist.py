@@ -1,4 +1,4 @@
-"""Section 3: a big regularised net on MNIST, taught to a smaller one without regularisation.
+"""Section 3: a big regularized net on MNIST, taught to a smaller one without regularization.
 
     python -m experiments.hinton2015.mnist --data.dir DIR
 
@@ -27,7 +27,7 @@ NOTES = [
     "by up to two pixels, and their parts by up to two more, each on its own (kdjax.data.warp). "
     "The teacher answers with the mean over the nine copies of an image that are shifted by at "
     "most one pixel. Students: 40 epochs in batches of 64, with labels alone as with the teacher, "
-    "images as they are, no regularisation but the soft targets, which have nine tenths of the "
+    "images as they are, no regularization but the soft targets, which have nine tenths of the "
     "weight."
 ]
 

@@ -41,7 +41,7 @@ NOTES = [
     "row is what a generalist makes of as many images as they all see.",
     "Clusters are those of the covariance of the generalist's predictions on the training images "
     "at temperature 4, with columns of unit length; a set is made of the largest entries of a "
-    "centroid, so sets overlap and some classes may be in none. The combination minimises the "
+    "centroid, so sets overlap and some classes may be in none. The combination minimizes the "
     "paper's equation 5 for every image. The conditional accuracy counts the images of a "
     "specialist's classes and allows only these as answers, over all specialists. Coverage is "
     "counted over all seeds, each with clusters of its own; the first seed's are named.",

@@ -30,7 +30,7 @@ class DataSettings:
     """Which data, from where."""
 
     name: str | None = flag(
-        "A set of labelled images. Default: mnist, with --quick the embedded digits."
+        "A set of labeled images. Default: mnist, with --quick the embedded digits."
     )
     dir: Path | None = flag("Directory with prepared TFDS sets; TFDS's own by default.")
     validation_fraction: float = flag(

@@ -33,7 +33,7 @@ NOTES = [
     "'found on the test set' do the same, student by student, so that figures compare; they are "
     "no estimate of anything. The rows 'class prior' use no label: "
     "`kdjax.specialists.match_class_prior` gives each class the share that it has among the "
-    "teacher's training labels, on the unlabelled images that are measured. The rows 'teacher's "
+    "teacher's training labels, on the unlabeled images that are measured. The rows 'teacher's "
     "mass' use no image but those of the transfer set: each class gets the teacher's mean "
     "probability there, at temperature 1."
 ]

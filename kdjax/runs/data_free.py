@@ -104,8 +104,8 @@ def report(
         Seeds=", ".join(str(r.seed) for r in found),
     )
     images, (_, model, variables) = found[0].images, teacher.network
-    unlabelled = {"image": images, "label": np.zeros(len(images), np.int32)}
-    logits = runs.evaluation.predict(experiment.run, model, variables, unlabelled)
+    unlabeled = {"image": images, "label": np.zeros(len(images), np.int32)}
+    logits = runs.evaluation.predict(experiment.run, model, variables, unlabeled)
     names, temperature = experiment.dataset.label_names, experiment.settings.temperature
     pictures = runs.report.plot_instructive(images, logits.argmax(-1), logits, names, temperature)
     name, figures = experiment.dataset.name, {"images": (pictures, CAPTION)}

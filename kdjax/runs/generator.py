@@ -212,7 +212,7 @@ def make_step(
         student: the network to train.
         teacher: a trained network that captures `embedding`.
         embedding: the name of the feature that its classifier reads.
-        objective: what the student minimises on the images.
+        objective: what the student minimizes on the images.
         optimizers: the student's and the generator's.
         generator: makes the images.
         batch_size: images in a step.

@@ -27,7 +27,7 @@ def uskd(
     Args:
         student_feature: module path of a student feature, [batch, ..., width], averaged over the
             axes between.
-        target_weight: of the labelled class.
+        target_weight: of the labeled class.
         nontarget_weight: of the ranks of the others.
         weak_weight: of the weak classifier's own loss.
         smoothing: how much of the weak classifier's labels is spread over all classes.

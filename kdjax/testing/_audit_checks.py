@@ -108,8 +108,8 @@ def temperature_scale(probe: Probe) -> Verdict:
     some = 0.05 * np.asarray(draw, np.float32)
     sure = 1e5 * np.eye(shape[-1], dtype=np.float32)[np.arange(shape[0]) % shape[-1]]
     small = (_pull(probe, some) - _pull(probe, -some)) / 2
-    centred = some - some.mean(-1, keepdims=True)
-    slope = _size(small) * shape[-1] / _size(centred[_valid(probe)])
+    centered = some - some.mean(-1, keepdims=True)
+    slope = _size(small) * shape[-1] / _size(centered[_valid(probe)])
     start = _pull(probe, uniform)
     top = _size(_pull(probe, sure) - start) / np.sqrt(1 - 1 / shape[-1])
     if not slope > 0 or not np.isfinite(top / slope):

@@ -71,7 +71,7 @@ def some_mask(size: int) -> np.ndarray:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Normalise over the last axis, in float64."""
+    """Normalize over the last axis, in float64."""
     z = np.asarray(logits, np.float64)
     z = z - z.max(-1, keepdims=True)
     found: np.ndarray = z - np.log(np.exp(z).sum(-1, keepdims=True))
