@@ -45,7 +45,7 @@ class Setup(NamedTuple):
 
 
 _Make = Callable[[Setup], Term]
-_Places = Callable[[Setup], tuple[str, str] | tuple[list[str], list[str]]]
+_PathsFn = Callable[[Setup], tuple[str, str] | tuple[list[str], list[str]]]
 
 
 class Need(enum.Flag):
@@ -264,13 +264,13 @@ def _embeddings(setup: Setup) -> tuple[str, str]:
     return setup.student.embedding, setup.teacher.embedding
 
 
-def _of(loss: Callable[..., Array], at: _Places | None = None, **hyper: Any) -> _Make:
-    """Return what lifts a loss to a term, of the features at these places."""
+def _of(loss: Callable[..., Array], at: _PathsFn | None = None, **hyper: Any) -> _Make:
+    """Return what lifts a loss to a term, of the features at these paths."""
     return functools.partial(_lifted, loss, at, hyper)
 
 
 def _lifted(
-    loss: Callable[..., Array], at: _Places | None, hyper: dict[str, Any], setup: Setup
+    loss: Callable[..., Array], at: _PathsFn | None, hyper: dict[str, Any], setup: Setup
 ) -> Term:
     student, teacher = at(setup) if at else (None, None)
     return terms.of(loss, student=student, teacher=teacher, **hyper)
