@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 def rows() -> dict[str, Row]:
     """Return what the tables have rows for."""
-    half = {"dtype": jnp.bfloat16}
+    half: dict[str, Any] = {"dtype": jnp.bfloat16}
     teacher = models.resnet34(CLASSES, **half)
     sgd = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.4, momentum=0.9, nesterov=True))
     vit = models.vit_s(CLASSES, patch_size=16, **half)

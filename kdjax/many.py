@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import Jaxpr, jaxpr_as_fun
 from jax.extend.core.primitives import conv_general_dilated_p
 from jax.sharding import Mesh
 from jax.tree_util import Partial
@@ -210,7 +210,7 @@ def scan(
     return turned
 
 
-def has_convolutions(program: Jaxpr | ClosedJaxpr) -> bool:
+def has_convolutions(program: Any) -> bool:
     """Return whether a traced program convolves, and so is slow in a compiled loop on CPUs.
 
     XLA for CPUs brings convolutions into the form of its fast kernels outside of loops alone
@@ -220,7 +220,7 @@ def has_convolutions(program: Jaxpr | ClosedJaxpr) -> bool:
     Args:
         program: such as `jax.make_jaxpr(step)(state, batch)`.
     """
-    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    jaxpr: Jaxpr = getattr(program, "jaxpr", program)
     return any(
         equation.primitive is conv_general_dilated_p
         or any(map(has_convolutions, _programs_in(equation.params)))
@@ -228,9 +228,10 @@ def has_convolutions(program: Jaxpr | ClosedJaxpr) -> bool:
     )
 
 
-def _programs_in(params: Mapping[str, Any]) -> list[Jaxpr | ClosedJaxpr]:
+def _programs_in(params: Mapping[str, Any]) -> list[Any]:
     """Return the programs that an equation runs, as a loop its body or a branch its cases."""
-    return [x for x in jax.tree.leaves(dict(params)) if isinstance(x, Jaxpr | ClosedJaxpr)]
+    leaves = jax.tree.leaves(dict(params))
+    return [x for x in leaves if isinstance(getattr(x, "jaxpr", x), Jaxpr)]
 
 
 def _in_turn(step: AnyStep, axes: tuple[int | None, ...]) -> AnyStep:

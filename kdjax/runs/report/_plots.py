@@ -119,7 +119,7 @@ def plot_dark_knowledge(
         grid, images, labels, sharp, soft, strict=True
     ):
         classes = np.arange(num_classes) if num_classes <= 10 else np.argsort(-q)[:num_bars]
-        names = [str(label_names[c]) for c in classes]
+        names = [str(label_names[int(c)]) for c in classes]
         _show_image(picture, image, images, str(label_names[label]))
         _bars(left, 100 * p[classes], names, classes == label, limit=100)
         _bars(right, 100 * q[classes], None, classes == label, limit=100 * soft.max())
