@@ -7,7 +7,6 @@ its own, which are trained and checkpointed with the student and never enter it.
 
 from collections.abc import Callable
 
-from kdjax.terms._calibration import semantic_calibration
 from kdjax.terms._connectors import activation_boundary, inter_channel_correlation, overhaul, vid
 from kdjax.terms._contrastive import crd
 from kdjax.terms._curriculum import curriculum_temperature, taid
@@ -19,6 +18,7 @@ from kdjax.terms._relations import consecutive_correlation, itrd
 from kdjax.terms._renamed import renamed
 from kdjax.terms._review import review
 from kdjax.terms._self import uskd
+from kdjax.terms._semantic import semantic_calibration
 from kdjax.terms._wrapped import normalized, standardized
 from kdjax.types import Term
 
