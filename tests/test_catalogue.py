@@ -1,7 +1,8 @@
 """docs/catalogue.md is what its script makes of the code and the results as they are."""
 
-import importlib.util
 from pathlib import Path
+
+from scripts import page_maker
 
 from kdjax import losses
 from kdjax.runs import methods
@@ -9,22 +10,15 @@ from kdjax.runs import methods
 ROOT = Path(__file__).parents[1]
 
 
-def maker():
-    spec = importlib.util.spec_from_file_location("catalogue", ROOT / "docs" / "make_catalogue.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_page_is_current():
     command = "python docs/make_catalogue.py > docs/catalogue.md"
-    assert (ROOT / "docs" / "catalogue.md").read_text() == maker().page(), (
+    assert (ROOT / "docs" / "catalogue.md").read_text() == page_maker("make_catalogue").page(), (
         f"make it anew: {command}"
     )
 
 
 def test_every_method_has_a_row_of_what_exists():
-    module = maker()
+    module = page_maker("make_catalogue")
     assert set(module.ROWS) <= set(methods.METHODS)
     counts = module._golden_counts()
     stated = {name for name, row in module.ROWS.items() if row.losses}
