@@ -77,25 +77,12 @@ def train(experiment: Experiment, settings: Settings, kind: str, seed: int) -> V
     state, step = prepared(experiment, settings, kind, seed, first, num_steps)
     label = f"{kind}, seed {seed}"
     directory = run.workdir / "checkpoints" / label.replace(" ", "_").replace(",", "")
-    found = kdjax.checkpoint.restore(directory, state)
-    state = found[1] if found else state
-    start = int(state.step)
-    with (
-        runs.console.progress(label, start, num_steps) as update,
-        kdjax.checkpoint.saving(directory, keep=run.keep_last) as save_fn,
-    ):
-        trained: Any = kdjax.loop.fit(
-            step,
-            state,
-            kdjax.data.train_batches(
-                examples, seed=seed, batch_size=size, start_step=start, rows=rows
-            ),
-            num_steps=num_steps,
-            log_fn=lambda at, found: update(at, f"loss {kdjax.metrics.value(found['loss']):.3f}"),
-            checkpoint_every=run.checkpoint_every or 1000,
-            save_fn=save_fn,
-            stop_fn=run.stop_fn,
-        )
+    state = runs.training.restored(directory, state)
+    batches = kdjax.data.train_batches(
+        examples, seed=seed, batch_size=size, start_step=kdjax.loop.step_of(state), rows=rows
+    )
+    log = runs.log.TrainingLog(run, kind, seed, label, num_steps)
+    trained = runs.training.fit(log, state, runs.training.Feed(step, batches), directory)
     own = trained.states[0] if kind == PEER else trained
     return kdjax.types.Variables(own.params["student"], own.model_state)
 

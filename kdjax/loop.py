@@ -20,7 +20,7 @@ from kdjax.types import Array, Batch, Metrics, TrainState, Variables
 
 __all__ = [
     "HostMetrics", "NonFiniteLoss", "Stopped", "evaluate", "fit", "predict", "profiled",
-    "stop_on_signals",
+    "step_of", "stop_on_signals",
 ]  # fmt: skip
 
 HostMetrics = dict[str, Any]
@@ -91,8 +91,7 @@ def fit(
         Stopped: if `stop_fn` said so.
         ValueError: if there are too few batches.
     """
-    # The members of a stack are at the same step.
-    step = int(np.max(state.step))
+    step = step_of(state)
     calls = _Calls(train_step, batches, num_steps, steps_per_call)
 
     def log(step: int, _: TrainState) -> None:
@@ -117,6 +116,11 @@ def fit(
         if stopping:
             raise Stopped(step)
     return state
+
+
+def step_of(state: TrainState) -> int:
+    """Return the step that a state is at, which the members of a stack share."""
+    return int(np.max(state.step))
 
 
 @contextlib.contextmanager

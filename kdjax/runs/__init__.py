@@ -4,7 +4,7 @@ A script is one file: its flags, then `run` from top to bottom. The scripts are 
 `compare`, `generations` and `data_free`; they stand on
 
 - `flags`, `settings`, `presets`: the command line;
-- `experiment`, `workdir`, `console`: data, mesh and work directory, what is kept and what is said;
+- `experiment`, `workdir`, `console`, `log`: data, mesh, work directory, what is kept and said;
 - `methods`, `teaching`, `training`: what `--method` names, who teaches whom, how networks train;
 - `evaluation`, `measures`, `report`, `page`: what came out.
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         evaluation,
         experiment,
         generator,
+        log,
         measures,
         methods,
         networks,
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "console", "evaluation", "experiment", "generator", "measures", "methods", "networks",
-    "numbers", "page", "recipes", "report", "teaching", "training", "workdir",
+    "console", "evaluation", "experiment", "generator", "log", "measures", "methods",
+    "networks", "numbers", "page", "recipes", "report", "teaching", "training", "workdir",
 ]  # fmt: skip
 
 

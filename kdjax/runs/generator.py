@@ -12,12 +12,12 @@ import numpy as np
 import optax
 from flax import struct
 
-from kdjax import checkpoint, loop, metrics, models, step, terms
+from kdjax import models, step, terms
 from kdjax.objective import combine
-from kdjax.runs import recipes, teaching
-from kdjax.runs.console import progress
+from kdjax.runs import recipes, teaching, training
 from kdjax.runs.evaluation import Run
 from kdjax.runs.experiment import Experiment
+from kdjax.runs.log import TrainingLog
 from kdjax.runs.settings import GeneratorSettings
 from kdjax.runs.teaching import TeacherResult
 from kdjax.sharding import replicate
@@ -119,36 +119,14 @@ def plan(
 
 def train(run: Run, plan: Plan, seed: int) -> "State":
     """Train generator and student from a seed, or from where an earlier run left them."""
-    phase = "data-free"
-    directory = run.workdir / "checkpoints" / f"{phase}-{seed}"
-    # The loop knows states of other kinds than its own by their number of steps alone.
-    state: Any = plan.init(jax.random.key(seed), plan.teacher)
-    found = checkpoint.restore(directory, state)
-    state = state if found is None else found[1]
-    run.log.rewind(phase, seed, int(state.step))
-    with progress(f"student, seed {seed}", int(state.step), plan.num_steps) as update:
-
-        def log(at: int, measured: Any) -> None:
-            numbers = {name: metrics.value(metric) for name, metric in measured.items()}
-            run.log.append(phase=phase, seed=seed, step=at, split="train", **numbers)
-            note = f"loss {numbers['loss']:.3f}, agrees on {numbers['agreement']:.1%} of the images"
-            update(at, note)
-
-        step_fn: Any = functools.partial(plan.step, teacher_variables=plan.teacher)
-        trained: Any = loop.fit(
-            step_fn,
-            state,
-            # The step makes its own images.
-            itertools.repeat({}),
-            num_steps=plan.num_steps,
-            log_every=run.log_every,
-            log_fn=log,
-            checkpoint_every=run.checkpoint_every or max(500, plan.num_steps // 20),
-            save_fn=lambda at, s: checkpoint.save(directory, at, s, keep=run.keep_last),
-            stop_fn=run.stop_fn,
-        )
-    result: State = trained
-    return result
+    directory = run.workdir / "checkpoints" / f"data-free-{seed}"
+    state = training.restored(directory, plan.init(jax.random.key(seed), plan.teacher))
+    # The step makes its own images.
+    one_step = functools.partial(plan.step, teacher_variables=plan.teacher)
+    feed = training.Feed(one_step, itertools.repeat({}))
+    log = TrainingLog(run, "data-free", seed, f"student, seed {seed}", plan.num_steps)
+    trained: State = training.fit(log, state, feed, directory)
+    return trained
 
 
 def student_variables(state: "State") -> Variables:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from kdjax import checkpoint, data, loop, many, metrics, models, sharding, step
 from kdjax.distributed import gathered
 from kdjax.runs.console import progress, say
 from kdjax.runs.evaluation import Arrays, Run, measure, on_mesh
+from kdjax.runs.log import TrainingLog
 from kdjax.runs.settings import STEPS_PER_CALL
 from kdjax.types import (
     Batch,
@@ -71,12 +71,12 @@ class Training:
         return models.Network(self.spec, models.build(self.spec), variables)
 
 
-class _Feed(NamedTuple):
+class Feed(NamedTuple):
     """A step, what it is called with, and the most steps that it takes in a call."""
 
-    train_step: Callable[..., tuple[TrainState, Metrics]]
+    train_step: Callable[..., tuple[Any, Metrics]]
     batches: Iterator[Any]
-    steps_per_call: int
+    steps_per_call: int = 1
 
 
 def train(run: Run, training: Training, seed: int, *, directory: Path | None = None) -> Variables:
@@ -103,11 +103,11 @@ def train(run: Run, training: Training, seed: int, *, directory: Path | None = N
         # Traced here, for what it is made of, and not again where it is compiled.
         traced = jax.make_jaxpr(training.train_step)(state, batch)
         most = _steps_per_call(run, traced)
-    log = _Log(run, training.phase, seed, label_of(training, seed), training.num_steps)
+    log = TrainingLog(run, training.phase, seed, label_of(training, seed), training.num_steps)
     eval_every = run.eval_every or max(1, training.num_steps // 20)
     with _fed(run, training, seed, state, most) as feed:
         watch = functools.partial(_validate, run, training) if training.watched else None
-        state = _fit(run, log, state, feed, directory, eval_every, watch)
+        state = fit(log, state, feed, directory, eval_every, watch)
     return Variables(state.params["student"], state.model_state)
 
 
@@ -141,16 +141,14 @@ def train_together(
         loop.NonFiniteLoss: if a member's loss was nan or infinite.
         loop.Stopped: if the run was asked to stop; the state is saved.
     """
-    states = sharding.replicate(_made_alike(training, seeds), run.mesh)
-    found = checkpoint.restore(directory, states)
-    states = found[1] if found else states
+    states = restored(directory, sharding.replicate(_made_alike(training, seeds), run.mesh))
     examples = sharding.replicate(dict(training.examples), run.mesh)
     program = _program(training)
     source = jax.tree.map(jnp.asarray, training.teacher.variables)
     held = Partial(program, settings=settings, examples=examples, variables=source)
     most = min(STEPS_PER_CALL, training.num_steps)
-    feed = _Feed(held, _rows_together(training, seeds, _step_of(states)), most)
-    log = _Log(run, training.phase, None, training.phase, training.num_steps)
+    feed = Feed(held, _rows_together(training, seeds, loop.step_of(states)), most)
+    log = TrainingLog(run, training.phase, None, training.phase, training.num_steps)
 
     def watch(at: int, states: TrainState) -> dict[str, Any]:
         assert watch_fn is not None
@@ -158,7 +156,7 @@ def train_together(
         return {}
 
     eval_every = watch_every or training.num_steps
-    states = _fit(run, log, states, feed, directory, eval_every, watch if watch_fn else None)
+    states = fit(log, states, feed, directory, eval_every, watch if watch_fn else None)
     seconds = run.log.seconds(training.phase, None)
     return Variables(states.params["student"], states.model_state), seconds
 
@@ -203,59 +201,39 @@ def forget_programs() -> None:
     jax.clear_caches()
 
 
-class _Log:
-    """What a training says while it runs, in the log of the run and on the console."""
-
-    def __init__(self, run: Run, phase: str, seed: int | None, label: str, num_steps: int):
-        self.run, self.label, self.num_steps = run, label, num_steps
-        self.phase, self.seed = phase, seed
-        self.notes = {"train": ""}
-        self.update: Callable[[int, str], None] = lambda step, note: None
-
-    def goes_on(self, start: int) -> None:
-        """Drop what was logged behind the step that training goes on from."""
-        self.run.log.rewind(self.phase, self.seed, start)
-        if start:
-            done = "is trained" if start == self.num_steps else f"goes on from step {start}"
-            say(f"{self.label:<14} {done} (read from its checkpoint)")
-        self.began = time.perf_counter() - self.run.log.seconds(self.phase, self.seed)
-
-    def write(self, at: int, split: str, measured: Mapping[str, Any]) -> None:
-        """Log metrics of a split, and show them."""
-        numbers = {name: _number(metric) for name, metric in measured.items()}
-        seconds = round(time.perf_counter() - self.began, 3)
-        of = {"phase": self.phase, "seed": self.seed, "step": at, "split": split}
-        self.run.log.append(**of, **numbers, seconds=seconds)
-        loss = numbers["loss"] if split == "train" else numbers["nll"]
-        self.notes[split] = f"{split} loss {loss:.3f}, {numbers['accuracy']:.1%} right"
-        if split == "train" and (skipped := int(np.sum(measured.get("skipped", (0, 0))[0]))):
-            say(f"{self.label} skipped {skipped} non-finite steps up to step {at}")
-        self.update(at, "  ".join(filter(None, self.notes.values())))
+def restored(directory: Path, state: Any) -> Any:
+    """Return the newest state of a directory, or this one where there is none."""
+    found = checkpoint.restore(directory, state)
+    return found[1] if found else state
 
 
-def _number(metric: tuple[Any, Any]) -> float:
-    """Turn a metric into a number, those of several members into their mean."""
-    total, count = metric
-    if np.ndim(count) == 0:
-        return metrics.value(metric)
-    return float(np.mean([metrics.value(own) for own in zip(total, count, strict=True)]))
-
-
-def _fit(
-    run: Run,
-    log: _Log,
-    state: TrainState,
-    feed: _Feed,
+def fit(
+    log: TrainingLog,
+    state: Any,
+    feed: Feed,
     directory: Path,
-    eval_every: int,
-    watch: Callable[[int, TrainState], Mapping[str, Any]] | None,
-) -> TrainState:
-    """Take the steps that are missing.
+    eval_every: int | None = None,
+    watch: Callable[[int, Any], Mapping[str, Any]] | None = None,
+) -> Any:
+    """Take the steps that a training lacks; every training of a run goes through here.
 
-    `watch` measures a state: metrics by split, of which the accuracy of `validation` chooses the
-    best checkpoint.
+    Args:
+        log: of the training, which knows its run and its number of steps.
+        state: where it goes on, a `TrainState` or another with a `step`; its buffers are donated.
+        feed: the step, and the batches from the state's step on.
+        directory: where the checkpoints go.
+        eval_every: steps between calls of `watch`, which is called at the end too.
+        watch: measures a state: metrics by split, of which the accuracy of `validation` chooses
+            the best checkpoint.
+
+    Returns:
+        The state at the end.
+
+    Raises:
+        loop.NonFiniteLoss: if a loss was nan or infinite.
+        loop.Stopped: if the run was asked to stop; the state is saved.
     """
-    start = _step_of(state)
+    run, start = log.run, loop.step_of(state)
     log.goes_on(start)
     if start == log.num_steps:
         return state
@@ -270,7 +248,7 @@ def _fit(
             trace = run.workdir / "profile" / directory.name
             train_step = stack.enter_context(loop.profiled(train_step, trace))
 
-        def eval_fn(at: int, state: TrainState) -> None:
+        def eval_fn(at: int, state: Any) -> None:
             assert watch is not None
             for split, measured in watch(at, state).items():
                 log.write(at, split, {"loss": measured["nll"], **measured})
@@ -304,13 +282,13 @@ def _validate(run: Run, training: Training, at: int, state: TrainState) -> dict[
 
 
 @contextlib.contextmanager
-def _fed(run: Run, training: Training, seed: int, state: TrainState, most: int) -> Iterator[_Feed]:
+def _fed(run: Run, training: Training, seed: int, state: TrainState, most: int) -> Iterator[Feed]:
     """Feed a training, and end the threads and processes that read ahead, if there are any."""
-    start = _step_of(state)
+    start = loop.step_of(state)
     if most > 1 or training.rows_fn:
         held = many.with_examples(training.train_step, training.examples, run.mesh)
         step_of_rows = many.several(held) if most > 1 else held
-        yield _Feed(step_of_rows, _rows(training, seed, start), most)
+        yield Feed(step_of_rows, _rows(training, seed, start), most)
         return
     size, examples = training.batch_size, training.examples
     rows = sharding.local_rows(run.mesh, size)
@@ -319,7 +297,7 @@ def _fed(run: Run, training: Training, seed: int, state: TrainState, most: int) 
     )
     batches = on_mesh(run, examples, own)
     try:
-        yield _Feed(training.train_step, batches, 1)
+        yield Feed(training.train_step, batches)
     finally:
         getattr(batches, "close", lambda: None)()
 
@@ -396,11 +374,6 @@ def _program(training: Training) -> Callable[..., tuple[TrainState, Metrics]]:
         return states, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), taken)
 
     return steps
-
-
-def _step_of(state: TrainState) -> int:
-    """Return the step that a state is at, which members of one program share."""
-    return int(np.max(state.step))
 
 
 def _made(training: Training, key: jax.Array, batch: Batch, outputs: Outputs | None) -> TrainState:

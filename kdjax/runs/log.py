@@ -1,0 +1,53 @@
+"""What a training says while it runs: lines of `metrics.jsonl`, and notes on the console."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from kdjax import metrics
+from kdjax.runs.console import say
+from kdjax.runs.evaluation import Run
+
+# What the console shows beside the loss: the first that is measured.
+_SHARES = (("accuracy", "{:.1%} right"), ("agreement", "agrees on {:.1%}"))
+
+
+class TrainingLog:
+    """What a training says while it runs, in the log of the run and on the console."""
+
+    def __init__(self, run: Run, phase: str, seed: int | None, label: str, num_steps: int):
+        self.run, self.label, self.num_steps = run, label, num_steps
+        self.phase, self.seed = phase, seed
+        self.notes = {"train": ""}
+        self.update: Callable[[int, str], None] = lambda step, note: None
+
+    def goes_on(self, start: int) -> None:
+        """Drop what was logged behind the step that training goes on from."""
+        self.run.log.rewind(self.phase, self.seed, start)
+        if start:
+            done = "is trained" if start == self.num_steps else f"goes on from step {start}"
+            say(f"{self.label:<14} {done} (read from its checkpoint)")
+        self.began = time.perf_counter() - self.run.log.seconds(self.phase, self.seed)
+
+    def write(self, at: int, split: str, measured: Mapping[str, Any]) -> None:
+        """Log metrics of a split, and show them."""
+        numbers = {name: _number(metric) for name, metric in measured.items()}
+        seconds = round(time.perf_counter() - self.began, 3)
+        of = {"phase": self.phase, "seed": self.seed, "step": at, "split": split}
+        self.run.log.append(**of, **numbers, seconds=seconds)
+        loss = numbers["loss"] if split == "train" else numbers["nll"]
+        shares = [words.format(numbers[name]) for name, words in _SHARES if name in numbers]
+        self.notes[split] = ", ".join([f"{split} loss {loss:.3f}", *shares[:1]])
+        if split == "train" and (skipped := int(np.sum(measured.get("skipped", (0, 0))[0]))):
+            say(f"{self.label} skipped {skipped} non-finite steps up to step {at}")
+        self.update(at, "  ".join(filter(None, self.notes.values())))
+
+
+def _number(metric: tuple[Any, Any]) -> float:
+    """Turn a metric into a number, those of several members into their mean."""
+    total, count = metric
+    if np.ndim(count) == 0:
+        return metrics.value(metric)
+    return float(np.mean([metrics.value(own) for own in zip(total, count, strict=True)]))
