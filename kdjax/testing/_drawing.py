@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -76,16 +75,6 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     z = z - z.max(-1, keepdims=True)
     found: np.ndarray = z - np.log(np.exp(z).sum(-1, keepdims=True))
     return found
-
-
-def as_arrays(args: PyTree, dtype: Any) -> PyTree:
-    """Turn NumPy arrays into device arrays, the floating ones of this type."""
-
-    def cast(x: Any) -> jax.Array:
-        x = np.asarray(x)
-        return jnp.asarray(x, dtype if np.issubdtype(x.dtype, np.floating) else None)
-
-    return jax.tree.map(cast, args)
 
 
 def _floats(signature: Signature, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -6,27 +6,27 @@ from typing import Any, NamedTuple
 from kdjax.testing import _edges, _equivalence, _laws
 from kdjax.testing._drawing import Inputs
 from kdjax.testing._harness import by_law, examine, raise_failures
-from kdjax.testing._subject import Options, Subject, signature_for, subject_of
+from kdjax.testing._loss import Loss, inputs_for, signature_for, with_accepted
 
 
 class _Law(NamedTuple):
     """A check of a loss, whether a kind of loss has to pass it, and the keyword that says so."""
 
-    check: Callable[[Subject], None]
-    holds: Callable[[Subject], bool] = lambda subject: True
+    check: Callable[[Loss], None]
+    holds: Callable[[Loss], bool] = lambda loss: True
     name: str = ""
 
 
 _LAWS = (
-    _Law(_equivalence.check_reference, lambda s: s.options.reference is not None),
+    _Law(_equivalence.check_reference, lambda s: s.reference is not None),
     _Law(_equivalence.check_jit),
     _Law(_equivalence.check_low_precision),
-    _Law(_equivalence.check_vmap, lambda s: not s.options.couples_batch),
+    _Law(_equivalence.check_vmap, lambda s: not s.couples_batch),
     _Law(_equivalence.check_axis, lambda s: s.takes_classes("axis")),
     _Law(_edges.check_where, lambda s: s.takes_classes("where")),
     _Law(_edges.check_mask, lambda s: s.has_mask),
     _Law(_edges.check_one_example, lambda s: s.has_mask),
-    _Law(_equivalence.check_gradients, lambda s: s.options.order > 0),
+    _Law(_equivalence.check_gradients, lambda s: s.order > 0),
     _Law(_laws.check_teacher_is_data, _laws.holds_teacher_constant, "teacher_is_data"),
     _Law(_laws.check_nonnegative, name="nonnegative"),
     _Law(_laws.check_zero_at_equality, _laws.looks_at_both_alone, "zero_at_equality"),
@@ -110,8 +110,14 @@ def check_loss(
     if unknown:
         raise TypeError(f"check_loss: no law is named {', '.join(sorted(unknown))}")
     signature = signature_for(loss_fn)
-    options = Options(
-        couples_batch="mask" in signature.defaults if couples_batch is None else couples_batch,
+    coupled = "mask" in signature.defaults if couples_batch is None else couples_batch
+    first, *others = inputs_for(signature, inputs, couples_batch=coupled, seed=seed)
+    loss = Loss(
+        loss_fn,
+        signature,
+        first,
+        tuple(others),
+        couples_batch=coupled,
         teacher_is_data=_teacher_is_data(signature.name, laws.pop("teacher_is_data", None)),
         reference=reference,
         order=order,
@@ -119,10 +125,11 @@ def check_loss(
         rtol64=rtol64,
         zero_atol=zero_atol,
     )
-    subject = subject_of(loss_fn, signature, options, inputs, seed=seed)
-    _equivalence.check_types(subject)
-    chosen = [law.check for law in _LAWS if _holds(law, subject, laws.get(law.name))]
-    findings = examine(signature.name, by_law(chosen), subject)
+    if inputs is None and not signature.has_classes:
+        loss = with_accepted(loss)
+    _equivalence.check_types(loss)
+    chosen = [law.check for law in _LAWS if _holds(law, loss, laws.get(law.name))]
+    findings = examine(signature.name, by_law(chosen), loss)
     raise_failures(f"check_loss: {signature.name}", findings)
 
 
@@ -130,5 +137,5 @@ def _teacher_is_data(name: str, asked: bool | None) -> bool | None:
     return True if asked is None and name.endswith("_loss") else asked
 
 
-def _holds(law: _Law, subject: Subject, asked: bool | None) -> bool:
-    return law.holds(subject) if asked is None else asked
+def _holds(law: _Law, loss: Loss, asked: bool | None) -> bool:
+    return law.holds(loss) if asked is None else asked

@@ -1,4 +1,4 @@
-"""A term, alone or in an objective, as checks look at it: what it answers to inputs."""
+"""A loss, a term, or a term in an objective, as checks look at it: what it answers to inputs."""
 
 import dataclasses
 import functools
@@ -15,7 +15,10 @@ from kdjax.testing._compile import compiled
 from kdjax.types import Array, Objective, Outputs, PyTree, Term, TermInputs, Variables
 
 Mean = Callable[[PyTree, PyTree, TermInputs], tuple[Array, tuple[Array, PyTree]]]
-"""Maps parameters, state and inputs to a term's masked mean, its values and the new state."""
+"""Maps parameters, state and inputs to a term's masked mean, its values and the new state.
+
+Of a loss, which has no variables, it is the sum of the values.
+"""
 
 
 class Answer(NamedTuple):
@@ -153,6 +156,18 @@ def of_term(
 
     coupled = (name,) if term.couples_batch else ()
     return Probe(name, mean, variables, inputs, coupled, rtol=rtol)
+
+
+def of_loss(
+    name: str, values_fn: Callable[[TermInputs], Array], inputs: TermInputs, *, rtol: float
+) -> Probe:
+    """Return the probe of a loss, whose examples are summed up."""
+
+    def total(params: PyTree, state: PyTree, x: TermInputs) -> tuple[Array, tuple[Array, PyTree]]:
+        values = values_fn(x)
+        return values.sum(), (values, state)
+
+    return Probe(name, total, Variables({}, {}), inputs, rtol=rtol)
 
 
 def of_objective(
