@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import models
+from kdjax import losses, models, terms
 from kdjax.models import NetworkSpec
 from kdjax.runs import methods
 from kdjax.runs.method_names import LINES
@@ -69,14 +69,197 @@ SETUP = Setup(
 )
 
 
+E, LAST, STAGES = ("e", "e"), ("c", "c"), (["a", "b", "c"],) * 2
+SUMS = (["x/0/sum", "y/0/sum", "z/0/sum"],) * 2
+# The labels' weight where it is not one, and the terms' weights in the order of their names.
+HARD = {
+    "kd": 0.1, "logit-std": 0.1, "mlkd": 0.1, "ctkd": 0.1, "tfkd": 0.9, "simkd": 0.0,
+}  # fmt: skip
+WEIGHTS = {
+    "scratch": {},
+    "kd": {"soft": 0.9},
+    "logit-std": {"logit_std": 9.0},
+    "dkd": {"dkd": 1.0},
+    "nkd": {"nkd": 1.0},
+    "wsld": {"wsld": 2.25},
+    "dist": {"dist": 1.0},
+    "ttm": {"ttm": 45.0},
+    "wttm": {"wttm": 4.0},
+    "mlkd": {"mlkd": 0.9},
+    "ctkd": {"ctkd": 0.9},
+    "logit-mse": {"logit_mse": 1.0},
+    "skd": {"skd_soft": 0.5, "skd_directions": 0.5},
+    "tfkd": {"tfkd": 0.1},
+    "reverse-kl": {"reverse_kl": 1.0},
+    "js": {"js": 1.0},
+    "skew-kl": {"skew_kl": 1.0},
+    "skew-reverse-kl": {"skew_reverse_kl": 1.0},
+    "total-variation": {"total_variation": 1.0},
+    "akl": {"akl": 1.0},
+    "taid": {"taid": 1.0},
+    "uskd": {"uskd": 1.0},
+    "hint": {"hint": 100.0},
+    "ab": {"ab": 3e-3},
+    "vid": {"vid": 1.0},
+    "pad": {"pad": 1.0},
+    "srrl": {"srrl": 1.0},
+    "rkd": {"rkd_distance": 25.0, "rkd_angle": 50.0},
+    "sp": {"sp": 3000.0},
+    "cc": {"cc": 100.0},
+    "cc-neighbours": {"cc_neighbours": 0.02},
+    "pkt": {"pkt": 30000.0},
+    "darkrank": {"darkrank": 1.0},
+    "itrd": {"itrd": 1.0},
+    "crd": {"crd": 0.8},
+    "at": {"at": 1000.0},
+    "nst": {"nst": 50.0},
+    "fsp": {"fsp": 10.0},
+    "ft": {"ft": 500.0},
+    "ofd": {"ofd": 1e-3},
+    "review": {"review": 0.6},
+    "cat": {"cat": 50.0},
+    "cwd": {"cwd": 10.0},
+    "mgd": {"mgd": 1.2e-3},
+    "simkd": {"simkd": 1.0},
+    "semckd": {"semckd_soft": 1.0, "semckd": 400.0},
+    "ickd": {"ickd": 2.5},
+}
+WARM_UP = {"dkd", "pad", "review"}
+
+
+def of(loss, paths=(None, None), **hyper):
+    return [terms.of(loss, student=paths[0], teacher=paths[1], **hyper)]
+
+
+def channel_wise(student_features, teacher_features):
+    return losses.channel_wise_loss(student_features, teacher_features, temperature=4.0)
+
+
+# Each by hand for 5 classes, 20 examples, a training of 100 steps and features of width 6.
+TERMS = {
+    "kd": lambda: [terms.soft_targets(temperature=4.0)],
+    "logit-std": lambda: [terms.standardized(terms.soft_targets(temperature=2.0))],
+    "dkd": lambda: of(losses.dkd_loss, temperature=4.0, target_weight=1.0, nontarget_weight=8.0),
+    "nkd": lambda: of(losses.nkd_loss, temperature=3.0, nontarget_weight=3.5),
+    "wsld": lambda: of(losses.wsld_loss, temperature=4.0),
+    "dist": lambda: of(losses.dist_loss, temperature=4.0, inter_weight=2.0, intra_weight=2.0),
+    "ttm": lambda: of(losses.ttm_loss, temperature=10.0),
+    "wttm": lambda: of(losses.wttm_loss, temperature=5.0),
+    "mlkd": lambda: of(losses.multi_level_loss, temperatures=(2.0, 3.0, 4.0, 5.0, 6.0)),
+    "ctkd": lambda: [terms.curriculum_temperature(4, low=1.0, span=20.0)],
+    "logit-mse": lambda: of(losses.logit_mse_loss),
+    "skd": lambda: [
+        terms.soft_targets(temperature=4.0),
+        *of(losses.direction_relation_loss, regularization=0.1 * 25),
+    ],
+    "tfkd": lambda: of(losses.virtual_teacher_loss, temperature=20.0),
+    "reverse-kl": lambda: of(losses.reverse_kl_divergence),
+    "js": lambda: of(losses.generalized_js_divergence, beta=0.5),
+    "skew-kl": lambda: of(losses.skew_kl_divergence, skew=0.1),
+    "skew-reverse-kl": lambda: of(losses.skew_reverse_kl_divergence, skew=0.1),
+    "total-variation": lambda: of(losses.total_variation),
+    "akl": lambda: of(losses.adaptive_kl_divergence),
+    "taid": lambda: [terms.taid(num_steps=100)],
+    "uskd": lambda: [terms.uskd("b", target_weight=0.1, nontarget_weight=0.1, weak_weight=0.1)],
+    "hint": lambda: [terms.hint("b", "b", norm=True)],
+    "ab": lambda: [terms.activation_boundary(*SUMS)],
+    "vid": lambda: [terms.vid(*STAGES)],
+    "pad": lambda: [terms.prime_aware(*E)],
+    "srrl": lambda: [terms.softmax_regression(*E, classifier=SETUP.teacher_params["head"])],
+    "rkd": lambda: of(losses.distance_relation_loss, E) + of(losses.angle_relation_loss, E),
+    "sp": lambda: of(losses.similarity_preserving_loss, LAST),
+    "cc": lambda: of(losses.correlation_congruence_loss, E),
+    "cc-neighbours": lambda: [terms.consecutive_correlation(*E)],
+    "pkt": lambda: of(losses.probabilistic_transfer_loss, E),
+    "darkrank": lambda: [terms.normalized(*of(losses.hard_dark_rank_loss, E))],
+    "itrd": lambda: [terms.itrd(*E)],
+    "crd": lambda: [terms.crd(*E, num_examples=20, num_negatives=20, width=128, momentum=0.5)],
+    "at": lambda: of(losses.attention_transfer_loss, STAGES, power=2),
+    "nst": lambda: of(losses.neuron_selectivity_loss, STAGES),
+    "fsp": lambda: of(losses.flow_loss, STAGES),
+    "ft": lambda: [terms.factor_transfer(*LAST, reconstruction_weight=0.2 / 500)],
+    "ofd": lambda: [
+        terms.overhaul(
+            *SUMS, margins=[losses.batch_norm_margin(*NORM["norm_2"].values()) for _ in range(3)]
+        )
+    ],
+    "review": lambda: [terms.review([*SUMS[0], "e"], [*SUMS[0], "e"])],
+    "cat": lambda: of(losses.class_attention_loss, ("class_maps", "class_maps")),
+    "cwd": lambda: of(channel_wise, LAST),
+    "mgd": lambda: [terms.masked_generation(*LAST, mask_ratio=0.15)],
+    "simkd": lambda: of(losses.projected_feature_loss, ("projected", "c")),
+    "semckd": lambda: [terms.soft_targets(temperature=4.0), terms.semantic_calibration(*STAGES)],
+    "ickd": lambda: [terms.inter_channel_correlation(*LAST)],
+}
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_gives_a_finite_loss(name):
+def test_every_method_weighs_its_terms_as_its_authors_do(name):
     objective, given = methods.objective_of(name, SETUP), inputs()
     variables = jax.jit(objective.init)(jax.random.key(0), given)
-    loss, state, metrics = jax.jit(objective.apply)(*variables, given, step=60)
-    assert np.isfinite(loss) and float(loss) != 0
+    apply = jax.jit(objective.apply)
+    weights = {"hard": HARD.get(name, 1.0), **WEIGHTS[name]}
+    # The warm-up of a hundred steps takes eight.
+    for step, share in ((60, 1.0), (2, 0.25)):
+        loss, state, metrics = apply(*variables, given, step=step)
+        assert np.isfinite(loss) and float(loss) != 0
+        assert set(metrics) == {"loss", *(f"loss/{term}" for term in weights)}
+        terms = {term: metrics[f"loss/{term}"][0] / BATCH for term in weights}
+        grown = {
+            t: w * (share if name in WARM_UP and t != "hard" else 1) for t, w in weights.items()
+        }
+        expected = sum(grown[term] * float(value) for term, value in terms.items())
+        np.testing.assert_allclose(loss, expected, rtol=2e-6)
     assert jax.tree.structure(state) == jax.tree.structure(variables.state)
-    assert "loss/hard" in metrics and len(metrics) >= (2 if name == "scratch" else 3)
+    assert all(float(value) != 0 for term, value in terms.items()), terms
+
+
+def traced(term, given):
+    """Return the programs of a term as text, with the constants that they hold."""
+    variables = jax.eval_shape(term.init, jax.random.key(0), given)
+    programs = [
+        jax.make_jaxpr(term.init)(jax.random.key(0), given),
+        jax.make_jaxpr(term.apply)(*variables, given),
+    ]
+    text = [re.sub(r" at 0x[0-9a-f]+", "", str(program)) for program in programs]
+    return text, [np.asarray(x).tolist() for program in programs for x in program.consts]
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_terms_have_the_settings_of_their_authors(name):
+    expected = TERMS[name]()
+    found = METHODS[name].make(SETUP)
+    named = {name: found} if isinstance(found, Term) else {n: t for n, (t, _) in found.items()}
+    named.pop("hard", None)
+    assert len(named) == len(expected)
+    for own, wanted in zip(named.values(), expected, strict=True):
+        assert traced(own, inputs()) == traced(wanted, inputs())
+
+
+def test_all_terms_are_held_against_their_authors_settings():
+    assert {*TERMS, "scratch"} == set(METHODS) == set(WEIGHTS)
+
+
+def test_a_scale_leaves_the_weight_of_the_labels():
+    once, thrice = (methods.objective_of("dkd", SETUP, scale=s) for s in (1.0, 3.0))
+    variables = once.init(jax.random.key(0), inputs())
+    (loss, _, metrics), (scaled, _, _) = (
+        o.apply(*variables, inputs(), step=60) for o in (once, thrice)
+    )
+    hard = metrics["loss/hard"][0] / BATCH
+    np.testing.assert_allclose(scaled - hard, 3 * (loss - hard), rtol=1e-5)
+
+
+def test_kd_has_the_temperature_and_the_weight_that_are_asked_for():
+    setup, given = SETUP._replace(temperature=2.5, soft_weight=0.3), inputs()
+    objective = methods.objective_of("kd", setup)
+    loss, _, _ = objective.apply(*objective.init(jax.random.key(0), given), given)
+    logits = given.student.logits, given.teacher.logits
+    z, v = (np.asarray(x, np.float64) for x in logits)
+    p, q = (np.exp(x / 2.5) / np.exp(x / 2.5).sum(-1, keepdims=True) for x in (v, z))
+    soft = 2.5**2 * (p * np.log(p / q)).sum(-1)
+    hard = np.log(np.exp(z).sum(-1)) - z[np.arange(BATCH), given.batch["label"]]
+    np.testing.assert_allclose(loss, np.mean(0.3 * soft + 0.7 * hard), rtol=1e-5)
 
 
 def test_methods_that_look_at_features_are_known_as_such():
