@@ -89,7 +89,7 @@ def run(study: Study) -> Findings:
     alone = 100 * (logits.argmax(-1) == labels).mean(-1)
     control = "a generalist trained as long as all of these together"
     return Findings(
-        [*claims(labels, outcomes), Claim(control, "", tuple(alone.tolist()), unit="%")],
+        [*claims(labels, outcomes), Claim(control, "", tuple(alone.tolist()), "%", headline=True)],
         tables=[coverage_table(rows), cluster_table(study, sets)],
         figures={"coverage": (figure(rows), CAPTION)},
         notes=[*NOTES, *agreement_note(study, sets), flips_note(labels, outcomes)],
@@ -126,7 +126,7 @@ def claims(labels: np.ndarray, outcomes: Sequence[Outcome]) -> list[Claim]:
     gain = Claim("relative gain in top-1 accuracy", "4.4 %", gains, "%", bar=4.4, at_least=True)
     return [
         Claim("top-1 accuracy of the generalist", "25.0 %", before, unit="%"),
-        Claim("with all specialists", "26.1 %", after, unit="%"),
+        Claim("with all specialists", "26.1 %", after, unit="%", headline=True),
         gain,
         Claim("conditional accuracy of the generalist", "43.1 %", known, unit="%"),
         Claim("conditional accuracy with all specialists", "45.9 %", better, unit="%"),

@@ -94,7 +94,10 @@ class PanelRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A figure of the paper beside ours. `ours` are values by seed."""
+    """A figure of the paper beside ours. `ours` are values by seed.
+
+    The summary shows claims that have a bar, and a `headline` without one.
+    """
 
     what: str
     paper: str
@@ -102,6 +105,7 @@ class Claim:
     unit: str = "errors"
     bar: float | None = None
     at_least: bool = False
+    headline: bool = False
 
     @property
     def met(self) -> bool | None:
@@ -273,11 +277,14 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def summary_rows(result: Mapping[str, Any]) -> str:
-    """Turn the claims of a section that have a bar into rows of a table of Markdown."""
+    """Turn the claims that the summary shows into rows of Markdown, bold where the bar is met."""
+    rows = zip(result["claims"], claim_rows(result), strict=True)
     return "\n".join(
-        _markdown_row((f"`{result['section']}`", what, paper, f"**{ours}**"))
-        for what, paper, ours, wanted, _ in claim_rows(result)
-        if wanted
+        _markdown_row(
+            (f"`{result['section']}`", what, paper, f"**{ours}**" if met == "yes" else ours)
+        )
+        for claim, (what, paper, ours, wanted, met) in rows
+        if wanted or claim.get("headline")
     )
 
 

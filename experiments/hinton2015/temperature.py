@@ -87,11 +87,13 @@ def claims(errors: dict[int, np.ndarray], temperatures: tuple[float, ...]) -> li
     for width, e in errors.items():
         means = e.mean(1)
         best = temperatures[int(means.argmin())]
-        found.append(Claim(f"best temperature, {width} units", "", (float(best),), unit="(T)"))
+        paper = "2.5 to 4" if width == min(errors) else ""
+        what, first = f"best temperature, {width} units", width == min(errors)
+        found.append(Claim(what, paper, (float(best),), unit="(T)", headline=first))
         if width >= 300:
             spread = float(means[high].max() / means[high].min() - 1) * 100
             what = f"worst over best mean from T = 8 on, {width} units"
-            found.append(Claim(what, "about equal", (spread,), unit="% more"))
+            found.append(Claim(what, "about equal", (spread,), unit="% more", headline=True))
     narrow = min(errors)
     middle = [i for i, t in enumerate(temperatures) if 2.5 <= t <= 4]
     rest = [i for i in range(len(temperatures)) if i not in middle]
