@@ -1,6 +1,8 @@
 """A hostile environment: eight devices, no silent rank promotion, warnings are errors."""
 
 import os
+import shutil
+import tempfile
 
 from xla import EIGHT_DEVICES, QUICK_COMPILATION
 
@@ -8,3 +10,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 flags = os.environ.get("XLA_FLAGS", ""), QUICK_COMPILATION, EIGHT_DEVICES
 os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Scripts that the tests start compile the same programs again and again: once is enough.
+OWN = "KDJAX_TESTS_COMPILED" not in os.environ
+if OWN:
+    os.environ["KDJAX_TESTS_COMPILED"] = tempfile.mkdtemp(prefix="kdjax-tests-")
+
+
+def pytest_unconfigure():
+    if OWN:
+        shutil.rmtree(os.environ["KDJAX_TESTS_COMPILED"], ignore_errors=True)

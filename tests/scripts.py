@@ -11,11 +11,30 @@ from xla import QUICK_COMPILATION
 ROOT = Path(__file__).parents[1]
 
 
+def environment(**extra):
+    """Return what scripts run in: one CPU, and programs that are compiled quickly, and once."""
+    kept = {name: value for name, value in os.environ.items() if name != "TFDS_DATA_DIR"}
+    # Apart for each worker: jax reads what another process is still writing.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    compiled = {
+        "JAX_COMPILATION_CACHE_DIR": str(Path(os.environ["KDJAX_TESTS_COMPILED"], worker)),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return {**kept, **compiled, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION, **extra}
+
+
+def killable():
+    """Return the same for a process that is to be killed, perhaps while it writes a program."""
+    own = environment()
+    return {name: value for name, value in own.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+
+
 def run(module, *flags, check=False):
     """Run `python -m module` with some flags on the CPU; return what it printed and its status."""
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION}
     command = [sys.executable, "-m", module, *map(str, flags)]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=check)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=check
+    )
 
 
 def page_maker(name):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import environment, killable
 from xla import EIGHT_DEVICES, QUICK_COMPILATION
 
 from kdjax import checkpoint, models
@@ -27,11 +28,6 @@ SMALL = [
 def command(data_dir, directory, *flags):
     head = [sys.executable, "-m", "experiments.distill", "--data.dir", data_dir]
     return [*map(str, [*head, "--workdir", directory, *SMALL, *flags])]
-
-
-def environment(**extra):
-    env = {k: v for k, v in os.environ.items() if k != "TFDS_DATA_DIR"}
-    return {**env, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION, **extra}
 
 
 def run(data_dir, directory, *flags, **env):
@@ -151,7 +147,7 @@ def test_killed_anywhere_and_run_again_ends_in_the_same_bytes(finished, data_dir
     kills = 0
     for after in (5, 20, 35):
         process = subprocess.Popen(
-            command(data_dir, directory), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
+            command(data_dir, directory), cwd=ROOT, env=killable(), stdout=subprocess.DEVNULL
         )
         metrics = directory / "metrics.jsonl"
         while process.poll() is None:
@@ -177,7 +173,7 @@ def test_a_signal_saves_and_prints_the_command_that_goes_on(number, data_dir, tm
     process = subprocess.Popen(
         command(data_dir, directory, "--epochs", "4000"),
         cwd=ROOT,
-        env=environment(),
+        env=killable(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
