@@ -3,7 +3,9 @@
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
+import pytest
 from xla import EIGHT_DEVICES, QUICK_COMPILATION
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,3 +21,15 @@ if OWN:
 def pytest_unconfigure():
     if OWN:
         shutil.rmtree(os.environ["KDJAX_TESTS_COMPILED"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_memory():
+    """Forget compiled programs between files once they fill more than a gigabyte."""
+    yield
+    statistics = Path("/proc/self/statm")
+    pages = int(statistics.read_text().split()[1]) if statistics.exists() else 0
+    if pages * os.sysconf("SC_PAGE_SIZE") > 2**30:
+        import jax
+
+        jax.clear_caches()
