@@ -205,3 +205,31 @@ def test_a_profiled_step_leaves_a_trace_and_changes_nothing(tmp_path):
     found = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert any(name.endswith(".xplane.pb") for name in found), found
     assert any("perfetto" in name for name in found), found
+
+
+def test_a_trace_holds_the_calls_that_are_asked_for(tmp_path, monkeypatch):
+    taken, traced = [], []
+
+    class Trace:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            traced.append(len(taken))
+
+        def __exit__(self, *_):
+            traced.append(len(taken))
+
+    monkeypatch.setattr(jax.profiler, "trace", Trace)
+    with loop.profiled(
+        lambda s, b: taken.append(b) or (s, {}), tmp_path, first=3, num_steps=2
+    ) as f:
+        for call in range(8):
+            f({}, call)
+    assert traced == [3, 5]
+
+
+def test_a_stop_that_comes_with_the_last_step_is_none():
+    run, state = make_run()
+    state = loop.fit(run, state, batches(), num_steps=1, stop_fn=lambda: True)
+    assert int(state.step) == 1
