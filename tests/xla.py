@@ -1,5 +1,6 @@
 """Flags for XLA on a CPU."""
 
+import os
 import re
 from importlib.metadata import version
 
@@ -13,5 +14,7 @@ FLAGS = [
 # XLA ends a process without a word where it does not know a flag; this one went in 0.11.1.
 if JAXLIB < (0, 11, 1):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-QUICK_COMPILATION = " ".join(FLAGS)
+# What users run is optimized: with this set, the tests run that.
+OPTIMIZED = "KDJAX_TESTS_OPTIMIZED" in os.environ
+QUICK_COMPILATION = "" if OPTIMIZED else " ".join(FLAGS)
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
