@@ -82,19 +82,18 @@ def errors_of(
 
 def claims(errors: dict[int, np.ndarray], temperatures: tuple[float, ...]) -> list[Claim]:
     """Put the paper's two sentences as numbers."""
-    found = []
+    found, narrow = [], min(errors)
     high = [i for i, t in enumerate(temperatures) if t >= 8]
     for width, e in errors.items():
         means = e.mean(1)
         best = temperatures[int(means.argmin())]
-        paper = "2.5 to 4" if width == min(errors) else ""
-        what, first = f"best temperature, {width} units", width == min(errors)
+        what, first = f"best temperature, {width} units", width == narrow
+        paper = {True: "2.5 to 4", False: ""}[first]
         found.append(Claim(what, paper, (float(best),), unit="(T)", headline=first))
         if width >= 300:
             spread = float(means[high].max() / means[high].min() - 1) * 100
             what = f"worst over best mean from T = 8 on, {width} units"
             found.append(Claim(what, "about equal", (spread,), unit="% more", headline=True))
-    narrow = min(errors)
     middle = [i for i, t in enumerate(temperatures) if 2.5 <= t <= 4]
     rest = [i for i in range(len(temperatures)) if i not in middle]
     if middle and rest:
