@@ -101,6 +101,10 @@ def trained():
         state, metrics = step(state, {}, teacher_variables=variables)
         losses.append({name: float(total / count) for name, (total, count) in metrics.items()})
     jax.tree.map(np.testing.assert_array_equal, kept, variables)
+    # From the same start, but at another step: other noise.
+    later = jax.tree.map(jnp.copy, start).replace(step=jnp.int32(1))
+    other = step(later, {}, teacher_variables=variables)[1]["generator/total"][0]
+    assert not np.isclose(other / 32, losses[0]["generator/total"], rtol=1e-4)
     return start, state, losses
 
 
