@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -133,7 +134,7 @@ def train(
         "examples": checkpoint.params_sha256(dict(examples)),
         "objective": objective_fn.__name__,
     }
-    if not (directory / "trained").exists():
+    if kept(directory / "trained") is None:
         with checkpoint.lock(directory):
             claim(directory, asked)
             plan = _plan(cohort, name, settings, objective_fn, teacher or teachers.absent())
@@ -148,14 +149,27 @@ def train(
     return Networks(models.build(spec), variables)
 
 
-def claim(directory: Any, asked: Mapping[str, Any]) -> None:
+def kept(directory: Path) -> tuple[Variables, dict[str, Any]] | None:
+    """Read what is trained, with what is known of it; None where it is missing or not whole yet.
+
+    Raises:
+        checkpoint.CheckpointError: if it is damaged.
+    """
+    try:
+        return checkpoint.load_variables(directory)
+    except FileNotFoundError:
+        # A kill in the first write leaves a folder without a network.
+        return None
+
+
+def claim(directory: Path, asked: Mapping[str, Any]) -> None:
     """Write into a folder what is trained there, or hold it against what an earlier run wrote.
 
     Raises:
         ValueError: if it was something else.
     """
     path, otherwise = directory / "asked.json", "networks trained otherwise"
-    if (directory / "trained").exists() and not path.exists():
+    if not path.exists() and kept(directory / "trained"):
         raise ValueError(f"{directory} holds {otherwise}: {path.name} is missing")
     workdir.claim(path, workdir.plain(asked), otherwise=otherwise, prefix="")
 

@@ -60,7 +60,7 @@ def obtain(study: Study, recipe: PanelRecipe, generalist: Network, seed: int) ->
     name = f"{study.section}/panel_{seed}"
     room = study.root / name
     folders = [room / f"specialist_{i:02d}" for i in range(recipe.num_sets)]
-    if not all(folder.exists() for folder in folders):
+    if not all(networks.kept(folder) for folder in folders):
         with checkpoint.lock(room):
             networks.claim(room, asked)
             _train_missing(study, recipe, generalist, seed, folders)
@@ -110,7 +110,7 @@ def _train_missing(
     )
     plan = _plan(study, recipe, generalist)
     for i, (folder, classes) in enumerate(zip(folders, np.asarray(sets), strict=True)):
-        if folder.exists():
+        if networks.kept(folder):
             continue
         own = np.asarray(specialists.specialist_labels(labels, classes, num_classes=num_classes))
         shift = specialists.dustbin_shift(float((own < recipe.set_size).mean()))
