@@ -1,12 +1,17 @@
 """Knowledge distillation in JAX. A part loads when it is first named: `kdjax.losses.kd_loss`."""
 
+from __future__ import annotations
+
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from kdjax._version import __version__
 
+# As in `typing`, whose import would take longer than all of this.
+TYPE_CHECKING = False
 # Type checkers read this list; Python reads `__getattr__`, and loads what is named alone.
 if TYPE_CHECKING:
+    from typing import Any
+
     from kdjax import (  # isort: skip
         checkpoint as checkpoint, data as data, distributed as distributed, loop as loop,
         losses as losses, many as many, metrics as metrics, models as models,

@@ -14,8 +14,9 @@ the seconds that it takes to import JAX.
 
 import importlib
 from types import ModuleType
-from typing import TYPE_CHECKING
 
+# As in `typing`, whose import would take longer than all of this.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kdjax.runs import (
         console,

@@ -1,12 +1,11 @@
 """The command `kdjax`: a word chooses the script, its flags follow."""
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from kdjax._version import __version__
-from kdjax.runs.flags import fail
+from kdjax.runs import interrupts
 
 SCRIPTS = {
     "distill": "Distil a teacher into a student, and compare it with one trained on labels alone.",
@@ -27,6 +26,13 @@ def main(args: Sequence[str] | None = None, *, program: str = "kdjax") -> None:
         SystemExit: with status 0 after `--help` and `--version`, with 2 and one line where the word
             is none of `SCRIPTS`, and as the script does.
     """
+    if args is None:
+        interrupts.leave_at_once()
+    # Here and not above: a Ctrl-C is heard before the time that these imports take.
+    import difflib
+
+    from kdjax.runs.flags import fail
+
     word, *flags = [*(sys.argv[1:] if args is None else args)] or [""]
     if word in ("-h", "--help"):
         print(_help(program))
