@@ -25,6 +25,7 @@ from kdjax.runs.settings import SHARE, RunSettings
 
 if TYPE_CHECKING:
     from kdjax.runs.experiment import Experiment
+    from kdjax.runs.report import Page
     from kdjax.types import Array, TrainState, Variables
 
 LABELS, AVERAGE, PEER = KINDS = ("labels alone", "its own moving average", "a peer")
@@ -62,7 +63,7 @@ def run(settings: Settings, command: str) -> None:
 def main(args: list[str] | None = None, program: str = "python -m experiments.online") -> None:
     """Run the command line: some flags, or those of the process; a help page names the program."""
     settings, command = flags.read(Settings, program, __doc__ or "", args, folder="online-")
-    with flags.plain_errors(resume_with=command):
+    with flags.plain_errors(settings, resume_with=command):
         flags.check(settings)
         run(settings, command)
 
@@ -148,15 +149,18 @@ def report(experiment: Experiment, errors: Mapping[str, list[int]], command: str
     right = {kind: [100 * (1 - e / count) for e in own] for kind, own in errors.items()}
     rows = [(kind, formatted(errors[kind], 1), formatted(right[kind], 2)) for kind in errors]
     baseline = float(np.mean(right[LABELS]))
-    figure = runs.report.plot_dots(right, xlabel="test accuracy (%)", baseline=baseline)
-    known = runs.experiment.facts(experiment.run, command)
-    section = runs.report.Section(
-        tables=[runs.report.Table(COLUMNS, rows)],
-        figures={"online": (figure, "A dot is a seed, a bar their mean, the line labels alone.")},
-        facts=known,
+    known, table = runs.experiment.facts(experiment.run, command), runs.report.Table(COLUMNS, rows)
+    means = "; ".join(f"{np.mean(own):,.4g} taught by {kind}" for kind, own in errors.items())
+
+    def page() -> Page:
+        title = f"Teachers that learn meanwhile, {experiment.dataset.name}"
+        figure = runs.report.plot_dots(right, xlabel="test accuracy (%)", baseline=baseline)
+        figures = {"online": (figure, "A dot is a seed, a bar their mean, the line labels alone.")}
+        return runs.report.results_page(title, f"Test errors: {means}.", table, figures, known)
+
+    runs.report.publish(
+        experiment.run.workdir, {"facts": known, "test_errors": errors}, table, page
     )
-    page = runs.report.Page(f"Teachers that learn meanwhile, {experiment.dataset.name}", [section])
-    runs.report.publish(experiment.run.workdir, page, {"facts": known, "test_errors": errors})
 
 
 if __name__ == "__main__":

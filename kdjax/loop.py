@@ -2,18 +2,22 @@
 
 import contextlib
 import itertools
+import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-from kdjax import many
+from kdjax import distributed, many
 from kdjax import metrics as measures
 from kdjax.distributed import gathered
 from kdjax.types import Array, Batch, Metrics, TrainState, Variables
@@ -35,7 +39,7 @@ _GROWTH = 4
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss of a step was nan or infinite; the message names the step and the term."""
+    """A loss or a state was nan or infinite; the message names the step, and term or array."""
 
 
 class Stopped(Exception):
@@ -64,8 +68,8 @@ def fit(
     """Train until the state has taken `num_steps` steps.
 
     A step's metrics are read while the next one runs, so that the device never waits for the host.
-    They are checked before anything is saved: a state with a non-finite loss behind it is never
-    written.
+    They are checked before anything is measured or saved, and so are the parameters: a state that
+    is not finite, or has a non-finite loss behind it, is never written.
 
     Args:
         train_step: `(state, batch) -> (state, metrics)`, as `with_teacher` makes it; as
@@ -87,7 +91,7 @@ def fit(
         The state after `num_steps` steps.
 
     Raises:
-        NonFiniteLoss: if a loss was nan or infinite.
+        NonFiniteLoss: if a loss was nan or infinite, or parameters are.
         Stopped: if `stop_fn` said so.
         ValueError: if there are too few batches.
     """
@@ -108,11 +112,14 @@ def fit(
         step += count
         last = step == num_steps
         stopping = not last and stop_fn is not None and stop_fn()
-        for due in dues:
-            if last or due.is_now(step, stopping):
-                # It may save the state: not before all losses are known to be finite.
-                calls.read()
-                due.call(step, state)
+        now = [due for due in dues if last or due.is_now(step, stopping)]
+        if now or last:
+            calls.read()
+        if last or any(due.call is not log for due in now):
+            # It may save the state: not before that is known to be finite.
+            _check_state(step, state)
+        for due in now:
+            due.call(step, state)
         if stopping:
             raise Stopped(step)
     return state
@@ -139,7 +146,7 @@ def profiled(
 
     Yields:
         A function that does the same. A trace holds fewer calls where training ends within it,
-        and there is none where it ends before.
+        and there is none, with a warning, where it ends before.
     """
     calls = itertools.count()
     wait: Callable[[Any], Any] = jax.block_until_ready
@@ -159,6 +166,9 @@ def profiled(
             return state, metrics
 
         yield step
+        if (taken := next(calls)) <= first:
+            too_few = f"after {taken} steps there is no trace: it begins behind the first {first}"
+            warnings.warn(too_few, stacklevel=4)
 
 
 def evaluate(
@@ -198,7 +208,8 @@ def predict(apply_fn: Callable[[Batch], Array], batches: Iterable[Batch]) -> np.
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM into a polite request; a second Ctrl-C interrupts at once.
 
-    Where several processes train together, the request to one of them stops all, at the same step.
+    A line says at once that the first was heard, also while a step compiles. Where several
+    processes train together, the request to one of them stops all, at the same step.
 
     Yields:
         A function that returns whether to stop, to be passed as `fit(stop_fn=...)`.
@@ -218,10 +229,40 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     previous = {s: signal.signal(s, handle) for s in taken}
     steps = itertools.count(1)
     try:
-        yield lambda: bool(received) if alone else reached_preemption_sync_point(next(steps))
+        with _answered(taken, "stopping after this step; Ctrl-C again stops at once"):
+            yield lambda: bool(received) if alone else reached_preemption_sync_point(next(steps))
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _answered(numbers: Collection[int], words: str) -> Iterator[None]:
+    """Print some words as soon as the first of some signals comes.
+
+    A thread does so: handlers wait until whatever runs in C is done, and a compiler takes its time.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def answer() -> None:
+        unsaid = True
+        while number := os.read(reader, 1)[0]:
+            if unsaid and number in numbers:
+                unsaid = False
+                print(words, flush=True)
+
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=answer, name="kdjax-signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writer, bytes(1))
+        thread.join()
+        os.close(reader)
+        os.close(writer)
 
 
 def _one_late(values: Iterable[T]) -> Iterator[T]:
@@ -229,6 +270,7 @@ def _one_late(values: Iterable[T]) -> Iterator[T]:
     held: list[T] = []
     for value in values:
         held.append(value)
+        distributed.advance()
         if len(held) > 1:
             yield held.pop(0)
     yield from held
@@ -279,6 +321,7 @@ class _Calls:
         began, count = time.perf_counter(), len(group)
         if not self._unread:
             self._since = began
+        distributed.advance()
         if self._limit == 1:
             state, metrics = self._step(state, group[0])
         else:
@@ -315,6 +358,28 @@ class _Calls:
         if not self._fixed:
             fast_enough = int(_SECONDS_PER_CALL * count / max(seconds, 1e-9))
             self._most = max(1, min(fast_enough, _GROWTH * self._most, self._limit))
+
+
+def _check_state(step: int, state: TrainState) -> None:
+    """Raise a NonFiniteLoss that names an array of a state that is not finite.
+
+    What optimizers and terms remember may be infinite by design, such as the best loss so far.
+    """
+    arrays = {}
+    for path, leaf in jax.tree.leaves_with_path(state):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        numeric = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        if numeric and not {"opt_state", "term_state"} & set(name.split("/")):
+            arrays[name] = leaf
+    sound = jax.device_get(_all_finite(list(arrays.values())))
+    if not all(sound):
+        name = next(name for name, finite in zip(arrays, sound, strict=True) if not finite)
+        raise NonFiniteLoss(f"after step {step}, whose loss is finite, {name} is not")
+
+
+@jax.jit
+def _all_finite(arrays: list[Array]) -> list[Array]:
+    return [jnp.isfinite(array).all() for array in arrays]
 
 
 def _finite(metric: tuple[Any, Any]) -> bool:

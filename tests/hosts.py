@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -25,6 +26,8 @@ from kdjax.distributed import _watchdog
 from kdjax.types import Variables
 
 NUM_STEPS, SAVE_EVERY, TIMEOUT, NUM_DEVICES = 12, 5, 15.0, 8
+# No signal: the main thread waits for what never happens.
+ASLEEP = -1
 
 
 class Scenario(NamedTuple):
@@ -37,6 +40,7 @@ class Scenario(NamedTuple):
     number: int = signal.SIGKILL
     at: int = 7
     steps_per_call: int = 1
+    absent: int | None = None
     without_store: bool = False
 
 
@@ -51,6 +55,10 @@ SCENARIOS = {
     "resumed by one": Scenario(1, (8, 1, 1), "orphaned"),
     "one leaves": Scenario(2, (1, 2, 4), "left", victim=1, number=0),
     "one hangs": Scenario(2, (1, 2, 4), "hung", victim=1, number=signal.SIGSTOP),
+    "one sleeps": Scenario(2, (1, 2, 4), "asleep", victim=1, number=ASLEEP),
+    "zero sleeps": Scenario(2, (1, 2, 4), "asleep", victim=0, number=ASLEEP),
+    "one is late": Scenario(2, (1, 2, 4), "late", victim=1, number=ASLEEP, at=NUM_STEPS),
+    "one never comes": Scenario(4, (1, 2, 4), "absent", absent=3),
     "preempted": Scenario(2, (1, 2, 4), "stopped", victim=1, number=signal.SIGTERM, at=3),
     "resumed by four": Scenario(4, (1, 2, 4), "stopped"),
     "four": Scenario(4, (8, 1, 1), "four"),
@@ -94,6 +102,8 @@ def disturbed(made, directory, scenario, me):
                 time.sleep(0.05)
             if not scenario.number:
                 raise SystemExit(2)
+            if scenario.number == ASLEEP:
+                threading.Event().wait()
             os.kill(os.getpid(), scenario.number)
         if scenario.number == signal.SIGTERM:
             time.sleep(0.3)
@@ -140,6 +150,8 @@ def train(out, scenario, me, port):
             save_fn=save_fn,
             stop_fn=stop_fn,
         )
+    if (scenario.victim, scenario.at, scenario.number) == (me, NUM_STEPS, ASLEEP):
+        threading.Event().wait()
     report(out, model, state, mesh, start)
 
 
@@ -201,7 +213,7 @@ def run(out, name):
         port = probe.getsockname()[1]
     path, began = str(out / name.replace(" ", "-")), time.monotonic()
     pids = []
-    for me in range(scenario.processes):
+    for me in {*range(scenario.processes)} - {scenario.absent}:
         pid = os.fork()
         if not pid:
             child(out, scenario, me, port, f"{path}.{me}")
@@ -214,10 +226,10 @@ def run(out, name):
             if scenario.number == signal.SIGSTOP and len(ends) < len(pids):
                 os.kill(pids[scenario.victim], signal.SIGKILL)
     return {
-        "status": [ends[me][0] for me in range(scenario.processes)],
-        "seconds": [ends[me][1] for me in range(scenario.processes)],
-        "out": [Path(f"{path}.{me}.out").read_text() for me in range(scenario.processes)],
-        "err": [Path(f"{path}.{me}.err").read_text() for me in range(scenario.processes)],
+        "status": [ends[me][0] for me in sorted(ends)],
+        "seconds": [ends[me][1] for me in sorted(ends)],
+        "out": [Path(f"{path}.{me}.out").read_text() for me in sorted(ends)],
+        "err": [Path(f"{path}.{me}.err").read_text() for me in sorted(ends)],
     }
 
 

@@ -29,12 +29,11 @@ def killable():
     return {name: value for name, value in own.items() if name != "JAX_COMPILATION_CACHE_DIR"}
 
 
-def run(module, *flags, check=False):
+def run(module, *flags, check=False, **extra):
     """Run `python -m module` with some flags on the CPU; return what it printed and its status."""
     command = [sys.executable, "-m", module, *map(str, flags)]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=check
-    )
+    env = environment(**extra)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=check)
 
 
 def page_maker(name):

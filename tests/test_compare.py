@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scripts
 
-from kdjax import loop
+from kdjax import loop, models
+from kdjax.data import Examples
 from kdjax.runs import compare, flags, presets, teaching, training, workdir
 from kdjax.runs.compare import Entry, Trial
 
@@ -31,6 +32,9 @@ def test_a_comparison_is_written_and_goes_on(tmp_path):
     assert all(0 <= x <= 100 for e in entries.values() for x in (*e.last, *e.best, *e.validation))
     assert all(b >= x for e in entries.values() for b, x in zip(e.best, e.last, strict=True))
     assert "scratch" in (tmp_path / "report.html").read_text()
+    best = max((e for e in entries.values() if e.method != "scratch"), key=lambda e: e.validation)
+    assert f"student: {tmp_path / 'student'}, of {best.method}" in done.stdout
+    assert models.load_network(tmp_path / "student").spec.name == "mlp"
     again = run("--methods", "kd", "rkd", *flags)
     assert again.returncode == 0 and " steps in " not in again.stdout
     assert again.stdout.splitlines()[-6:] == done.stdout.splitlines()[-6:]
@@ -38,7 +42,7 @@ def test_a_comparison_is_written_and_goes_on(tmp_path):
 
 def test_wrong_use_is_one_line(tmp_path):
     for args, message in (
-        (["--methods", "kd+nothing"], "--methods must be of scratch, kd"),
+        (["--methods", "kd+nothing"], "('nothing' is none; choose from scratch, kd"),
         (["--scales", "0"], "--scales must be positive"),
         (["--num-best", "-1"], "--num-best must be zero or more"),
         (["--data.validation-fraction", "0"], "--num-best must be 0 where --data.validation"),
@@ -120,7 +124,7 @@ def test_a_training_that_diverges_is_tabled_and_not_tried_again(monkeypatch, tmp
     experiment = SimpleNamespace(
         settings=SimpleNamespace(seed=0, seeds=range(1), epochs=1, on_nonfinite="raise"),
         run=Run(workdir.MetricsLog(tmp_path / "metrics.jsonl")),
-        dataset=SimpleNamespace(test=Entry("", 1.0, (), (), ())),
+        dataset=SimpleNamespace(test=Examples((), ())),
     )
     for _ in range(2):
         entries = compare.train_all(experiment, None, ["a", "b"], num_best=1, scales=())
@@ -143,6 +147,7 @@ class Plan:
     phase: str
     watched: dict = dataclasses.field(default_factory=dict)
     num_steps: int = 2
+    batch_size: int = 64
 
 
 @dataclasses.dataclass(frozen=True)

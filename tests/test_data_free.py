@@ -31,7 +31,9 @@ def test_a_student_of_made_up_images(tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert 0 <= summary["students"][0]["test_errors"] <= 450
-    assert "made up" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "made up" in page and 'class="lede">A student that has seen no image of digits' in page
+    assert "students see none of them" in done.stdout
     network = load_network(tmp_path / "student")
     logits = network.model.apply(*network.variables, np.zeros((2, 8, 8, 1), np.uint8), train=False)
     assert logits[0].logits.shape == (2, 10)

@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scripts
 from scripts import environment, killable
 from xla import EIGHT_DEVICES, QUICK_COMPILATION
 
 from kdjax import checkpoint, models
-from kdjax.runs import distill, flags, resolved, settings, workdir
+from kdjax.runs import distill, flags, resolved, settings, training, workdir
+from kdjax.runs import page as page_of
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -225,7 +228,21 @@ def test_another_mesh_resumes_and_agrees(finished, data_dir, tmp_path):
         (["--mesh.data", "0"], "--mesh.data must be positive, or -1 for all, got 0"),
         (["--mesh.fsdp", "0"], "--mesh.fsdp must be positive"),
         (["--mesh.tensor", "-1"], "--mesh.tensor must be positive"),
-        (["--method", "kd+nothing"], "--method must be of scratch, kd"),
+        (
+            ["--method", "kd+nothing"],
+            "--method must be made of known methods ('nothing' is none; ch",
+        ),
+        (["--method", "rdk"], "('rdk' is none; did you mean rkd or "),
+        (["--method", "kd+"], "('' is none; a + has a method on both sides), got kd+"),
+        (["--method", "scratch"], "--method must be one that teaches"),
+        (["--seed", "-1"], "--seed must be from 0 to 2,147,483,647, got -1"),
+        (["--workdir", ""], "argument --workdir: expected a value, got ''"),
+        (["--profil"], "perhaps you meant --profile ("),
+        (["--student.name", "resnet20", "--student.widths", "4"], "--student.widths are those of"),
+        (["--teacher.name", "resnet20", "--teacher.widths", "4"], "--teacher.widths are those of"),
+        (["--data.student-examples", "5"], "is 5, but there are 10 classes: at least one example"),
+        (["--batch-size", "100000"], "--batch-size is 100000, more than the 100 that the examples"),
+        (["--batch-size", "1000000000"], "--batch-size is 1000000000, more than the 100"),
         (["--method", "at"], "--method at needs feature maps"),
         (["--keep-last", "1"], "--keep-last must be 2 or more"),
         (["--rematerialise"], "computes blocks again, and --student.name mlp has none"),
@@ -292,10 +309,24 @@ def test_sizes_that_do_not_fit(capsys, data_dir, tmp_path):
     )
 
 
-def test_a_work_directory_that_cannot_be_written(capsys, data_dir, tmp_path):
+@pytest.mark.parametrize("place", ["file/w", "file", "/proc/w"])
+def test_a_work_directory_that_cannot_be_written(place, capsys, data_dir, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    error = fails(capsys, "--data.dir", data_dir, "--workdir", tmp_path / "file" / "w")
-    assert "file" in error
+    where = tmp_path / place
+    error = fails(capsys, "--data.dir", data_dir, "--workdir", where)
+    assert error.startswith(f"error: --workdir {where}: /") and "Errno" not in error
+
+
+def test_a_folder_of_something_else_is_not_taken_for_digits(capsys, tmp_path):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    error = fails(capsys, "--data.dir", tmp_path / "photos", "--workdir", tmp_path / "w")
+    assert "(there: cat) holds no digits" in error and "--data.name" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_steps_that_cannot_be_counted(capsys, data_dir, tmp_path):
+    base = ["--data.dir", data_dir, "--workdir", tmp_path / "w", "--teacher.epochs", 1]
+    assert "--epochs 1000000000000 are" in fails(capsys, *base, "--epochs", 10**12)
 
 
 def test_teacher_checkpoints_that_do_not_fit(finished, capsys, data_dir, tmp_path):
@@ -306,6 +337,9 @@ def test_teacher_checkpoints_that_do_not_fit(finished, capsys, data_dir, tmp_pat
     )
     assert "holds (32,)" in fails(
         capsys, *base, "--teacher.checkpoint", teacher, "--teacher.widths", 64
+    )
+    assert f"holds no network; try {teacher}" in fails(
+        capsys, *base, "--teacher.checkpoint", finished[0]
     )
     assert "nothing at" in fails(capsys, *base, "--teacher.checkpoint", tmp_path / "no.npz")
     np.savez(tmp_path / "other.npz", **{"conv1.weight": np.zeros((16, 3, 3, 3), np.float32)})
@@ -338,6 +372,58 @@ def test_a_trained_teacher_is_used_again(finished, data_dir, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert hashes(directory)["teacher"] == hashes(finished[0])["teacher"]
+    page = (directory / "report.html").read_text()
+    assert "The teacher was given, both students learn from 100 of them, balanced" in page
+    assert "training examples" in page and "2 epochs in batches" in page and "three" not in page
+
+
+def test_the_page_says_how_long_trainings_took_and_what_they_were(finished):
+    log = workdir.MetricsLog(finished[0] / "metrics.jsonl")
+    page = (finished[0] / "report.html").read_text()
+    assert f"{log.total_seconds():.0f} s in the steps of all trainings" in page
+    assert "Teacher: mlp [32]. Student: mlp [8]." in page
+    assert page_of._named("resnet20", ()) == "resnet20"
+
+
+def test_a_short_run_is_not_mostly_validation(finished):
+    rows = workdir.MetricsLog(finished[0] / "metrics.jsonl").rows()
+    plan = SimpleNamespace(batch_size=64, watched={"validation": {"label": np.zeros(5000)}})
+    assert training.least_steps_between(plan) == 105
+    assert training.least_steps_between(SimpleNamespace(batch_size=64, watched={})) == 1
+    assert {r["step"] for r in rows if r["split"] == "validation" and r["phase"] == "teacher"} == {
+        20, 40, 57
+    }  # fmt: skip
+
+
+def test_a_run_goes_without_a_home(tmp_path):
+    flags = ["--epochs", "2", "--teacher.epochs", "1", "--num-seeds", "1", "--profile"]
+    (tmp_path / "file").write_text("")
+    done = scripts.run(
+        "experiments.distill", *flags, "--workdir", tmp_path / "w", HOME=str(tmp_path / "file")
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert sum("there is no trace" in line for line in lines) == 2
+    assert "1 epoch in batches" not in (tmp_path / "w" / "report.html").read_text()
+
+
+def test_a_disk_that_is_full_is_one_line(data_dir, tmp_path):
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (%d, %d))\n"
+    limited += "sys.argv[0] = 'x'; runpy.run_module('experiments.distill', run_name='__main__')"
+    for size, every, file in (
+        (9000, 5, "checkpoints"),
+        (6000, 500, "metrics.jsonl"),
+        (100, 500, "config.json"),
+    ):
+        directory = tmp_path / str(size)
+        words = command(data_dir, directory, "--log-every", 1, "--checkpoint-every", every)[3:]
+        done = subprocess.run(
+            [sys.executable, "-c", limited % (size, size), *words],
+            cwd=ROOT, env=killable(), capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith(f"error: --workdir {directory}: "), done.stderr
+        assert file in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_transformer_learns_from_a_split_teacher_of_its_own_precision(data_dir, tmp_path, capsys):

@@ -156,6 +156,33 @@ def test_a_process_that_hangs_is_missing_too(tmp_path):
 
 
 @NAMED
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("one sleeps", "process 1 ("),
+        ("zero sleeps", "process 0 ("),
+        ("one is late", "process 1 ("),
+    ],
+)
+def test_a_process_whose_main_thread_hangs_ends_all_in_time(name, words, tmp_path):
+    result = play(tmp_path, name)[name]
+    assert result["status"] == [MISSING, MISSING]
+    for process in (0, 1):
+        assert f"error: {words}" in blame(result, process)
+        assert "hangs: the others have waited for it for" in blame(result, process)
+        assert result["seconds"][process] < 60
+
+
+def test_a_process_that_never_joins_ends_the_others_in_time(tmp_path):
+    result = play(tmp_path, "one never comes")["one never comes"]
+    assert result["status"] == [MISSING] * 3
+    for error in result["err"]:
+        assert error.startswith("error: not all processes have joined within 15 s: start those")
+        assert error.count("\n") == 1
+    assert max(result["seconds"]) < TIMEOUT + 10
+
+
+@NAMED
 def test_preemption_of_one_saves_and_stops_all_at_the_same_step(results):
     result = results["preempted"]
     assert result["status"] == [130, 130]

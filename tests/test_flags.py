@@ -1,6 +1,7 @@
 """From words on the command line to settings, and what is said of wrong ones."""
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,45 @@ def test_help_does_not_wait_for_jax(module):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage: " in done.stdout
+
+
+def test_every_script_names_what_is_near_and_lists_in_order(capsys):
+    for main, args in (
+        (compare.main, ["--methods", "rdk"]),
+        (distill.main, ["--student.name", "resnet21"]),
+        (generations.main, ["--assistants", "resnet21"]),
+    ):
+        with pytest.raises(SystemExit):
+            main(args)
+        assert "did you mean" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        distill.main(["--data.resize", "?"])
+    assert "choose from stretch, crop (see" in capsys.readouterr().err
+
+
+def test_the_command_that_goes_on_runs_as_it_stands(capsys):
+    given = ["--workdir", "my  run's", "--temperature", "2"]
+    _, command = flags.read(distill.Settings, "prog", "What.", given)
+    with pytest.raises(SystemExit, match="130"), flags.plain_errors(resume_with=command):
+        raise KeyboardInterrupt
+    error = capsys.readouterr().err
+    assert error.endswith(f"go on with: {command}\n")
+    assert shlex.split(error.partition("go on with: ")[2])[1:] == given
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left", "/w/m.jsonl"), "--where /w: /w/m.jsonl: No space left"),
+        (OSError("cannot write /w/1: full"), "--where /w: cannot write /w/1: full"),
+        (ValueError("/w holds a run: --rate was 1"), "/w holds a run: --rate was 1"),
+        (ValueError("something else"), "something else"),
+        (MemoryError("7 TiB"), "there is not enough memory: 7 TiB"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 7 TiB\nmore"), "there is not enough memory: RESOURCE"),
+    ],
+)
+def test_a_file_in_trouble_is_named_with_its_flag(error, line, capsys):
+    with pytest.raises(SystemExit), flags.plain_errors(Settings(where=Path("/w")), resume_with="x"):
+        raise error
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {line}") and said.count("\n") == 1

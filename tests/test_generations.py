@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scripts
 
+from kdjax import models
 from kdjax.runs import generations
 from kdjax.runs.settings import NetworkSettings
 from kdjax.runs.teaching import TeacherResult
@@ -29,14 +30,18 @@ def test_assistants_from_the_command_line(tmp_path):
     sizes = [n["num_params"] for n in networks]
     assert sizes[0] > sizes[1] > sizes[2] == sizes[3]
     assert all(n["test_errors"] and 0 <= n["accuracy"][0] <= 100 for n in networks)
-    assert "32x16" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "32x16" in page and 'class="lede">At the end of the chain, student makes ' in page
+    assert "<h2>Results on the test set</h2>" in page
+    assert f"student: {tmp_path / 'student'}" in done.stdout
+    assert models.load_network(tmp_path / "student").spec.widths == (32,)
 
 
 def test_wrong_use_is_one_line(tmp_path):
     for flags, message in (
         (["--generations", "0"], "--generations must be positive"),
-        (["--assistants", "lenet"], "--assistants must be widths or of resnet8"),
-        (["--method", "nothing"], "--method must be of scratch"),
+        (["--assistants", "lenet"], "--assistants must be widths, such as 64x64, or a network: "),
+        (["--method", "nothing"], "('nothing' is none; choose from scratch"),
         (["--method", "simkd"], "--method must be one whose students can teach"),
         (["--assistants", "32", "32"], "--assistants must be different networks"),
         (
@@ -88,6 +93,7 @@ def test_each_learns_from_the_one_before(monkeypatch):
         return result(phase, np.stack([0 * margin, sign * margin], axis=-1))
 
     monkeypatch.setattr(generations, "_student", student)
+    monkeypatch.setattr(generations, "_keep_best", lambda *_: None)
     split = SimpleNamespace(label=LABELS)
     experiment = SimpleNamespace(
         settings=SimpleNamespace(seeds=range(1, 3)),

@@ -13,7 +13,15 @@ import pytest
 import scripts
 
 from experiments.hinton2015 import gradient, networks, regulariser, report, teacher, unseen_digit
-from experiments.hinton2015.study import Claim, Recipe, StudySettings, opened
+from experiments.hinton2015.study import (
+    Claim,
+    Findings,
+    Recipe,
+    StudySettings,
+    claim_rows,
+    opened,
+    write,
+)
 from kdjax import checkpoint, models
 from kdjax.loop import Stopped
 from kdjax.runs import evaluation
@@ -171,6 +179,15 @@ def test_an_interrupted_group_does_not_go_on_with_another_recipe(tmp_path):
         train(make_study(tmp_path), seeds=(0, 5))
 
 
+def test_a_group_whose_write_was_cut_short_goes_on(tmp_path):
+    (tmp_path / "group" / "trained" / "0.unfinished" / "arrays").mkdir(parents=True)
+    assert networks.kept(tmp_path / "group" / "trained") is None
+    assert len(jax.tree.leaves(train(make_study(tmp_path)).variables)) == 4
+    (tmp_path / "group" / "asked.json").unlink()
+    with pytest.raises(ValueError, match=r"asked\.json is missing"):
+        train(make_study(tmp_path))
+
+
 def test_two_runs_do_not_train_one_group(tmp_path):
     held = "import sys, time; from kdjax import checkpoint\n"
     held += "with checkpoint.lock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
@@ -203,6 +220,21 @@ def test_a_learning_curve_survives_an_interruption(tmp_path):
     (tmp_path / "b" / "curve" / "curve.json").unlink()
     with pytest.raises(FileNotFoundError, match="to train again"):
         learn(tmp_path / "b", lambda: False)
+
+
+def test_numbers_are_written_before_figures_are_drawn(tmp_path, capsys):
+    def draw():
+        raise RuntimeError("no ink")
+
+    claim = Claim("right", "", (float("nan"), 2.0))
+    found = Findings([claim], figures={"lines": (draw, "Lines.")})
+    study = make_study(tmp_path)
+    with pytest.raises(RuntimeError, match="no ink"):
+        write(study, "Title", found, command="python")
+    result = json.loads((tmp_path / "test" / "result.json").read_text(), parse_constant=pytest.fail)
+    assert result["claims"][0]["ours"] == [None, 2.0]
+    assert "right" in capsys.readouterr().out
+    assert claim_rows(result)[0][2] == "nan"
 
 
 def test_members_do_not_depend_on_their_company(tmp_path):

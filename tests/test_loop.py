@@ -87,6 +87,43 @@ def test_non_finite_loss_names_step_and_term_and_is_not_saved():
     assert saved == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("last", [3, 20])
+def test_a_state_that_went_bad_behind_a_finite_loss_is_named_and_not_saved(last):
+    run, state = make_run()
+    saved, measured = [], []
+
+    def poisoned(state, batch):
+        at = int(state.step) + 1
+        state, found = run(state, batch)
+        if at == 3:
+            kernel = jax.tree.map(lambda x: x.at[0].set(np.inf), state.params["student"])
+            state = state.replace(params={**state.params, "student": kernel})
+        return state, found
+
+    with pytest.raises(loop.NonFiniteLoss, match=r"after step 3, whose loss is finite, params/"):
+        loop.fit(
+            poisoned,
+            state,
+            batches(),
+            num_steps=last,
+            eval_every=1,
+            eval_fn=lambda at, s: measured.append(at),
+            checkpoint_every=1,
+            save_fn=lambda at, s: saved.append(at),
+        )
+    assert saved == measured == [1, 2]
+
+
+def test_what_an_optimizer_remembers_may_be_infinite():
+    _, state = make_run()
+    state = state.replace(opt_state=(state.opt_state, np.float32(np.inf)))
+
+    def step_fn(state, batch):
+        return state.replace(step=state.step + 1), {"loss": (1.0, 1.0)}
+
+    assert int(loop.fit(step_fn, state, batches(), num_steps=1).step) == 1
+
+
 def test_a_signal_saves_and_stops_and_hands_the_handlers_back():
     run, state = make_run()
     saved = []

@@ -12,7 +12,7 @@ def test_every_kind_is_trained_and_measured(tmp_path):
     errors = json.loads((tmp_path / "summary.json").read_text())["test_errors"]
     assert list(errors) == ["labels alone", "its own moving average", "a peer"]
     assert all(len(own) == 2 and 0 < min(own) <= max(own) <= 450 for own in errors.values())
-    assert "a peer" in (tmp_path / "report.html").read_text()
+    assert "taught by a peer." in (tmp_path / "report.html").read_text()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     logged = {(row["phase"], row["seed"]) for row in rows if row["split"] == "train"}
     assert logged == {(kind, seed) for kind in errors for seed in (0, 1)}

@@ -372,28 +372,78 @@ def test_all_but_the_summary_may_be_left_out(tmp_path):
 def test_what_was_found_is_written_and_printed_once(tmp_path, capsys):
     table = report.Table(("method", "test %"), [("kd", "97.1 ± 0.2"), ("scratch", "95.0")])
     figure = report.plot_dots({"kd": [96.9, 97.3], "scratch": [95.0]}, xlabel="test accuracy (%)")
-    section = report.Section(
-        tables=[table],
-        figures={"dots": (figure, "A dot is a seed.")},
-        notes=["Plain.", ("Headed", "Text.")],
-        facts={"Command": "python"},
-    )
-    report.publish(tmp_path, report.Page("Ways", [section]), {"kd": 97.1}, summary_name="all.json")
+    figures, facts = {"dots": (figure, "A dot is a seed.")}, {"Command": "python"}
+    notes = ["Plain.", ("Headed", "Text.")]
+
+    def page():
+        return report.results_page("Ways", "One helps.", table, figures, facts, notes=notes)
+
+    summary = {"kd": 97.1, "lost": [float("nan"), float("inf")]}
+    report.publish(tmp_path, summary, table, page, summary_name="all.json")
     page = Page((tmp_path / "report.html").read_text())
-    assert [line for line in page.text.splitlines() if line][-13:] == [
-        "Ways", "method", "test %", "kd", "97.1 ± 0.2", "scratch", "95.0", "A dot is a seed.",
-        "Plain.", "Headed", "Text.", "Command", "python",
+    assert [line for line in page.text.splitlines() if line][-16:] == [
+        "Ways", "One helps.", "Results on the test set", "method", "test %", "kd", "97.1 ± 0.2",
+        "scratch", "95.0", "A dot is a seed.", "Plain.", "Headed", "Text.",
+        "How to have it again", "Command", "python",
     ]  # fmt: skip
     assert page.all("img")[0]["alt"].startswith("test accuracy (%), first and last of 2: kd: 97.10")
-    assert json.loads((tmp_path / "all.json").read_text()) == {"kd": 97.1}
+    written = json.loads((tmp_path / "all.json").read_text(), parse_constant=pytest.fail)
+    assert written == {"kd": 97.1, "lost": [None, None]}
     assert capsys.readouterr().out == (
         "\nmethod   test %\nkd       97.1 ± 0.2\nscratch  95.0\n"
         f"\nreport: {tmp_path / 'report.html'}\n"
     )
 
 
-def test_without_its_page_there_is_no_summary(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        report.publish(tmp_path, report.Page("Ways", []), {})
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith("summary")]
+def test_numbers_are_safe_before_a_plot_fails(tmp_path, capsys):
+    def page():
+        raise ValueError("a plot of nothing")
+
+    with pytest.raises(ValueError, match="a plot of nothing"):
+        report.publish(tmp_path, {"kd": 97.1}, "the table", page)
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"kd": 97.1}
+    assert capsys.readouterr().out == "\nthe table\n"
+
+
+def test_what_is_not_finite_is_drawn_and_written_all_the_same(tmp_path):
+    nan = float("nan")
+    lost = [None, nan, nan]
+    summary = make_summary()
+    summary["scratch"] = {**summary["scratch"], "nll": lost, "ece": lost}
+    assert "nan" in report.format_table(summary)
+    line = report.Line([1, 2, 3], [nan, -1.0, 4.0])
+    figures = {
+        "lines": (report.plot_lines({"a": line}, xlabel="x", ylabel="y", log_y=True), "Lines."),
+        "none": (
+            report.plot_lines(
+                {"a": line._replace(y=[nan] * 3)}, xlabel="x", ylabel="y", log_y=True
+            ),
+            "None.",
+        ),
+        "dots": (report.plot_dots({"kd": [nan, 2.0]}, xlabel="x", baseline=nan), "Dots."),
+        "curves": (report.plot_curves([{**r, "loss": None} for r in make_rows()]), "Curves."),
+    }
+    assert "nan" in write(tmp_path, summary=summary, figures=figures).read_text()
+
+
+def test_lines_of_the_log_are_json_whatever_was_measured(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2):
+        log.append(phase="kd", seed=0, step=step, loss=float("nan"), seconds=2.0 * step)
+    log.append(phase="teacher", seed=0, step=1, loss=float("inf"), seconds=3.0)
+    log.rewind("kd", 0, 2)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert [row["loss"] for row in rows] == [None] * 3
+    assert log.total_seconds() == 7.0
+
+
+def test_a_phone_says_that_figures_scroll(tmp_path):
+    text = write(tmp_path, figures=draw_all()).read_text()
+    assert "min-width: 34rem" in text
+    assert re.search(r"max-width: 36rem\) \{ figcaption::before \{ content: .Scroll", text)
+
+
+def test_seeds_have_their_own_numbers_in_the_plot():
+    (axes,) = report.plot_errors(make_summary(), first_seed=7).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["seed 7", "seed 8", "seed 9"]

@@ -155,13 +155,12 @@ def gradient_table(measured: Mapping[str, list[float]]) -> Table:
 
 
 def figures(measured: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Draw both halves of the table."""
+    """Return what draws both halves of the table, with captions."""
 
     def plot(names: Mapping[str, str], ylabel: str) -> Any:
         lines = {name: runs.report.Line(TEMPERATURES, measured[key]) for name, key in names.items()}
-        return runs.report.plot_lines(
-            lines, xlabel="temperature", ylabel=ylabel, log_x=True, log_y=True
-        )
+        labels: Any = {"xlabel": "temperature", "ylabel": ylabel}
+        return lambda: runs.report.plot_lines(lines, **labels, log_x=True, log_y=True)
 
     scales = {"without T²": "scale", "with T²": "scaled"}
     return {

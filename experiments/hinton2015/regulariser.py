@@ -110,8 +110,8 @@ def tabulate(
     what = "share recovered, hard targets on images shifted"
     claims.append(Claim(what, "", share, unit="%", headline=True))
     columns = ("training", "images", "test errors at the end", "stopped early")
-    tables, figures = [runs.report.Table(columns, rows)], {"curves": (figure(curves), CAPTION)}
-    return Findings(claims, tables, figures, notes)
+    figures = {"curves": (lambda: figure(curves), CAPTION)}
+    return Findings(claims, [runs.report.Table(columns, rows)], figures, notes)
 
 
 CAPTION = (

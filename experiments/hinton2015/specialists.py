@@ -91,7 +91,7 @@ def run(study: Study) -> Findings:
     return Findings(
         [*claims(labels, outcomes), Claim(control, "", tuple(alone.tolist()), "%", headline=True)],
         tables=[coverage_table(rows), cluster_table(study, sets)],
-        figures={"coverage": (figure(rows), CAPTION)},
+        figures={"coverage": (lambda: figure(rows), CAPTION)},
         notes=[*NOTES, *agreement_note(study, sets), flips_note(labels, outcomes)],
     )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from kdjax.data import Examples
     from kdjax.runs.evaluation import Run
-    from kdjax.runs.report import Section, Table
+    from kdjax.runs.report import Page, Section, Table
 
 
 T = TypeVar("T")
@@ -126,11 +126,16 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a script found out: claims, tables, figures with captions, and notes to read."""
+    """What a script found out: claims, tables, figures with captions, and notes to read.
+
+    A figure is a function that draws it, called when all numbers are written.
+    """
 
     claims: Sequence[Claim]
     tables: "Sequence[Table]" = ()
-    figures: "Mapping[str, tuple[Figure, str]]" = dataclasses.field(default_factory=dict)
+    figures: "Mapping[str, tuple[Callable[[], Figure], str]]" = dataclasses.field(
+        default_factory=dict
+    )
     notes: Sequence[str] = ()
 
 
@@ -190,10 +195,12 @@ def run_script(
     program = f"python -m experiments.hinton2015.{section}"
     title = about.strip().split("\n", 1)[0].rstrip(".")
     asked, command = flags.read(settings_type, program, title, None)
-    with flags.plain_errors(resume_with=command):
+    with flags.plain_errors(asked, resume_with=command):
         flags.check(asked)
         with kdjax.loop.stop_on_signals() as stop_fn:
             study = opened(asked, section, data_name, stop_fn)
+            if stop_fn():
+                raise KeyboardInterrupt
             write(study, title, body(study), command=_portable(command))
 
 
@@ -237,18 +244,26 @@ def write(study: Study, title: str, found: Findings, *, command: str) -> None:
         "notes": list(found.notes),
         "facts": runs.experiment.facts(study.run, command, **times),
     }
-    page = runs.report.Page(title, [_section(result, found.figures)])
     text = "\n".join(
         f"{what:<62} {paper:>18} {ours:>16} {wanted:>8}  {met}".rstrip()
         for what, paper, ours, wanted, met in (CLAIM_COLUMNS, *claim_rows(result))
     )
     folder = study.root / study.section
-    runs.report.publish(folder, page, result, summary_name="result.json", text=text)
+
+    def page() -> "Page":
+        figures = {name: (draw(), caption) for name, (draw, caption) in found.figures.items()}
+        return runs.report.Page(title, [_section(result, figures)])
+
+    runs.report.publish(folder, result, text, page, summary_name="result.json")
 
 
 def claim_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Format the claims of a section as rows of text."""
-    return [Claim(**{**claim, "ours": tuple(claim["ours"])}).row() for claim in result["claims"]]
+
+    def claimed(claim: Mapping[str, Any]) -> Claim:
+        return Claim(**{**claim, "ours": tuple(runs.numbers.numbers(claim["ours"]))})
+
+    return [claimed(claim).row() for claim in result["claims"]]
 
 
 def page_section(result: Mapping[str, Any], folder: Path) -> "Section":
@@ -316,8 +331,9 @@ def _times(trainings: Mapping[str, tuple[int, float]]) -> str:
 
 def _portable(command: str) -> str:
     """Leave out of a command where its machine keeps things."""
-    command = re.sub(r"(--(?:data\.dir|workdir))[ =]\S+", r"\1 DIR", command)
-    return re.sub(r"(--teacher)[ =]\S+", r"\1 FILE", command)
+    quoted = r"""[ =](?:'[^']*'|"'"|[^\s'])+"""
+    command = re.sub(r"(--(?:data\.dir|workdir))" + quoted, r"\1 DIR", command)
+    return re.sub(r"(--teacher)" + quoted, r"\1 FILE", command)
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

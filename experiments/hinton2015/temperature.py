@@ -9,7 +9,7 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arX
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,9 +38,11 @@ def run(study: Study) -> Findings:
     lines = {
         f"{w} units a layer": line(temperatures, e.mean(1), deviation(e)) for w, e in errors.items()
     }
-    figure = runs.report.plot_lines(
-        lines, xlabel="temperature", ylabel="test errors", log_x=True, log_y=True
-    )
+
+    def figure() -> Any:
+        labels: Any = {"xlabel": "temperature", "ylabel": "test errors"}
+        return runs.report.plot_lines(lines, **labels, log_x=True, log_y=True)
+
     caption = (
         "Test errors of distilled students by temperature and width, mean and standard deviation "
         f"over {len(seeds)} seeds."

@@ -1,9 +1,11 @@
 """One checkpoint, written and read by all processes: Orbax's arrays and a manifest of digests."""
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
+import os
 import shutil
 import sys
 from collections import defaultdict
@@ -57,7 +59,7 @@ def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
     except Exception as error:
         # Orbax and TensorStore report a full disk in exceptions of their own.
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise OSError(f"cannot write {path}: {first_line(error)}") from error
+        raise OSError(f"cannot write {path}: {_reason(error)}") from error
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -138,27 +140,41 @@ def _checkpointer(path: Path) -> Iterator[ocp.Checkpointer]:
         yield checkpointer
 
 
+def _reason(error: Exception) -> str:
+    """Return why a write failed: in the words of the system where they are somewhere in it."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+    said = (words for words in map(os.strerror, numbers) if words in str(error))
+    return next(said, first_line(error))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the stack traces of a failure that its threads log on the error stream.
+    """Suppress the stack traces of a failure that its threads print on the error stream.
 
-    The failure itself is raised. A write that was under way beside it finds its event loop gone.
+    The failure itself is raised. A write that was under way beside it finds its event loop gone,
+    then or later, and TensorStore prints that like an exception that nobody has caught.
     """
-    logger, show = logging.getLogger("absl"), sys.unraisablehook
+    logger, show, uncaught = logging.getLogger("absl"), sys.unraisablehook, sys.excepthook
 
     def hook(unraisable: Any) -> None:
-        loop_is_gone = str(unraisable.exc_value) == "Event loop is closed"
-        if not loop_is_gone and "async_serialize" not in repr(unraisable.object):
+        if not _is_late(unraisable.exc_value) and "async_serialize" not in repr(unraisable.object):
             show(unraisable)
 
+    def printed(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not _is_late(error):
+            uncaught(kind, error, trace)
+
     logger.addFilter(_not_of_orbax)
+    sys.unraisablehook, sys.excepthook = hook, printed
     try:
         yield
-    except Exception:
-        sys.unraisablehook = hook
-        raise
+        sys.unraisablehook, sys.excepthook = show, uncaught
     finally:
         logger.removeFilter(_not_of_orbax)
+
+
+def _is_late(error: BaseException | None) -> bool:
+    return str(error) == "Event loop is closed"
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:

@@ -1,6 +1,7 @@
 """Saving beside the training: the step waits for a copy on the device, a thread does the rest."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -109,7 +110,7 @@ def saving(directory: str | Path, *, keep: int = 2, keep_best: bool = False) -> 
 def _save(
     directory: Path, step: int, tree: PyTree, keep: int, keep_best: bool, score: float | None
 ) -> None:
-    scored = {} if score is None else {"score": float(score)}
+    scored = {} if score is None or not math.isfinite(score) else {"score": float(score)}
     write(directory / str(step), tree, {"step": step, **scored})
     if is_leader():
         prune(directory, step, keep, keep_best=keep_best)

@@ -136,9 +136,9 @@ def _find(name: str, data_dir: str | Path | None) -> Any:
 
     root = _root(data_dir)
     if name == "digits" and _prepared(name, root) is None:
-        from kdjax.data.digits import prepare
+        from kdjax.data.digits import Digits
 
-        return tfds.builder_from_directory(prepare(root))
+        return Digits()
     folder = _prepared(name, root) or _prepare(name, root)
     try:
         builder = tfds.builder_from_directory(folder)

@@ -1,8 +1,11 @@
 """Reading ahead: batches made by Grain's threads or processes, and put on the device in time."""
 
 import contextlib
+import multiprocessing
 import os
+import re
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +33,9 @@ def streamed(
 
     Yields:
         `read_fn(number)`, whatever the workers.
+
+    Raises:
+        ChildProcessError: if a worker ended, such as by a kill.
     """
     with needs("data"):
         import grain
@@ -45,14 +51,46 @@ def streamed(
             # Grain asks absl for flags of its own, which nobody has to have set.
             flags.FLAGS.mark_as_parsed()
         several = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_PER_WORKER)
-        batches = batches.mp_prefetch(several, worker_init_fn=_leave_interrupts_to_the_parent)
+        batches = batches.mp_prefetch(several, worker_init_fn=_begin)
     with contextlib.closing(iter(batches)) as made:
-        yield from made
+        yield from _whole(made)
 
 
-def _leave_interrupts_to_the_parent(worker: int, num_workers: int) -> None:
+def _whole(made: Iterator[T]) -> Iterator[T]:
+    """Hand batches on; that a worker is gone is a line of ours.
+
+    Raises:
+        ChildProcessError: if a worker ended, such as by a kill.
+    """
+    while True:
+        try:
+            batch = next(made)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "terminated" not in str(error):
+                raise
+            code = re.search(r"exit code (-?\d+)", str(error))
+            raise ChildProcessError(
+                f"a worker that reads ahead has ended (status {code[1] if code else 'unknown'}; -9 "
+                "is a kill, often for want of memory): with fewer --data.workers, or 0, there may "
+                "be room"
+            ) from error
+        yield batch
+
+
+def _begin(worker: int, num_workers: int) -> None:
     # Ctrl-C reaches all processes; the training stops after its step, and needs its batch.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, name="kdjax-parent", daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """End when the training does, however it does: a worker that is not asked for would wait."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def prefetch(

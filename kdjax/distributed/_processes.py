@@ -29,24 +29,30 @@ def initialize(
         coordinator: host:port where process 0 listens; None where JAX finds out (TPU, SLURM, MPI).
         num_processes: how many processes there are; None where JAX finds out.
         process_id: which of them this is, from 0; None where JAX finds out.
-        timeout: seconds without a sign of life after which a process counts as missing.
+        timeout: seconds after which a process counts as missing that has not joined, gives no sign
+            of life, or stays behind the others.
 
     Raises:
         ValueError: if JAX cannot find out what was not given, or the processes do not meet.
     """
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            # Behind the watchdog: the runtime's own judgement is the last resort.
-            heartbeat_timeout_seconds=max(100, int(3 * timeout)),
-        )
+        with _watchdog.joining(timeout):
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                # Behind the watchdog: the runtime's own judgement is the last resort.
+                initialization_timeout=max(300, int(3 * timeout)),
+                heartbeat_timeout_seconds=max(100, int(3 * timeout)),
+            )
     except (ValueError, RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"the processes cannot be joined: {reason}") from error
-    if jax.process_count() > 1:
+    if _watchdog.several():
         _watchdog.start(timeout)
+        _watchdog.advance()
+        # The processes meet once more where their devices are made known.
+        jax.devices()
 
 
 def is_leader() -> bool:
@@ -69,6 +75,7 @@ def exchange(name: str, text: str) -> list[str]:
     """
     if jax.process_count() == 1:
         return [text]
+    _watchdog.advance()
     if exchange_needs_devices():
         return _exchanged_on_devices(text)
     turn, me, client = next(_turns[name]), jax.process_index(), _watchdog.client()

@@ -2,7 +2,9 @@
 
 Signs of life go into the key-value store of JAX's coordination service; process 0, where that
 service runs, judges. Only the death of process 0 is noticed by the runtime first; its abort is held
-up for the line that names it.
+up for the line that names it. A sign says how far the main thread has come, too: all processes do
+the same things in the same order, so that one that stays behind the others hangs, unless it
+compiles.
 
 The store's client and its address are private parts of JAX, and this is the one file that uses
 them. With a JAX that has them elsewhere there is a line that says so, and no watchdog.
@@ -25,7 +27,7 @@ from typing import Any, NoReturn
 
 import jax
 
-__all__ = ["MISSING", "client", "leaving", "retire", "start"]
+__all__ = ["MISSING", "advance", "client", "joining", "leaving", "retire", "several", "start"]
 
 MISSING = 75
 """Exit status where another process went missing: EX_TEMPFAIL, the same command may go on."""
@@ -44,6 +46,20 @@ def client() -> Any:
     return found if all(hasattr(found, name) for name in used) else None
 
 
+def several() -> bool:
+    """Return whether several processes have been joined, without a device where JAX says so."""
+    return int(_private("num_processes") or jax.process_count()) > 1
+
+
+def _me() -> int:
+    """Return which process this is, without a device: JAX waits for all others where it has one."""
+    return int(_private("process_id"))
+
+
+def _count() -> int:
+    return int(_private("num_processes"))
+
+
 def _private(name: str) -> Any:
     """Return what JAX knows of the processes it has joined, None where this JAX does not say."""
     try:
@@ -51,6 +67,38 @@ def _private(name: str) -> Any:
     except (ImportError, AttributeError):
         return None
     return getattr(state, name, None)
+
+
+@contextlib.contextmanager
+def joining(timeout: float) -> Iterator[None]:
+    """End this process when what runs inside has not met all others in time.
+
+    Args:
+        timeout: seconds.
+    """
+
+    def end() -> None:
+        line = (
+            f"error: not all processes have joined within {timeout:g} s: start those that are "
+            "missing, or give them more time (--distributed.timeout)"
+        )
+        print(line, file=sys.stderr, flush=True)
+        os._exit(MISSING)
+
+    # JAX itself would abort, with a stack trace.
+    timer = threading.Timer(timeout, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def advance() -> None:
+    """Say that the main thread goes on, in places that all processes pass in the same order."""
+    if threading.current_thread() is threading.main_thread():
+        _progress[0] += 1
 
 
 def start(timeout: float) -> None:
@@ -69,16 +117,19 @@ def start(timeout: float) -> None:
     threading.Thread(target=_time, name="kdjax-watchdog", daemon=True).start()
     # Behind JAX's own hook, and so before it: the coordination service is still there.
     atexit.register(retire)
-    if jax.process_index():
+    if _me():
         _libc.signal(int(signal.SIGABRT), _abort_handler)
 
 
 def retire() -> None:
-    """Leave in order: from now on silence means nothing."""
+    """Leave in order, when all others have: who never comes is named meanwhile."""
     if _watching.is_set():
-        _watching.clear()
+        advance()
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            _set(f"{_LEFT}{jax.process_index()}", "0")
+            _set(f"{_LEFT}{_me()}", "0")
+            while len(_entries(_LEFT)) < _count():
+                time.sleep(_PULSE / 4)
+        _watching.clear()
 
 
 @contextlib.contextmanager
@@ -113,7 +164,7 @@ def leaving() -> Iterator[None]:
 
 def _leave(status: int) -> NoReturn:
     """End after telling the others, past JAX's barrier at exit."""
-    me = jax.process_index()
+    me = _me()
     sys.stdout.flush()
     sys.stderr.flush()
     _set(f"{_LEFT}{me}", str(status))
@@ -124,12 +175,12 @@ def _leave(status: int) -> NoReturn:
 
 def _pulse() -> None:
     """Give a sign of life and ask for the verdict; on process 0, judge."""
-    me, count = jax.process_index(), itertools.count()
-    seen: dict[int, tuple[str, float]] = {}
+    me, count = _me(), itertools.count()
+    seen: dict[tuple[int, str], tuple[object, float]] = {}
     who = f"{socket.gethostname()}, pid {os.getpid()}"
     while _watching.is_set():
         try:
-            _set(f"{_PULSES}{me}", f"{next(count)} {who}")
+            _set(f"{_PULSES}{me}", f"{next(count)} {_position()} {who}")
             verdict = _entries(_VERDICT).get("0") if me else _judge(seen)
         except jax.errors.JaxRuntimeError as error:
             if _watching.is_set():
@@ -152,26 +203,52 @@ def _time() -> None:
         time.sleep(_PULSE)
 
 
-def _judge(seen: dict[int, tuple[str, float]]) -> str | None:
-    """Return which process is missing, None if there is none.
+def _position() -> str:
+    """Return how far the main thread has come, or that it compiles, which takes what it takes."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and not frame.f_code.co_filename.endswith("jax/_src/compiler.py"):
+        frame = frame.f_back
+    return "compiling" if frame else str(_progress[0])
+
+
+def _judge(seen: dict[tuple[int, str], tuple[object, float]]) -> str | None:
+    """Return which process is missing or hangs, None if there is none.
 
     Args:
-        seen: the last sign of life of every process, and when it was first seen.
+        seen: of every process its last sign of life, and the place where it stays behind the
+            others, each with when it was first seen.
     """
-    now, signs, left = time.monotonic(), _entries(_PULSES), _entries(_LEFT)
-    for process in range(jax.process_count()):
+    signs, left = _entries(_PULSES), _entries(_LEFT)
+    front = max((_place(sign) for sign in signs.values()), default=0)
+
+    def silence(process: int, kind: str, value: object) -> float:
+        now = time.monotonic()
+        if seen.get((process, kind), (None, now))[0] != value:
+            seen[process, kind] = value, now
+        return now - seen[process, kind][1]
+
+    for process in range(_count()):
         sign, status = signs.get(str(process), ""), left.get(str(process))
         if status is not None:
             if int(status) not in _AGREED:
                 return f"process {process} ended with status {status}, see its own output"
             continue
-        if seen.get(process, (None, now))[0] != sign:
-            seen[process] = sign, now
-        silence = now - seen[process][1]
-        if silence > _silence[0]:
-            who = sign.partition(" ")[2] or "never heard of"
-            return f"process {process} ({who}) has given no sign of life for {silence:.0f} s"
+        named = f"process {process} ({' '.join(sign.split(' ')[2:]) or 'never heard of'})"
+        seconds = silence(process, "sign", sign)
+        if seconds > _silence[0]:
+            return f"{named} has given no sign of life for {seconds:.0f} s"
+        place = _place(sign)
+        # A time that goes on is one that has just begun.
+        seconds = silence(process, "place", place if 0 <= place < front else object())
+        if seconds > _silence[0]:
+            return f"{named} hangs: the others have waited for it for {seconds:.0f} s"
     return None
+
+
+def _place(sign: str) -> int:
+    """Return how far a process has come by its sign of life, -1 where it does not say."""
+    place = sign.split(" ")[1] if " " in sign else ""
+    return int(place) if place.isdecimal() else -1
 
 
 def _pass_verdict(verdict: str) -> None:
@@ -199,7 +276,7 @@ def _entries(folder: str) -> dict[str, str]:
 def _end(verdict: str) -> NoReturn:
     """End with one line that says who is missing: the runtime would hang or abort."""
     with _last_words:
-        me = jax.process_index()
+        me = _me()
         line = f"error: {verdict}; process {me} ends, the same command goes on from the checkpoint"
         print(line, file=sys.stderr, flush=True)
         os._exit(MISSING)
@@ -216,7 +293,7 @@ def _on_abort(number: int) -> None:
         _end("process 0, the coordinator, is gone")
 
 
-_watching, _last_words = threading.Event(), threading.Lock()
+_watching, _last_words, _progress = threading.Event(), threading.Lock(), [0]
 _silence, _heard = [0.0], [0.0]
 # The runtime aborts in a thread of its own, where no handler of Python's would ever be called.
 _libc = ctypes.CDLL(None)

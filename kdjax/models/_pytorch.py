@@ -120,12 +120,15 @@ def normalization_of(state_dict: StateDict) -> tuple[np.ndarray, np.ndarray] | N
     return mean, std
 
 
+# What readers make of damage, of sizes that nothing can hold, and of types that NumPy lacks.
+_DAMAGE = (ValueError, KeyError, OSError, AttributeError, TypeError, MemoryError)
+
+
 def _read_npz(file: str) -> dict[str, np.ndarray]:
-    damage = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError)
     try:
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return dict(archive.items())
-    except (*damage, AttributeError, TypeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, *_DAMAGE) as error:
         raise ValueError(f"read_state_dict: {file} is no intact .npz file ({error})") from error
 
 
@@ -135,7 +138,7 @@ def _read_safetensors(file: str) -> dict[str, np.ndarray]:
 
     try:
         arrays = safetensors.numpy.load_file(file)
-    except (safetensors.SafetensorError, ValueError, KeyError, OSError) as error:
+    except (safetensors.SafetensorError, *_DAMAGE) as error:
         raise ValueError(
             f"read_state_dict: {file} is no intact .safetensors file ({error})"
         ) from error

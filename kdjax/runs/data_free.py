@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -21,12 +21,15 @@ import kdjax
 from kdjax import runs
 from kdjax.runs import flags
 from kdjax.runs.flags import flag, group
-from kdjax.runs.settings import POSITIVE, GeneratorSettings, RunSettings, eval_flag
+from kdjax.runs.settings import COUNTED, GeneratorSettings, RunSettings, eval_flag
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from kdjax.models import Network
     from kdjax.runs.experiment import Experiment
     from kdjax.runs.generator import Plan
+    from kdjax.runs.report import Page
     from kdjax.runs.teaching import TeacherResult
 
 COLUMNS = ("network", "images it learned from", "test errors", "test %", "agreement %")
@@ -40,9 +43,10 @@ CAPTION = (
 class Settings(RunSettings):
     """What a run depends on, and the generator; all in one process."""
 
+    made_up: ClassVar[bool] = True
     eval_every: int | None = eval_flag()
     generator: GeneratorSettings = group(GeneratorSettings)
-    steps: int = flag("Steps of a student; --epochs is the teacher's.", POSITIVE, default=6000)
+    steps: int = flag("Steps of a student; --epochs is the teacher's.", COUNTED, default=6000)
 
 
 class Result(NamedTuple):
@@ -68,7 +72,7 @@ def run(settings: Settings, command: str) -> None:
 def main(args: list[str] | None = None, program: str = "python -m experiments.data_free") -> None:
     """Run the command line: some flags, or those of the process; a help page names the program."""
     settings, command = flags.read(Settings, program, __doc__, args, folder="data-free-")
-    with flags.plain_errors(resume_with=command):
+    with flags.plain_errors(settings, resume_with=command):
         flags.check(settings)
         run(settings, command)
 
@@ -103,19 +107,32 @@ def report(
         Training=f"{plan.num_steps} steps of {experiment.settings.batch_size} images made up",
         Seeds=", ".join(str(r.seed) for r in found),
     )
-    images, (_, model, variables) = found[0].images, teacher.network
-    unlabeled = {"image": images, "label": np.zeros(len(images), np.int32)}
-    logits = runs.evaluation.predict(experiment.run, model, variables, unlabeled)
-    names, temperature = experiment.dataset.label_names, experiment.settings.temperature
-    pictures = runs.report.plot_instructive(images, logits.argmax(-1), logits, names, temperature)
-    name, figures = experiment.dataset.name, {"images": (pictures, CAPTION)}
+    name = experiment.dataset.name
     table = runs.report.Table(COLUMNS, _rows(name, wrong, found, labels))
-    section = runs.report.Section(tables=[table], figures=figures, facts=known)
-    page = runs.report.Page(f"Data-free distillation, {name}", [section])
+
+    def page() -> Page:
+        title, figures = f"Data-free distillation, {name}", {"images": (pictures(), CAPTION)}
+        return runs.report.results_page(title, _lede(name, wrong, found), table, figures, known)
+
+    def pictures() -> Figure:
+        images, (_, model, variables) = found[0].images, teacher.network
+        unlabeled = {"image": images, "label": np.zeros(len(images), np.int32)}
+        logits = runs.evaluation.predict(experiment.run, model, variables, unlabeled)
+        names, temperature = experiment.dataset.label_names, experiment.settings.temperature
+        return runs.report.plot_instructive(images, logits.argmax(-1), logits, names, temperature)
+
     each = [{"seed": r.seed, "test_errors": r.test_errors, "agreement": r.agreement} for r in found]
     summary = {"facts": known, "teacher_errors": wrong, "students": each}
-    runs.report.publish(directory, page, summary)
+    runs.report.publish(directory, summary, table, page)
     runs.console.say(f"student: {directory / 'student'}")
+
+
+def _lede(name: str, teacher_errors: int, found: list[Result]) -> str:
+    errors = float(np.mean([result.test_errors for result in found]))
+    return (
+        f"A student that has seen no image of {name} makes {errors:,.4g} test errors; the teacher, "
+        f"who learned from them, makes {teacher_errors:,}."
+    )
 
 
 def _rows(

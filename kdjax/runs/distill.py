@@ -69,7 +69,10 @@ def run(settings: Settings, command: str) -> None:
 def main(args: list[str] | None = None, program: str = "python -m experiments.distill") -> None:
     """Run the command line: some flags, or those of the process; a help page names the program."""
     settings, command = flags.read(Settings, program, __doc__, args, folder="")
-    with processes.together(settings.distributed) as join, flags.plain_errors(resume_with=command):
+    with (
+        processes.together(settings.distributed) as join,
+        flags.plain_errors(settings, resume_with=command),
+    ):
         flags.check(settings)
         check_distributed(settings.distributed)
         join()

@@ -37,7 +37,8 @@ def is_finished(settings: RunSettings) -> bool:
     assert settings.workdir is not None
     summary = workdir.read_json(settings.workdir / "summary.json")
     config = workdir.read_json(settings.workdir / "config.json")
-    if summary is None or config is None:
+    drawn = (settings.workdir / "report.html").exists()
+    if summary is None or config is None or not drawn:
         return False
     asked = workdir.plain(dataclasses.asdict(settings))
     if workdir.changed_setting(config["requested"], asked):
@@ -59,12 +60,15 @@ def opened(settings: RunSettings) -> Iterator[Experiment]:
     """
     with stop_on_signals() as stop_fn:
         dataset = load_dataset(settings)
+        if stop_fn():
+            raise KeyboardInterrupt
         with open_experiment(settings, dataset, stop_fn) as experiment:
             yield experiment
 
 
 def load_dataset(settings: RunSettings) -> data.Dataset:
     """Read the examples that the settings name."""
+    _check_folder(settings.data.name, settings.data.dir)
     try:
         return data.load(
             settings.data.name,
@@ -77,6 +81,18 @@ def load_dataset(settings: RunSettings) -> data.Dataset:
     except ValueError as error:
         # What the library calls by its parameter, a user knows as a flag.
         raise ValueError(str(error).replace("image_size", "--data.image-size")) from error
+
+
+def _check_folder(name: str, folder: Path | None) -> None:
+    """Raise a ValueError where a folder of something else is given beside the default's name."""
+    if name != "digits" or folder is None or not folder.is_dir():
+        return
+    there = sorted(path.name for path in folder.iterdir())
+    if there and name not in there:
+        raise ValueError(
+            f"--data.dir {folder} (there: {', '.join(there[:8])}) holds no digits, which are "
+            "embedded: leave it out, or name the set that is meant with --data.name"
+        )
 
 
 @contextlib.contextmanager
@@ -102,7 +118,7 @@ def open_experiment(
     """
     settings = resolve(asked, dataset)
     mesh = _mesh(settings)
-    _check_examples(settings, dataset)
+    _check_examples(asked, settings, dataset)
     _check_batches(settings, mesh)
     # Before the directory is claimed: a teacher that does not fit must not leave a trace.
     given_teacher = _checked_networks(settings, dataset)
@@ -112,7 +128,7 @@ def open_experiment(
         log = _log(settings.workdir)
         own = {"mesh": mesh, "log": log, "stop_fn": stop_fn, "workers": settings.data.workers}
         run = narrowed(Run, settings, **own)
-        _describe(settings, dataset, run)
+        _describe(asked, settings, dataset, run)
         yield Experiment(settings, dataset, run, given_teacher)
 
 
@@ -194,12 +210,23 @@ def _mesh(settings: Resolved) -> Mesh:
         raise ValueError(f"{flags}: {str(error).removeprefix('make_mesh: ')}") from error
 
 
-def _check_examples(settings: Resolved, dataset: data.Dataset) -> None:
+def _check_examples(asked: RunSettings, settings: Resolved, dataset: data.Dataset) -> None:
     """Raise a ValueError where settings and data do not fit together."""
-    asked, present = settings.data.student_examples, len(dataset.train.label)
-    if asked > present:
+    seen, present = settings.data.student_examples, len(dataset.train.label)
+    if seen > present:
         raise ValueError(
-            f"--data.student-examples is {asked}, but there are {present} training examples"
+            f"--data.student-examples is {seen}, but there are {present} training examples"
+        )
+    if seen < min(present, dataset.num_classes):
+        raise ValueError(
+            f"--data.student-examples is {seen}, but there are {dataset.num_classes} classes: at "
+            "least one example of each is needed"
+        )
+    # A default may be more than a few examples are; the next ones come from the next epoch.
+    most = present if asked.made_up else max(seen, 64)
+    if settings.batch_size > most:
+        raise ValueError(
+            f"--batch-size is {settings.batch_size}, more than the {most} that the examples allow"
         )
     lazy = data.is_lazy(dataset.train._asdict())
     if lazy and (settings.steps_per_call or 1) > 1:
@@ -219,13 +246,14 @@ def _check_batches(settings: Resolved, mesh: Mesh) -> None:
         raise ValueError(f"--batch-size: {error}") from error
 
 
-def _describe(settings: Resolved, dataset: data.Dataset, run: Run) -> None:
+def _describe(asked: RunSettings, settings: Resolved, dataset: data.Dataset, run: Run) -> None:
     device, processes = jax.devices()[0], jax.process_count()
     where = f" in {processes} processes" if processes > 1 else ""
     say(
         f"{dataset.name}: {len(dataset.train.label)} training, {len(dataset.validation.label)} "
         f"validation, {len(dataset.test.label)} test images {dataset.image_shape}, "
-        f"{dataset.num_classes} classes; students see {settings.data.student_examples}"
+        f"{dataset.num_classes} classes; students see "
+        f"{'none of them' if asked.made_up else settings.data.student_examples}"
     )
     what = f"{run.mesh.size} x {device.device_kind} ({device.platform}){where}"
     say(f"{what}, writing to {run.workdir}")

@@ -12,7 +12,7 @@ import time
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -22,9 +22,12 @@ SettingsT = TypeVar("SettingsT")
 
 
 class Limit(NamedTuple):
-    """What a value must be: in words, and as a function of a value that is not None."""
+    """What a value must be: in words, and as a function of a value that is not None.
 
-    expected: str
+    The words may be made of the value, to say which part of it is wrong and what is near.
+    """
+
+    expected: str | Callable[[Any], str]
     holds: Callable[[Any], bool]
 
 
@@ -128,7 +131,9 @@ def check(settings: Any, prefix: str = "--") -> None:
             check(value, name + ".")
         elif limit and value is not None:
             values = value if isinstance(value, tuple) else (value,)
-            require(all(map(limit.holds, values)), name, limit.expected, value)
+            for wrong in [each for each in values if not limit.holds(each)]:
+                words = limit.expected
+                require(False, name, words if isinstance(words, str) else words(wrong), value)
 
 
 def names(settings_type: type[Any], prefix: str = "") -> list[str]:
@@ -145,6 +150,12 @@ def require(condition: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name} must be {expected}, got {got}")
 
 
+def nearest(word: str, known: Collection[str]) -> str:
+    """Say which of some names was probably meant, or what they are, in their order."""
+    near = difflib.get_close_matches(word, known, n=3)
+    return f"did you mean {' or '.join(near)}" if near else f"choose from {', '.join(known)}"
+
+
 def fail(message: str, *, status: int = 2) -> NoReturn:
     """Print one line on the error stream and leave.
 
@@ -155,15 +166,17 @@ def fail(message: str, *, status: int = 2) -> NoReturn:
     Raises:
         SystemExit: always.
     """
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    # Not all white space: a command in the message must run as it stands.
+    print("error: " + " ".join(message.splitlines()), file=sys.stderr)
     raise SystemExit(status)
 
 
 @contextlib.contextmanager
-def plain_errors(*, resume_with: str) -> Iterator[None]:
+def plain_errors(settings: Any = None, *, resume_with: str) -> Iterator[None]:
     """Turn what a user can cause (a wrong value, a missing file, a full disk, Ctrl-C) into a line.
 
     Args:
+        settings: as the flags gave them; a flag whose path is in trouble is named.
         resume_with: the command that goes on after an interruption.
 
     Raises:
@@ -172,8 +185,12 @@ def plain_errors(*, resume_with: str) -> Iterator[None]:
     try:
         check_run()
         yield
-    except (ValueError, OSError, MissingPackage) as error:
-        fail(str(error))
+    except OSError as error:
+        fail(_with_flag(_of_file(error, settings), settings))
+    except (ValueError, MissingPackage) as error:
+        fail(_with_flag(str(error), settings))
+    except MemoryError as error:
+        fail(f"there is not enough memory: {error}")
     except KeyboardInterrupt:
         fail(f"interrupted; go on with: {resume_with}", status=130)
     except Exception as error:
@@ -184,7 +201,37 @@ def plain_errors(*, resume_with: str) -> Iterator[None]:
             fail(f"{error}; the checkpoints before it are kept", status=1)
         if isinstance(error, loop.Stopped):
             fail(f"{error}, saved; go on with: {resume_with}", status=130)
+        if "RESOURCE_EXHAUSTED" in str(error):
+            fail(f"there is not enough memory: {str(error).splitlines()[0]}")
         raise
+
+
+def _of_file(error: OSError, settings: Any) -> str:
+    """Say what is wrong with which file; where a write names none, it is one of the run's own."""
+    if error.strerror is None:
+        return str(error)
+    where = error.filename or getattr(settings, "workdir", None)
+    return f"{where}: {error.strerror}" if where else error.strerror
+
+
+def _with_flag(message: str, settings: Any) -> str:
+    """Put before a message the flag whose path it talks of, unless it names one."""
+    if "--" in message:
+        return message
+    for name, path in _paths(settings, "--"):
+        if str(path) in message or str(path.absolute()) in message:
+            return f"{name} {path}: {message}"
+    return message
+
+
+def _paths(settings: Any, prefix: str) -> Iterator[tuple[str, Path]]:
+    """Yield the flags that hold paths."""
+    for field in dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ():
+        value, name = getattr(settings, field.name), prefix + field.name.replace("_", "-")
+        if isinstance(value, Path):
+            yield name, value
+        else:
+            yield from _paths(value, name + ".")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -273,13 +320,13 @@ def _value(kind: Any, optional: bool, text: str) -> Any:
     """Turn a word of the command line into a value; "None" stands for the default."""
     if optional and text == "None":
         return None
+    if not text:
+        raise argparse.ArgumentTypeError("expected a value, got ''")
     choices = ("True", "False") if kind is bool else typing.get_args(kind)
     if choices:
         if text not in choices:
-            near = difflib.get_close_matches(text, choices, n=3)
-            listed = ", ".join(near or choices)
-            told = "did you mean" if near else "choose from"
-            raise argparse.ArgumentTypeError(f"invalid choice {text!r}, {told} {listed}")
+            told = nearest(text, choices)
+            raise argparse.ArgumentTypeError(f"invalid choice {text!r}, {told}")
         return text == "True" if kind is bool else text
     try:
         return kind(text)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from kdjax.runs.settings import POSITIVE, NetworkName, NetworkSettings, OneMetho
 
 if TYPE_CHECKING:
     from kdjax.runs.experiment import Experiment
+    from kdjax.runs.report import Page
     from kdjax.runs.teaching import TeacherResult
 
 DIRECT, TOGETHER = "student, of the teacher alone", "all generations together"
@@ -83,7 +84,7 @@ def run(settings: Settings, command: str) -> None:
 def main(args: list[str] | None = None, program: str = "python -m experiments.generations") -> None:
     """Run the command line: some flags, or those of the process; a help page names the program."""
     settings, command = flags.read(Settings, program, __doc__, args, folder="generations-")
-    with flags.plain_errors(resume_with=command):
+    with flags.plain_errors(settings, resume_with=command):
         flags.check(settings)
         check(settings)
         run(settings, command)
@@ -109,7 +110,8 @@ def network_of(name: str) -> NetworkSettings:
     if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", name):
         return NetworkSettings("mlp", tuple(int(width) for width in name.split("x")))
     known = [known for known in typing.get_args(NetworkName) if known != "mlp"]
-    flags.require(name in known, "--assistants", f"widths or of {', '.join(known)}", name)
+    near = f"widths, such as 64x64, or a network: {flags.nearest(name, known)}"
+    flags.require(name in known, "--assistants", near, name)
     return NetworkSettings(typing.cast(NetworkName, name), ())
 
 
@@ -134,7 +136,8 @@ def train_chain(
     """Train the chain for every seed, and the last network from the teacher alone.
 
     Every link has seeds of its own, as born-again networks have; the last network has the same one
-    with the chain and without.
+    with the chain and without. The last network of the best validation accuracy is written to
+    W/student.
 
     Args:
         experiment: data and settings.
@@ -165,6 +168,7 @@ def train_chain(
         _measured(name, num_params(results[0].network.variables.params), answers[name], truth)
         for name, results in found.items()
     ]
+    _keep_best(experiment, found[[*chain][-1]], measured[len(chain)].validation_accuracy)
     if alike:
         by_seed = zip(*(answers[name] for name in chain), strict=True)
         together = [_mean(each) for each in by_seed]
@@ -173,19 +177,39 @@ def train_chain(
     return measured
 
 
+def _keep_best(
+    experiment: Experiment, students: Sequence[TeacherResult], accuracy: Sequence[float]
+) -> None:
+    student, directory = students[int(np.argmax(accuracy))].network, experiment.run.workdir
+    kdjax.models.save_network(directory / "student", student.spec, student.variables)
+    runs.console.say(f"student: {directory / 'student'}")
+
+
 def report(experiment: Experiment, measured: list[Measured], command: str) -> None:
     """Write `summary.json`, the plot and the page; print the table."""
     settings = experiment.settings
     how = f"{settings.method}, {settings.epochs} epochs, seeds from {settings.seed}"
     known = runs.experiment.facts(experiment.run, command, Training=how)
     accuracies = {m.name: m.accuracy for m in measured}
-    figure = runs.report.plot_dots(accuracies, xlabel="test accuracy (%)")
-    tables = [runs.report.Table(COLUMNS, [_row(entry) for entry in measured])]
-    figures = {"chain": (figure, "A dot is a seed, a bar their mean.")}
-    section = runs.report.Section(tables=tables, figures=figures, facts=known)
-    page = runs.report.Page(f"A chain of students, {experiment.dataset.name}", [section])
+    table = runs.report.Table(COLUMNS, [_row(entry) for entry in measured])
+
+    def page() -> Page:
+        title = f"A chain of students, {experiment.dataset.name}"
+        figure = runs.report.plot_dots(accuracies, xlabel="test accuracy (%)")
+        figures = {"chain": (figure, "A dot is a seed, a bar their mean.")}
+        return runs.report.results_page(title, _lede(measured), table, figures, known)
+
     summary = {"facts": known, "networks": [m._asdict() for m in measured]}
-    runs.report.publish(experiment.run.workdir, page, summary)
+    runs.report.publish(experiment.run.workdir, summary, table, page)
+
+
+def _lede(measured: Sequence[Measured]) -> str:
+    teacher, last = measured[0], [m for m in measured if m.name not in (DIRECT, TOGETHER)][-1]
+    ours, theirs = (float(np.mean(m.test_errors)) for m in (last, teacher))
+    return (
+        f"At the end of the chain, {last.name.replace('_', ' ')} makes {ours:,.4g} test errors; "
+        f"the teacher, where it begins, makes {theirs:,.4g}."
+    )
 
 
 def _student(

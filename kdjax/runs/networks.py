@@ -70,7 +70,7 @@ def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
     path = settings.checkpoint
     assert path is not None
     if path.is_dir():
-        return _checked(path, models.load_network(path), settings, spec)
+        return _checked(path, _ours(path), settings, spec)
     if not path.exists():
         raise FileNotFoundError(f"--teacher.checkpoint: there is nothing at {path}")
     state_dict = models.read_state_dict(path)
@@ -85,6 +85,16 @@ def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
     except ValueError as error:
         raise ValueError(f"--teacher.checkpoint {path} is not a {spec.name}: {error}") from error
     return Network(spec, model, variables)
+
+
+def _ours(path: Path) -> Network:
+    """Read a network of ours; where a work directory was named, say where its networks are."""
+    try:
+        return models.load_network(path)
+    except FileNotFoundError as error:
+        inside = [str(path / name) for name in ("teacher", "student") if (path / name).is_dir()]
+        hint = f"; try {' or '.join(inside)}" if inside else ""
+        raise FileNotFoundError(f"--teacher.checkpoint {path} holds no network{hint}") from error
 
 
 def _shapes_of(spec: NetworkSpec) -> Variables:
@@ -105,7 +115,7 @@ def _checked(path: Path, teacher: Network, settings: TeacherSettings, spec: Netw
     """Return a teacher of ours if it is what the flags say and the data needs."""
     asked, found = (settings.name, settings.widths), (teacher.spec.name, teacher.spec.widths)
     for flag, want, have in zip(("name", "widths"), asked, found, strict=True):
-        if want is not None and want != have and not (flag == "widths" and have == ()):
+        if want is not None and want != have:
             raise ValueError(f"--teacher.{flag} is {want}, but {path} holds {have}")
     if teacher.spec.num_classes != spec.num_classes:
         raise ValueError(

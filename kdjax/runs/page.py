@@ -1,5 +1,7 @@
 """The page that `distill` leaves behind: what was done, what came out, and how it was chosen."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,33 +26,39 @@ DIGITS_CHOICE = (
 def write(
     experiment: Experiment, teacher: TeacherResult, summary: dict[str, Any], command: str
 ) -> None:
-    """Write the plots, `report.html` and, last of all, `summary.json`; print the table.
+    """Write `summary.json` and print its table, then draw the plots and `report.html`.
 
     Of several processes, the first does.
     """
-    if not is_leader():
-        return
+    if is_leader():
+        page_fn = functools.partial(_page, experiment, teacher, summary, command)
+        report.publish(experiment.run.workdir, summary, report.format_table(summary), page_fn)
+        say(f"student: {experiment.run.workdir / 'student'}")
+
+
+def _page(
+    experiment: Experiment, teacher: TeacherResult, summary: dict[str, Any], command: str
+) -> report.Page:
     settings, dataset, run = experiment.settings, experiment.dataset, experiment.run
     rows = run.log.rows()
-    times = [row["wall_time"] for row in rows]
     known = {
-        "Training time": f"{max(times) - min(times):.0f} s from first to last log",
+        "Training time": f"{run.log.total_seconds():.0f} s in the steps of all trainings",
         "Seeds": f"{settings.seed} and up, {settings.num_seeds} of each kind",
     }
     images, labels = dataset.test.image, np.asarray(dataset.test.label)
     logits, names = teacher.test["teacher_logits"], dataset.label_names
-    page = report.distillation_page(
+    return report.distillation_page(
         f"Distillation on {dataset.name}",
         summary,
         rows=rows,
         figures={
             "errors": (
-                report.plot_errors(summary),
+                report.plot_errors(summary, first_seed=settings.seed),
                 "Test errors, seed by seed: the same student from labels alone and distilled.",
             ),
             "curves": (
                 report.plot_curves(rows),
-                "The three trainings: cross-entropy with the labels, and accuracy, on training "
+                "Every kind of training: cross-entropy with the labels, and accuracy, on training "
                 "batches and on validation examples. Thin lines are seeds, bold lines their mean.",
             ),
             "dark_knowledge": (
@@ -63,8 +71,6 @@ def write(
         notes=_choices(experiment, teacher.network.spec),
         facts=facts(run, command, **known),
     )
-    report.publish(run.workdir, page, summary, text="\n" + report.format_table(summary))
-    say(f"student: {run.workdir / 'student'}")
 
 
 def _choices(experiment: Experiment, teacher: NetworkSpec) -> dict[str, str]:
@@ -72,20 +78,26 @@ def _choices(experiment: Experiment, teacher: NetworkSpec) -> dict[str, str]:
     settings, dataset = experiment.settings, experiment.dataset
     num_train, seen = len(dataset.train.label), settings.data.student_examples
     student, optimizer = settings.student, settings.optimizer
+    few = "all" if seen == num_train else f"{seen} of them, balanced over the classes"
+    passes = f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''}"
     views = " and ".join(settings.augment or ("none",))
     given = experiment.given_teacher is not None
     decay = {"cosine": "warm-up and cosine decay", "steps": "decay in steps"}[optimizer.schedule]
     kd = f", T = {settings.temperature:g}, soft weight {settings.soft_weight:g}"
     notes = {
-        "Networks": f"Teacher: {teacher.name} {list(teacher.widths)}. "
-        f"Student: {student.name} {list(student.widths or ())}.",
-        "Examples": f"{dataset.splits}. The teacher "
-        + ("was given" if given else f"learns from all {num_train} training examples")
-        + f", both students learn from {seen} of them, balanced over the classes: what the "
+        "Networks": f"Teacher: {_named(teacher.name, teacher.widths)}. "
+        f"Student: {_named(student.name, student.widths)}.",
+        "Examples": f"{dataset.splits}: {num_train} training examples. The teacher "
+        + ("was given" if given else "learns from all of them")
+        + f", both students learn from {few}: what the "
         "distilled one gains beyond labels comes through the teacher's probabilities.",
         "Training": f"Method {settings.method}{kd if settings.method == 'kd' else ''}; "
-        f"{settings.epochs} epochs in batches of {settings.batch_size}, "
+        f"{passes} in batches of {settings.batch_size}, "
         f"{optimizer.name} at {optimizer.learning_rate:g} with {decay}, augmentation {views}. "
         "Both students of a seed start from the same values and see the same batches.",
     }
     return {**notes, "How this was chosen": DIGITS_CHOICE} if dataset.name == "digits" else notes
+
+
+def _named(name: str | None, widths: Sequence[int] | None) -> str:
+    return f"{name} {list(widths)}" if widths else str(name)

@@ -113,6 +113,9 @@ def with_architecture(network: NetworkSettingsT, widths: tuple[int, ...]) -> Net
     if isinstance(network, TeacherSettings) and network.checkpoint is not None:
         return network
     name = network.name or "mlp"
+    if network.widths and name != "mlp":
+        group = "teacher" if isinstance(network, TeacherSettings) else "student"
+        raise ValueError(f"--{group}.widths are those of an mlp, and {name} has its own")
     chosen = (network.widths if network.widths is not None else widths) if name == "mlp" else ()
     return dataclasses.replace(network, name=name, widths=chosen)
 

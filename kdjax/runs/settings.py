@@ -3,9 +3,9 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from kdjax.runs.flags import Limit, flag, group, require
+from kdjax.runs.flags import Limit, flag, group, nearest, require
 from kdjax.runs.method_names import LINES
 
 Augmentation = Literal["crop", "flip", "jitter", "translate", "warp", "resized-crop", "none"]
@@ -30,7 +30,20 @@ FINITE = Limit("positive and finite", lambda x: 0 < x < math.inf)
 NOT_NEGATIVE = Limit("zero or positive", lambda x: 0 <= x < math.inf)
 SHARE = Limit("in [0, 1]", lambda x: 0 <= x <= 1)
 PART = Limit("in [0, 1)", lambda x: 0 <= x < 1)
-METHOD = Limit(f"of {', '.join(LINES)}", lambda name: all(x in LINES for x in name.split("+")))
+COUNTED = Limit("from 1 to 2,147,483,647", lambda n: 0 < n < 2**31)
+SEED = Limit("from 0 to 2,147,483,647", lambda n: 0 <= n < 2**31)
+
+
+def _method_words(name: str) -> str:
+    wrong = [part for part in name.split("+") if part not in LINES]
+    if not wrong:
+        return "one that teaches: a student of labels alone is trained beside it anyway"
+    told = nearest(wrong[0], LINES) if wrong[0] else "a + has a method on both sides"
+    return f"made of known methods ({wrong[0]!r} is none; {told})"
+
+
+METHOD = Limit(_method_words, lambda name: all(part in LINES for part in name.split("+")))
+TAUGHT = METHOD._replace(holds=lambda name: METHOD.holds(name) and name != "scratch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +86,7 @@ class DataSettings:
 class NetworkSettings:
     """A network and its regularization."""
 
-    name: NetworkName | None = flag(
-        "The architecture. Default: mlp, or what the folder of --teacher.checkpoint holds; a "
-        "PyTorch state dict does not name its own."
-    )
+    name: NetworkName | None = flag("The architecture. Default: mlp.")
     widths: tuple[int, ...] | None = flag(
         "Units of each hidden layer of an mlp. Default: 256 256 for a teacher, 32 for a student.",
         POSITIVE,
@@ -97,6 +107,10 @@ class NetworkSettings:
 class TeacherSettings(NetworkSettings):
     """The teacher: trained first, or read from a checkpoint."""
 
+    name: NetworkName | None = flag(
+        "The architecture. Default: mlp, or what the folder of --teacher.checkpoint holds; a "
+        "PyTorch state dict does not name its own."
+    )
     checkpoint: Path | None = flag(
         "A trained teacher: W/teacher of an earlier run, or a PyTorch state dict (.npz, "
         ".safetensors)."
@@ -182,7 +196,8 @@ class DistributedSettings:
     num_processes: int | None = flag("How many processes there are.", POSITIVE)
     process_id: int | None = flag("Which of them this one is, from 0.")
     timeout: float = flag(
-        "Seconds without a sign of life after which a process counts as missing and all end.",
+        "Seconds after which a process counts as missing, and all end, that has not joined, gives "
+        "no sign of life, or stays behind the others unless it compiles.",
         Limit("3 or more, in seconds", lambda x: 3 <= x < math.inf),
         default=60.0,
     )
@@ -207,8 +222,12 @@ class GeneratorSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """What every run of a teacher and its students depends on; None leaves it to the data."""
+    """What every run of a teacher and its students depends on; None leaves it to the data.
 
+    `made_up` says whether students learn from images that the run makes itself.
+    """
+
+    made_up: ClassVar[bool] = False
     data: DataSettings = group(DataSettings)
     teacher: TeacherSettings = group(TeacherSettings)
     student: NetworkSettings = group(NetworkSettings)
@@ -232,7 +251,7 @@ class RunSettings:
         "Of the networks' arithmetic; parameters, losses and statistics stay float32.",
         default="float32",
     )
-    seed: int = flag("Of the teacher and of the first student.", default=0)
+    seed: int = flag("Of the teacher and of the first student.", SEED, default=0)
     num_seeds: int | None = flag(
         "Students of each kind. Default: 5 where students see less than 10,000 examples, else 1.",
         POSITIVE,
@@ -298,7 +317,11 @@ class MethodSettings(RunSettings):
 
 def eval_flag() -> Any:
     """Declare the flag that spaces validations."""
-    return flag("Steps between validations. Default: 20 in a training.", POSITIVE)
+    return flag(
+        "Steps between validations. Default: 20 in a training, but less often where they would "
+        "take more than about a quarter of it; always at the end.",
+        POSITIVE,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +331,7 @@ class OneMethodSettings(MethodSettings):
     method: str = flag(
         "How the student is taught; + joins several, as in kd+crd.\n"
         + "".join(f"{name}: {line}\n" for name, line in LINES.items()),
-        METHOD,
+        TAUGHT,
         default="kd",
     )
     eval_every: int | None = eval_flag()

@@ -231,4 +231,7 @@ def _teaching(experiment: Experiment, network: Network) -> Network:
 
 
 def _num_steps(experiment: Experiment, epochs: int, examples: Arrays) -> int:
-    return math.ceil(epochs * len(examples["label"]) / experiment.settings.batch_size)
+    steps = math.ceil(epochs * len(examples["label"]) / experiment.settings.batch_size)
+    if steps >= 2**31:
+        raise ValueError(f"--epochs {epochs} are {steps} steps; 2,147,483,647 can be counted")
+    return steps

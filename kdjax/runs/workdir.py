@@ -1,9 +1,12 @@
 """A work directory: what was asked, what was measured, and whether it may go on."""
 
+import contextlib
 import json
+import math
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +40,41 @@ def plain(value: Any) -> Any:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is either complete or as it was."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with _naming(path):
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an OSError name the file that cannot be written: that of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that is either complete or not there."""
-    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+    """Write a JSON file that is either complete or not there; null stands for nan."""
+    write_whole(path, (_json(content, indent=2) + "\n").encode())
+
+
+def _json(content: Any, **options: Any) -> str:
+    """Write JSON, which has no word for what is not finite: null stands there."""
+    return json.dumps(_finite(content), allow_nan=False, **options)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_json(path: Path) -> Any:
@@ -132,14 +163,19 @@ class MetricsLog:
         """Write one line, with the wall time in seconds since the epoch."""
         if not self.writes:
             return
-        line = json.dumps({**row, "wall_time": round(time.time(), 3)})
-        with self.path.open("a") as file:
+        line = _json({**row, "wall_time": round(time.time(), 3)})
+        with _naming(self.path), self.path.open("a") as file:
             file.write(line + "\n")
 
     def seconds(self, phase: str, seed: int | None) -> float:
         """Return how long a training has taken until its last line, interruptions left out."""
         own = [r for r in self.rows() if (r["phase"], r["seed"]) == (phase, seed)]
         return max((row.get("seconds", 0.0) for row in own), default=0.0)
+
+    def total_seconds(self) -> float:
+        """Return how long all trainings have taken together, interruptions left out."""
+        trainings = {(row["phase"], row["seed"]) for row in self.rows()}
+        return sum(self.seconds(*training) for training in trainings)
 
     def rewind(self, phase: str, seed: int | None, step: int) -> None:
         """Drop the lines of a phase behind a step: it is about to be trained again from there."""
@@ -148,7 +184,7 @@ class MetricsLog:
         kept = [
             r for r in self.rows() if (r["phase"], r["seed"]) != (phase, seed) or r["step"] <= step
         ]
-        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        write_whole(self.path, "".join(_json(row) + "\n" for row in kept).encode())
 
     def rows(self) -> list[dict[str, Any]]:
         """Read all complete lines; a line that a kill tore apart is left out."""

@@ -1,7 +1,12 @@
 """Sets that are read while they are used: the same batches, however they are read."""
 
+import multiprocessing
+import subprocess
+import sys
 import threading
+import time
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +28,8 @@ from kdjax.data import (
     train_batch,
     train_batches,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +144,46 @@ def test_workers_make_the_same_batches(both):
     streamed = both[0]
     with_workers, alone = (first(cropped(streamed), workers=n) for n in (2, 0))
     assert_same_batches(with_workers, alone)
+
+
+def test_a_worker_that_is_killed_is_an_error_in_words(both):
+    batches = train_batches(arrays_of(both[0]), seed=0, batch_size=8, workers=1)
+    next(batches)
+    (worker,) = (p for p in multiprocessing.active_children() if "grain" in p.name)
+    worker.kill()
+    with pytest.raises(ChildProcessError, match=r"\(status -9; -9 is a kill.*--data.workers"):
+        list(islice(batches, 20))
+
+
+def test_workers_end_when_the_training_is_killed(root):
+    code = (
+        "import multiprocessing, sys, time\n"
+        "from kdjax.data import load, train_batches\n"
+        "if __name__ == '__main__':\n"
+        "    arrays = load('toy', data_dir=sys.argv[1], streaming=True).train._asdict()\n"
+        "    batches = train_batches(arrays, seed=0, batch_size=8, workers=2)\n"
+        "    next(batches), next(batches)\n"
+        "    found = [p.pid for p in multiprocessing.active_children()]\n"
+        "    print(*found, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as training:
+        workers = [Path(f"/proc/{pid}") for pid in training.stdout.readline().split()]
+        assert len(workers) == 2 and all(map(Path.exists, workers))
+        training.kill()
+    end = time.monotonic() + 15
+    while any(map(_runs, workers)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(_runs, workers))
+
+
+def _runs(process):
+    """Whether a process is there and more than what nobody has asked for its status."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("start", [1, 3])

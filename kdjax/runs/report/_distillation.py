@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from kdjax.runs.numbers import format_parts
+from kdjax.runs.numbers import format_parts, numbers
 from kdjax.runs.report._curves import Row, curves, training_loss
 from kdjax.runs.report._page import Page, Section, Table, Tile
 
@@ -162,9 +162,9 @@ def _phases(summary: Summary) -> list[str]:
     return [phase for phase in PHASES if phase in summary]
 
 
-def _cell(values: Sequence[float], column: Column) -> tuple[str, str]:
+def _cell(values: Sequence[float | None], column: Column) -> tuple[str, str]:
     digits = 0 if column.key == "test_errors" and len(values) == 1 else column.digits
-    return format_parts([column.scale * value for value in values], digits, ",")
+    return format_parts([column.scale * value for value in numbers(values)], digits, ",")
 
 
 def _aligned(cells: Sequence[tuple[str, str]]) -> list[str]:

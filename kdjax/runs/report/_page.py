@@ -3,7 +3,7 @@
 import base64
 import dataclasses
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,29 +80,41 @@ class Page:
 
 def publish(
     directory: Path,
-    page: Page,
     summary: Mapping[str, Any],
+    table: Table | str,
+    page_fn: Callable[[], Page],
     *,
     summary_name: str = "summary.json",
-    text: str | None = None,
 ) -> None:
-    """Write `report.html`, figures and, last of all, a summary; print what was found.
+    """Write a summary and print its table, then draw: `report.html` and its figures come last.
 
     Args:
         directory: an existing directory.
-        page: what was found.
-        summary: the same in numbers, for programs to read.
-        summary_name: its file.
-        text: what is printed; the first table by default.
+        summary: what was found in numbers, for programs to read.
+        table: the same, to be printed.
+        page_fn: makes the page. Numbers are safe by then, whatever a plot makes of them.
+        summary_name: the summary's file.
 
     Raises:
         OSError: if a file cannot be written; each is replaced whole or not at all.
     """
-    path = write_page(directory / "report.html", page)
     workdir.write_json(directory / summary_name, summary)
-    table = page.sections[0].tables[0]
-    say(text or "\n" + format_rows([table.columns, *table.rows]))
-    say(f"\nreport: {path}")
+    say("\n" + (table if isinstance(table, str) else format_rows([table.columns, *table.rows])))
+    say(f"\nreport: {write_page(directory / 'report.html', page_fn())}")
+
+
+def results_page(
+    title: str,
+    lede: str,
+    table: Table,
+    figures: Mapping[str, tuple[Figure, str]],
+    facts: Mapping[str, str],
+    *,
+    notes: Sequence[str] = (),
+) -> Page:
+    """Compose the page of one table: the lede says what came out, facts how to have it again."""
+    results = Section("Results on the test set", [table], figures, notes)
+    return Page(title, [results, Section("How to have it again", facts=facts)], lede)
 
 
 def write_page(path: Path, page: Page) -> Path:

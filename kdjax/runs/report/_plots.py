@@ -57,11 +57,12 @@ def plot_curves(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def plot_errors(summary: Summary) -> Figure:
+def plot_errors(summary: Summary, *, first_seed: int = 0) -> Figure:
     """Draw the test errors of both students, seed by seed, and the teacher's.
 
     Args:
         summary: as `format_table` takes it.
+        first_seed: the seed that the others count up from.
 
     Returns:
         A line per seed from the student of labels alone to the distilled one.
@@ -76,7 +77,7 @@ def plot_errors(summary: Summary) -> Figure:
         axes.plot(errors, range(len(errors)), marker, color=color, markersize=8, label=title)
     teacher = float(np.mean(summary["teacher"]["test_errors"]))
     axes.axvline(teacher, color=PHASE_COLORS["teacher"], linestyle="--", label="Teacher")
-    axes.set_yticks(range(num_seeds), [f"run {seed + 1}" for seed in range(num_seeds)])
+    axes.set_yticks(range(num_seeds), [f"seed {first_seed + i}" for i in range(num_seeds)])
     axes.set_ylim(num_seeds - 0.4, -0.6)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -221,9 +222,10 @@ def _split_legend(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def logarithmic(axes: Axes, values: np.ndarray) -> None:
-    """Draw positive values by their logarithm, with plain numbers beside the axis."""
+    """Draw values by their logarithm where they have one, with plain numbers beside the axis."""
     axes.set_yscale("log")
-    decades = np.log10(values.max() / values.min())
+    values = values[np.isfinite(values) & (values > 0)]
+    decades = np.log10(values.max() / values.min()) if values.size else 0.0
     few, more, most = (1.0,), (1.0, 2.0, 5.0), (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
     ticks = few if decades > 2 else more if decades >= 1 else most
     axes.yaxis.set_major_locator(LogLocator(subs=ticks))

@@ -71,6 +71,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .45rem 1.4rem; 
 dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; }
 code { font: .9em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+@media (max-width: 36rem) { figcaption::before { content: "Scroll sideways to see all of it. "; } }
 @media (max-width: 34rem) {
   main { padding-top: 2rem; } h1 { font-size: 1.7rem; } .lede { font-size: 1.1rem; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .7rem; } }
