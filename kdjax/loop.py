@@ -103,7 +103,7 @@ def fit(
         if log_fn is not None:
             log_fn(step, window)
 
-    dues = [_Due(log, log_every)]
+    dues = [_Due(log, log_every, looks_at_state=False)]
     dues += [_Due(eval_fn, eval_every)] if eval_fn else []
     dues += [_Due(save_fn, checkpoint_every, at_stop=True)] if save_fn else []
     while step < num_steps:
@@ -112,14 +112,7 @@ def fit(
         step += count
         last = step == num_steps
         stopping = not last and stop_fn is not None and stop_fn()
-        now = [due for due in dues if last or due.is_now(step, stopping)]
-        if now or last:
-            calls.read()
-        if last or any(due.call is not log for due in now):
-            # It may save the state: not before that is known to be finite.
-            _check_state(step, state)
-        for due in now:
-            due.call(step, state)
+        _do(dues, calls, step, state, last=last, stopping=stopping)
         if stopping:
             raise Stopped(step)
     return state
@@ -282,12 +275,32 @@ class _Due(NamedTuple):
     call: StateFn
     every: int | None
     at_stop: bool = False
+    looks_at_state: bool = True
 
     def steps_left(self, step: int) -> int:
         return self.every - step % self.every if self.every else sys.maxsize
 
     def is_now(self, step: int, stopping: bool) -> bool:
         return (stopping and self.at_stop) or (self.every is not None and step % self.every == 0)
+
+
+def _do(
+    dues: list[_Due],
+    calls: "_Calls",
+    step: int,
+    state: TrainState,
+    *,
+    last: bool,
+    stopping: bool,
+) -> None:
+    """Do what is due after a step; not before all losses are known to be finite, and the state."""
+    now = [due for due in dues if last or due.is_now(step, stopping)]
+    if last or now:
+        calls.read()
+    if last or any(due.looks_at_state for due in now):
+        _check_state(step, state)
+    for due in now:
+        due.call(step, state)
 
 
 class _Calls:

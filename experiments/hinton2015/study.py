@@ -11,7 +11,7 @@ import kdjax
 from kdjax import runs
 from kdjax.runs import flags
 from kdjax.runs.flags import flag, group
-from kdjax.runs.settings import PART, POSITIVE, STEPS_PER_CALL, Augmentation
+from kdjax.runs.settings import PART, POSITIVE, SEED, STEPS_PER_CALL, Augmentation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ class StudySettings:
     num_seeds: int | None = flag(
         "Students of every kind. Default: what the table states.", POSITIVE
     )
-    seed: int = flag("Of the first student, and of the teacher.", default=0)
+    seed: int = flag("Of the first student, and of the teacher.", SEED, default=0)
 
 
 @dataclasses.dataclass(frozen=True)

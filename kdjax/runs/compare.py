@@ -268,7 +268,7 @@ def _train(experiment: Experiment, teacher: TeacherResult, examples: Arrays, tri
     if missing:
         plan = _plan(experiment, teacher, examples, trial)
         # Short epochs would take less time than their measurement.
-        least = runs.training.least_steps_between(plan)
+        least = runs.evaluation.least_steps_between(plan.watched, plan.batch_size)
         every = max(-(-plan.num_steps // settings.epochs), least)
         each = dataclasses.replace(run, eval_every=every)
         for seed in missing:

@@ -61,6 +61,20 @@ def predict(
     return loop.predict(answer, _eval_batches(run, arrays, batch_size))
 
 
+def least_steps_between(watched: Mapping[str, Arrays], batch_size: int) -> int:
+    """Return the steps between validations that then take about a quarter of the time.
+
+    By the number of examples, not by a clock: what is measured is the same on every machine. A
+    step learns from an example in the time that measures three.
+
+    Args:
+        watched: the splits that are measured, by name.
+        batch_size: examples in a step.
+    """
+    measured = sum(len(arrays["label"]) for arrays in watched.values())
+    return max(1, -(-4 * measured // (3 * batch_size)))
+
+
 def mean_of(logits: Sequence[np.ndarray] | np.ndarray, temperature: float) -> np.ndarray:
     """Average the probabilities of several networks at a temperature.
 

@@ -30,13 +30,15 @@ def together(settings: DistributedSettings) -> Iterator[Callable[[], None]]:
             stack.enter_context(distributed.leaving())
             # Who waits for the others, waits in C, where no handler of Python's is called.
             heard = signal.signal(signal.SIGINT, signal.SIG_DFL)
-            distributed.initialize(
-                coordinator=settings.coordinator,
-                num_processes=settings.num_processes,
-                process_id=settings.process_id,
-                timeout=settings.timeout,
-            )
-            signal.signal(signal.SIGINT, heard)
+            try:
+                distributed.initialize(
+                    coordinator=settings.coordinator,
+                    num_processes=settings.num_processes,
+                    process_id=settings.process_id,
+                    timeout=settings.timeout,
+                )
+            finally:
+                signal.signal(signal.SIGINT, heard)
             if not distributed.is_leader():
                 # The descriptor and not sys.stdout: collectives in C++ announce themselves there.
                 sys.stdout.flush()

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from kdjax import checkpoint, data, loop, many, metrics, models, sharding, step
 from kdjax.distributed import gathered
 from kdjax.runs.console import progress, say
-from kdjax.runs.evaluation import Arrays, Run, measure, on_mesh
+from kdjax.runs.evaluation import Arrays, Run, least_steps_between, measure, on_mesh
 from kdjax.runs.log import TrainingLog
 from kdjax.runs.settings import STEPS_PER_CALL
 from kdjax.types import (
@@ -104,7 +104,8 @@ def train(run: Run, training: Training, seed: int, *, directory: Path | None = N
         traced = jax.make_jaxpr(training.train_step)(state, batch)
         most = _steps_per_call(run, traced)
     log = TrainingLog(run, training.phase, seed, label_of(training, seed), training.num_steps)
-    eval_every = run.eval_every or max(training.num_steps // 20, least_steps_between(training))
+    least = least_steps_between(training.watched, training.batch_size)
+    eval_every = run.eval_every or max(training.num_steps // 20, least)
     with _fed(run, training, seed, state, most) as feed:
         watch = functools.partial(_validate, run, training) if training.watched else None
         state = fit(log, state, feed, directory, eval_every, watch)
@@ -159,16 +160,6 @@ def train_together(
     states = fit(log, states, feed, directory, eval_every, watch if watch_fn else None)
     seconds = run.log.seconds(training.phase, None)
     return Variables(states.params["student"], states.model_state), seconds
-
-
-def least_steps_between(training: Training) -> int:
-    """Return the steps between validations that then take about a quarter of the time.
-
-    By the number of examples, not by a clock: what is measured is the same on every machine. A
-    step learns from an example in the time that measures three.
-    """
-    measured = sum(len(arrays["label"]) for arrays in training.watched.values())
-    return max(1, -(-4 * measured // (3 * training.batch_size)))
 
 
 def label_of(training: Training, seed: int) -> str:

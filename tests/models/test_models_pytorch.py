@@ -1,7 +1,9 @@
 """PyTorch state dicts: names, layouts, files, and what is refused."""
 
+import json
 import pathlib
 import re
+import zipfile
 
 import chex
 import jax
@@ -338,3 +340,17 @@ def test_the_cifar100_teacher_gives_pytorchs_logits():
     error = np.abs(np.asarray(apply(variables, images)) - expected).max()
     assert error < 1e-5 * np.abs(expected).max()
     assert models.num_params(variables.params) == 278324
+
+
+def test_sizes_that_nothing_holds_and_types_that_numpy_lacks_are_one_line(tmp_path):
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**15,)}
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive, archive.open("a.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    eighth = {"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
+    text = json.dumps(eighth).encode()
+    content = len(text).to_bytes(8, "little") + text + bytes(2)
+    (tmp_path / "eighth.safetensors").write_bytes(content)
+    for name in ("huge.npz", "eighth.safetensors"):
+        with pytest.raises(ValueError, match=rf"{name} is no intact .* file \(") as raised:
+            read_state_dict(tmp_path / name)
+        assert "\n" not in str(raised.value)
