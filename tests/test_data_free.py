@@ -50,9 +50,13 @@ def test_the_teacher_sees_what_distill_shows_it():
 
 
 def test_wrong_use_is_one_line():
-    for flag in ("--steps", "--generator.noise-size", "--generator.learning-rate"):
+    for flag, words in (
+        ("--steps", "from 1 to 2,147,483,647"),
+        ("--generator.noise-size", "positive"),
+        ("--generator.learning-rate", "positive"),
+    ):
         done = run(flag, "0")
-        assert done.returncode == 2 and f"{flag} must be positive" in done.stderr
+        assert done.returncode == 2 and f"{flag} must be {words}" in done.stderr
         assert done.stderr.count("\n") == 1
 
 

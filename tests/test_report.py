@@ -407,11 +407,11 @@ def test_numbers_are_safe_before_a_plot_fails(tmp_path, capsys):
 
 def test_what_is_not_finite_is_drawn_and_written_all_the_same(tmp_path):
     nan = float("nan")
-    lost = [None, nan, nan]
+    lost, rows = [None, nan, nan], [{**r, "loss": None, "loss/hard": None} for r in make_rows()]
     summary = make_summary()
     summary["scratch"] = {**summary["scratch"], "nll": lost, "ece": lost}
     assert "nan" in report.format_table(summary)
-    line = report.Line([1, 2, 3], [nan, -1.0, 4.0])
+    line = report.Line([1, 2, 3], [0.5, -1.0, 4.0])
     figures = {
         "lines": (report.plot_lines({"a": line}, xlabel="x", ylabel="y", log_y=True), "Lines."),
         "none": (
@@ -421,9 +421,9 @@ def test_what_is_not_finite_is_drawn_and_written_all_the_same(tmp_path):
             "None.",
         ),
         "dots": (report.plot_dots({"kd": [nan, 2.0]}, xlabel="x", baseline=nan), "Dots."),
-        "curves": (report.plot_curves([{**r, "loss": None} for r in make_rows()]), "Curves."),
+        "curves": (report.plot_curves(rows), "Curves."),
     }
-    assert "nan" in write(tmp_path, summary=summary, figures=figures).read_text()
+    assert "nan" in write(tmp_path, summary=summary, rows=rows, figures=figures).read_text()
 
 
 def test_lines_of_the_log_are_json_whatever_was_measured(tmp_path):

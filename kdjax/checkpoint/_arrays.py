@@ -151,10 +151,11 @@ def _reason(error: Exception) -> str:
 def _quiet() -> Iterator[None]:
     """Suppress the stack traces of a failure that its threads print on the error stream.
 
-    The failure itself is raised. A write that was under way beside it finds its event loop gone,
-    then or later, and TensorStore prints that like an exception that nobody has caught.
+    The failure itself is raised. Writes that were under way beside it fail too, or find their event
+    loop gone, then or later; asyncio and TensorStore report what nobody asks them for.
     """
-    logger, show, uncaught = logging.getLogger("absl"), sys.unraisablehook, sys.excepthook
+    logger, tasks = logging.getLogger("absl"), logging.getLogger("asyncio")
+    show, uncaught = sys.unraisablehook, sys.excepthook
 
     def hook(unraisable: Any) -> None:
         if not _is_late(unraisable.exc_value) and "async_serialize" not in repr(unraisable.object):
@@ -165,9 +166,11 @@ def _quiet() -> Iterator[None]:
             uncaught(kind, error, trace)
 
     logger.addFilter(_not_of_orbax)
+    tasks.addFilter(_not_of_a_write)
     sys.unraisablehook, sys.excepthook = hook, printed
     try:
         yield
+        tasks.removeFilter(_not_of_a_write)
         sys.unraisablehook, sys.excepthook = show, uncaught
     finally:
         logger.removeFilter(_not_of_orbax)
@@ -175,6 +178,11 @@ def _quiet() -> Iterator[None]:
 
 def _is_late(error: BaseException | None) -> bool:
     return str(error) == "Event loop is closed"
+
+
+def _not_of_a_write(record: logging.LogRecord) -> bool:
+    said = record.getMessage()
+    return "never retrieved" not in said or "orbax" not in said
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:

@@ -34,6 +34,8 @@ MISSING = 75
 
 _PRIVATE = "jax._src.distributed"
 _PULSE = 1.0
+# For the others to leave too; JAX's own barrier comes then, which fails.
+_PATIENCE = 300.0
 _PULSES, _LEFT, _VERDICT = "kdjax/pulse/", "kdjax/left/", "kdjax/verdict/"
 # The statuses that processes end with together: done, or asked to stop.
 _AGREED = (0, 130)
@@ -127,7 +129,8 @@ def retire() -> None:
         advance()
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             _set(f"{_LEFT}{_me()}", "0")
-            while len(_entries(_LEFT)) < _count():
+            end = time.monotonic() + _PATIENCE
+            while len(_entries(_LEFT)) < _count() and time.monotonic() < end:
                 time.sleep(_PULSE / 4)
         _watching.clear()
 
