@@ -41,6 +41,7 @@ class Scenario(NamedTuple):
     at: int = 7
     steps_per_call: int = 1
     absent: int | None = None
+    timeout: float = TIMEOUT
     without_store: bool = False
 
 
@@ -55,10 +56,10 @@ SCENARIOS = {
     "resumed by one": Scenario(1, (8, 1, 1), "orphaned"),
     "one leaves": Scenario(2, (1, 2, 4), "left", victim=1, number=0),
     "one hangs": Scenario(2, (1, 2, 4), "hung", victim=1, number=signal.SIGSTOP),
-    "one sleeps": Scenario(2, (1, 2, 4), "asleep", victim=1, number=ASLEEP),
-    "zero sleeps": Scenario(2, (1, 2, 4), "asleep", victim=0, number=ASLEEP),
-    "one is late": Scenario(2, (1, 2, 4), "late", victim=1, number=ASLEEP, at=NUM_STEPS),
-    "one never comes": Scenario(4, (1, 2, 4), "absent", absent=3),
+    "one sleeps": Scenario(2, (1, 2, 4), "a", victim=1, number=ASLEEP, timeout=8.0),
+    "zero sleeps": Scenario(2, (1, 2, 4), "b", victim=0, number=ASLEEP, timeout=8.0),
+    "one is late": Scenario(2, (1, 2, 4), "c", victim=1, number=ASLEEP, at=NUM_STEPS, timeout=8.0),
+    "one never comes": Scenario(4, (1, 2, 4), "d", absent=3, timeout=8.0),
     "preempted": Scenario(2, (1, 2, 4), "stopped", victim=1, number=signal.SIGTERM, at=3),
     "resumed by four": Scenario(4, (1, 2, 4), "stopped"),
     "four": Scenario(4, (8, 1, 1), "four"),
@@ -118,7 +119,7 @@ def train(out, scenario, me, port):
             coordinator=f"127.0.0.1:{port}",
             num_processes=scenario.processes,
             process_id=me,
-            timeout=TIMEOUT,
+            timeout=scenario.timeout,
         )
     sizes = dict(zip(("data", "fsdp", "tensor"), scenario.mesh, strict=True))
     mesh = sharding.make_mesh(**sizes)
