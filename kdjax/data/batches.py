@@ -75,12 +75,15 @@ def train_batches(
 
     Yields:
         The arrays' rows and their `index`, [rows, ...].
+
+    Raises:
+        ValueError: if the arrays do not hold the same number of examples each.
     """
     batch_at = functools.partial(
         train_batch,
         seed=seed,
         batch_size=batch_size,
-        num_examples=len(arrays["label"]),
+        num_examples=_count("train_batches", arrays),
         rows=np.arange(batch_size) if rows is None else rows,
     )
     yield from _batches(arrays, batch_at, range(start_step, _NO_END), workers)
@@ -122,13 +125,13 @@ def train_batch(
         seed: names the sequence of batches.
         batch_size: examples in a batch, over all processes.
         rows: which of them, [rows].
-        num_examples: in the set; by default as many as there are labels.
+        num_examples: in the set; by default as many as the arrays have.
 
     Returns:
         The arrays' rows and their `index`. What is seen of an image that is cropped at random
         depends on seed, step and row.
     """
-    num_examples = num_examples or len(arrays["label"])
+    num_examples = num_examples or _count("train_batch", arrays)
     index = batch_indices(seed, step, batch_size=batch_size, num_examples=num_examples)[rows]
     numbers = [(seed, step, int(row), _CROPS) for row in rows]
     return {**_gathered(arrays, index, numbers), "index": index.astype(np.int32)}
@@ -148,8 +151,11 @@ def eval_batches(
     Yields:
         The arrays' rows, and `mask` [rows], false where a row only fills up. Every process yields
         the same number of batches.
+
+    Raises:
+        ValueError: if the arrays do not hold the same number of examples each.
     """
-    num_examples = len(arrays["label"])
+    num_examples = _count("eval_batches", arrays)
     batch_at = functools.partial(
         _eval_batch,
         batch_size=batch_size,
@@ -167,6 +173,18 @@ def _eval_batch(
     # Filled up with the first example: any will do, the mask keeps it out.
     chosen = np.where(mask, positions, 0)
     return {**_gathered(arrays, chosen, [(int(i),) for i in chosen]), "mask": mask}
+
+
+def _count(function: str, arrays: Arrays) -> int:
+    """Return how many examples arrays hold, all the same number."""
+    shapes = {name: getattr(array, "shape", ()) for name, array in arrays.items()}
+    counts = {name: shape[0] if shape else "no" for name, shape in shapes.items()}
+    if len({*counts.values()}) != 1 or "no" in counts.values():
+        found = ", ".join(f"{count} in {name}" for name, count in sorted(counts.items()))
+        raise ValueError(
+            f"{function}: the arrays hold {found or 'no'} examples, expected as many in each"
+        )
+    return int(next(iter(counts.values())))
 
 
 def _gathered(arrays: Arrays, index: np.ndarray, numbers: Any) -> dict[str, np.ndarray]:

@@ -83,6 +83,9 @@ class Reader(NamedTuple):
                 # JPEG can be decoded at a half, a quarter, an eighth: much less work.
                 image.draft(None, _least_size(box, wanted))
             image.load()
+        if image.mode.startswith("I"):
+            # Pillow cuts off what is above 255; the upper byte is the image in 8 bits.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         image = image if image.mode == mode else image.convert(mode)
         if wanted and (box != _WHOLE or (image.height, image.width) != wanted):
             image = image.resize(wanted[::-1], Image.Resampling.BILINEAR, box=_pixels(box, image))

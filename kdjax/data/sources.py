@@ -86,7 +86,7 @@ def load(
 
     Raises:
         FileNotFoundError: if the set is not there and cannot be prepared here.
-        ValueError: if it is unknown, or no set of labeled 8-bit images.
+        ValueError: if it is unknown, no set of labeled 8-bit images, or of a single class.
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"load: validation_fraction is {validation_fraction}, expected [0, 1)")
@@ -103,6 +103,7 @@ def load(
         name, read(train_split), validation_fraction, 0 if test_split else _TEST_FRACTION
     )
     test = read(test_split) if test_split else rest
+    _check_classes(name, reader.label.num_classes, train.label)
     shape = train.image.shape[1:]
     reader.of_shape(np.empty(test.image.shape[1:], np.uint8), shape)
     mean, std = _statistics(train.image, _NUM_STREAMED if streaming else _NUM_IN_STATISTICS)
@@ -127,6 +128,14 @@ def _cut(
     order = np.random.default_rng(num_examples).permutation(num_examples)
     parts = np.split(order, [num_kept, num_kept + num_validation])
     return [take(whole, np.sort(part)) for part in parts]
+
+
+def _check_classes(name: str, num_classes: int, labels: Any) -> None:
+    """Raise a ValueError if there is nothing to tell apart."""
+    if num_classes < 2:
+        raise ValueError(f"{name} has {num_classes} class, expected two or more")
+    if isinstance(labels, np.ndarray) and np.all(labels == labels[0]):
+        raise ValueError(f"{name}: all training examples have label {labels[0]}, expected two")
 
 
 def _find(name: str, data_dir: str | Path | None) -> Any:

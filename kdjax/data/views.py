@@ -179,17 +179,41 @@ def augment(*functions: ImageFn) -> Callable[[Array, Batch], Batch]:
     """Compose augmentations into a view of a batch.
 
     Args:
-        functions: applied in order to `batch["image"]`, each with a key of its own.
+        functions: applied in order, each with a key of its own, to `batch["image"]` and to every
+            other image of the same examples, such as `teacher_image`: those get the same view.
 
     Returns:
         A function of a key and a batch, for `kdjax.step.with_teacher(view_fn=...)`.
+
+    Raises:
+        ValueError: from the function, if the view would leave something of the batch behind:
+            images of another size, of which a shift by pixels is another view (`flip` is the
+            same), or labels and masks of pixels.
     """
 
     def view_fn(key: Array, batch: Batch) -> Batch:
-        images = batch["image"]
-        for i, function in enumerate(functions):
-            images = function(jax.random.fold_in(key, i), images)
-        return {**batch, "image": images}
+        size = batch["image"].shape[:3]
+        names = [name for name in batch if name == "image" or name.endswith("_image")]
+        for name in names:
+            if batch[name].shape[:3] != size and {*functions} - {flip}:
+                raise ValueError(
+                    f"augment: {name} has shape {batch[name].shape}, image "
+                    f"{batch['image'].shape}, of which a view by pixels is another; keep one of "
+                    "the two and resize what it shows in inputs_fn"
+                )
+        for name in batch.keys() - {*names}:
+            if jnp.shape(batch[name])[:3] == size:
+                raise ValueError(
+                    f"augment: {name} has shape {batch[name].shape}, one for each pixel, but only "
+                    "images are augmented; write a view_fn that moves both"
+                )
+
+        def view(images: Array) -> Array:
+            for i, function in enumerate(functions):
+                images = function(jax.random.fold_in(key, i), images)
+            return images
+
+        return {**batch, **{name: view(batch[name]) for name in names}}
 
     return view_fn
 

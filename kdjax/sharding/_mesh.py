@@ -85,16 +85,27 @@ def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
     Args:
         batch: NumPy arrays, [examples of this process, ...]: the rows `local_rows` of the batch.
+            What has another first axis, or none, is one for the whole batch, the same in every
+            process.
         mesh: the mesh to split them over.
 
     Returns:
         Arrays [examples of all processes, ...], split over `data` and `fsdp`.
     """
-    sharding = batch_sharding(mesh)
+    leaves = jax.tree.leaves(batch)
+    sizes = [x.shape[0] for x in leaves if getattr(x, "shape", ())]
+    size = max(sizes, key=sizes.count, default=0)
+    split, whole = batch_sharding(mesh), replicated(mesh)
+    layout = jax.tree.map(
+        lambda x: split if getattr(x, "shape", ())[:1] == (size,) else whole, batch
+    )
     if jax.process_count() == 1:
-        whole: dict[str, jax.Array] = jax.device_put(batch, sharding)
-        return whole
-    return {name: _global(np.asarray(x), mesh, sharding) for name, x in batch.items()}
+        placed: dict[str, jax.Array] = jax.device_put(batch, layout)
+        return placed
+    return {
+        name: put(x, whole) if layout[name] is whole else _global(np.asarray(x), mesh, split)
+        for name, x in batch.items()
+    }
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

@@ -109,3 +109,17 @@ def test_any_array_goes_along():
     logits = np.arange(20.0, dtype=np.float32).reshape(10, 2)
     (batch,) = islice(train_batches({**ARRAYS, "teacher_logits": logits}, seed=0, batch_size=4), 1)
     np.testing.assert_array_equal(batch["teacher_logits"], logits[batch["index"]])
+
+
+@pytest.mark.parametrize("function", [train_batches, eval_batches])
+def test_arrays_need_no_label_but_the_same_examples(function):
+    options = {"seed": 0} if function is train_batches else {}
+    batch = next(function({"image": ARRAYS["image"]}, batch_size=4, **options))
+    assert len(batch["image"]) == 4
+    wrong = {
+        "10 in image, 4 in label": {**ARRAYS, "label": ARRAYS["label"][:4]},
+        "10 in image, no in lam": {"image": ARRAYS["image"], "lam": np.float32(1)},
+    }
+    for words, arrays in wrong.items():
+        with pytest.raises(ValueError, match=f"{function.__name__}: the arrays hold {words} exam"):
+            next(function(arrays, batch_size=4, **options))

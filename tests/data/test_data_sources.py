@@ -225,6 +225,36 @@ def test_sixteen_bits_are_refused(tmp_path):
         load("toy", data_dir=tmp_path)
 
 
+@pytest.mark.parametrize(("size", "limit"), [(None, 2**30), (None, 1), (4, 2**30)])
+def test_sixteen_bits_in_a_set_of_eight_are_scaled(tmp_path, size, limit):
+    rng = np.random.default_rng(0)
+    wide = [rng.integers(0, 2**16, (4, 4), dtype=np.uint16) for _ in range(6)]
+
+    def png(image):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        file.seek(0)
+        return file
+
+    examples = {
+        split: [{"image": png(x), "label": i % 3} for i, x in enumerate(wide)]
+        for split in ("train", "test")
+    }
+    prepare(tmp_path, examples, columns=features(shape=(4, 4, 1)))
+    toy = load("toy", data_dir=tmp_path, image_size=size, memory_limit=limit)
+    expected = np.stack([(x >> 8).astype(np.uint8)[..., None] for x in wide])
+    np.testing.assert_array_equal(toy.test.image[np.arange(6)], expected)
+
+
+def test_a_set_of_one_class_is_refused(tmp_path):
+    prepare(tmp_path / "a", {"train": rows(8, classes=1)}, columns=features(classes=1))
+    with pytest.raises(ValueError, match="toy has 1 class, expected two or more"):
+        load("toy", data_dir=tmp_path / "a")
+    prepare(tmp_path / "b", {"train": rows(8, classes=1)}, columns=features(classes=3))
+    with pytest.raises(ValueError, match="toy: all training examples have label 0"):
+        load("toy", data_dir=tmp_path / "b")
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_label_out_of_range_is_named(tmp_path, split):
     examples = {"train": rows(9), "test": rows(6)}
@@ -353,7 +383,7 @@ def test_a_channel_that_never_changes_is_not_divided_by_nothing(tmp_path):
     images = draw(9)
     for image in images:
         image[..., 1] = 77
-    examples = [{"image": encoded(image), "label": 0} for image in images]
+    examples = [{"image": encoded(image), "label": i % 3} for i, image in enumerate(images)]
     prepare(tmp_path, {"train": examples})
     toy = load("toy", data_dir=tmp_path)
     assert toy.std[1] == 1

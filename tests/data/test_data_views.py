@@ -214,3 +214,25 @@ def test_warp_by_nothing_is_the_identity_and_explains_misuse():
         warp(KEY, images, max_shift=6)
     with pytest.raises(ValueError, match="warp: num_points is 1, expected 2 or more"):
         warp(KEY, images, num_points=1)
+
+
+def test_every_image_of_an_example_gets_the_same_view():
+    images = make_images(64)
+    view = augment(flip, partial(jitter, max_shift=1))
+    batch = {"image": images, "teacher_image": images + 1, "label": jnp.arange(64)}
+    seen = view(KEY, batch)
+    np.testing.assert_array_equal(seen["image"], view(KEY, {"image": images})["image"])
+    inside = np.s_[:, 1:-1, 1:-1]
+    np.testing.assert_array_equal(seen["teacher_image"][inside], (seen["image"] + 1)[inside])
+    large = {**batch, "teacher_image": jnp.repeat(jnp.repeat(images, 2, 1), 2, 2)}
+    both = augment(flip)(KEY, large)
+    np.testing.assert_array_equal(both["teacher_image"][:, ::2, ::2], both["image"])
+    with pytest.raises(ValueError, match=r"augment: teacher_image has shape \(64, 12, 16, 3\), im"):
+        view(KEY, large)
+
+
+@pytest.mark.parametrize("name", ["label", "mask"])
+def test_what_belongs_to_pixels_is_not_left_behind(name):
+    batch = {"image": make_images(4), name: jnp.ones((4, 6, 8), bool)}
+    with pytest.raises(ValueError, match=rf"augment: {name} has shape \(4, 6, 8\), one for each p"):
+        augment(flip)(KEY, batch)
