@@ -19,6 +19,18 @@ def test_columns_are_projected_and_biases_are_not():
     np.testing.assert_array_equal(moved["bias"], params["bias"])
 
 
+def test_what_is_bounded_is_where_the_update_leads():
+    """Not where it starts, nor half of the way."""
+    params, update = {"k": jnp.array([[0.6], [0.0]])}, {"k": jnp.array([[0.0], [0.8]])}
+    for share, norm in ((1, 1.0), (2, np.hypot(0.6, 1.6))):
+        given = jax.tree.map(lambda x, share=share: share * x, update)
+        for limit in (0.5, norm + 1e-3):
+            updates, _ = max_norm(limit).update(given, optax.EmptyState(), params)
+            moved = params["k"] + updates["k"]
+            expected = (params["k"] + given["k"]) * min(1, limit / norm)
+            np.testing.assert_allclose(moved, expected, rtol=1e-6)
+
+
 def test_convolutions_are_bounded_per_output_channel():
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 5))
     updates, _ = max_norm(1.0).update(
