@@ -19,6 +19,7 @@ from jax.experimental.multihost_utils import reached_preemption_sync_point
 
 from kdjax import distributed, many
 from kdjax import metrics as measures
+from kdjax._steps import check_batch
 from kdjax.distributed import gathered
 from kdjax.types import Array, Batch, Metrics, TrainState, Variables
 
@@ -93,7 +94,9 @@ def fit(
     Raises:
         NonFiniteLoss: if a loss was nan or infinite, or parameters are.
         Stopped: if `stop_fn` said so.
-        ValueError: if there are too few batches.
+        TypeError: if the first batch holds something that is no numbers.
+        ValueError: if there are too few batches, or the first has weights that are none, or
+            probabilities for logits.
     """
     step = step_of(state)
     calls = _Calls(train_step, batches, num_steps, steps_per_call)
@@ -176,9 +179,13 @@ def evaluate(
 
     Returns:
         Metrics as `{name: (total, count)}`; `kdjax.metrics.value` turns one into a number.
+
+    Raises:
+        TypeError: as `fit` does.
+        ValueError: as `fit` does.
     """
     merged: HostMetrics = {}
-    for metrics in _one_late(eval_step(variables, batch) for batch in batches):
+    for metrics in _one_late(eval_step(variables, batch) for batch in _looked_at(batches)):
         merged = measures.merge(merged, measures.to_host(metrics))
     return merged
 
@@ -194,7 +201,7 @@ def predict(apply_fn: Callable[[Batch], Array], batches: Iterable[Batch]) -> np.
         The answers to the examples that count, [examples, ...].
     """
     answers = ((apply_fn(batch), batch["mask"]) for batch in batches)
-    return np.concatenate([gathered(own)[gathered(mask)] for own, mask in _one_late(answers)])
+    return np.concatenate([gathered(own)[gathered(mask) > 0] for own, mask in _one_late(answers)])
 
 
 @contextlib.contextmanager
@@ -258,6 +265,14 @@ def _answered(numbers: Collection[int], words: str) -> Iterator[None]:
         os.close(writer)
 
 
+def _looked_at(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Hand batches on, the first after a look at what it holds."""
+    for number, batch in enumerate(batches):
+        if number == 0 and isinstance(batch, Mapping):
+            check_batch(batch)
+        yield batch
+
+
 def _one_late(values: Iterable[T]) -> Iterator[T]:
     """Hand values on when the next one is under way: the device need not wait for their reader."""
     held: list[T] = []
@@ -314,11 +329,11 @@ class _Calls:
     def __init__(
         self, train_step: Step, batches: Iterable[Batch], num_steps: int, steps_per_call: int
     ):
-        self._step, self._feed = train_step, iter(batches)
+        self._step, self._feed = train_step, _looked_at(batches)
         self._end, self._limit = num_steps, steps_per_call
         self._fixed = jax.process_count() > 1
         self._most = steps_per_call if self._fixed else 1
-        self._unread: list[tuple[int, int, float, Metrics]] = []
+        self._unread: list[tuple[int, list[Batch], float, Metrics]] = []
         self._window: HostMetrics = {}
 
     def take(self, state: TrainState, before: int, most: int) -> tuple[TrainState, int]:
@@ -341,7 +356,7 @@ class _Calls:
             filled = [*group, *group[-1:] * (self._limit - count)]
             stacked = jax.tree.map(lambda *parts: np.stack(parts), *filled)
             state, metrics = self._step(state, stacked, np.int32(count))
-        self._unread.append((before, count, time.perf_counter() - began, metrics))
+        self._unread.append((before, group, time.perf_counter() - began, metrics))
         self.read(keep=1)
         return state, count
 
@@ -353,11 +368,11 @@ class _Calls:
     def read(self, keep: int = 0) -> None:
         """Read the metrics of all calls but the last few, and check that losses are finite."""
         while len(self._unread) > keep:
-            before, count, called, metrics = self._unread.pop(0)
-            found = measures.to_host(metrics)
+            before, group, called, metrics = self._unread.pop(0)
+            found, count = measures.to_host(metrics), len(group)
             each = [found] if self._limit == 1 else [many.member(found, i) for i in range(count)]
-            for at, own in enumerate(each, before + 1):
-                self._window = measures.merge(self._window, _checked(at, own))
+            for at, (own, batch) in enumerate(zip(each, group, strict=True), before + 1):
+                self._window = measures.merge(self._window, _checked(at, own, batch))
             self._pace(count, called)
 
     def _pace(self, count: int, called: float) -> None:
@@ -399,7 +414,7 @@ def _finite(metric: tuple[Any, Any]) -> bool:
     return bool(np.all(np.isfinite(metric[0])))
 
 
-def _checked(step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(step: int, metrics: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
     """Return the metrics, or name the step and the terms whose loss is not finite."""
     if _finite(metrics["loss"]):
         return dict(metrics)
@@ -407,4 +422,16 @@ def _checked(step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     terms = ", ".join(name.replace("loss/", "") for name in bad) or "none alone; their weighted sum"
     raise NonFiniteLoss(
         f"the loss is {measures.value(metrics['loss'])} at step {step}; non-finite terms: {terms}"
+        + _labels_in(batch)
+    )
+
+
+def _labels_in(batch: Batch) -> str:
+    """Say what the labels of a batch are: one that is no class makes a loss nan."""
+    labels = measures.known(batch.get("label")) if isinstance(batch, Mapping) else None
+    if labels is None or labels.dtype.kind not in "iu" or not labels.size:
+        return ""
+    return (
+        f"; its labels are {labels.min()} to {labels.max()}: leave those that are no class out by "
+        "batch['mask'], or name them as the loss's ignore_label"
     )

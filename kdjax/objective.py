@@ -1,11 +1,12 @@
 """From terms to the number that training minimizes: the only place that averages and weighs."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from kdjax.metrics import masked_sum
+from kdjax.metrics import counted, masked_sum, mean_of, weights_of
 from kdjax.types import Array, Metrics, Objective, PyTree, Term, TermInputs, Variables
 
 __all__ = ["Weight", "combine"]
@@ -19,6 +20,9 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
 
     loss = sum over terms of weight(step) * (sum of the term's valid values / their number)
 
+    Where `inputs.mask` holds numbers, examples weigh as much: sum(m * values) / sum(m). Terms
+    themselves are told who counts, `mask > 0`: in what relates examples each that counts is one.
+
     Args:
         terms: the losses by name.
         weights: for each name a number or a schedule of the step.
@@ -28,8 +32,16 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
         `loss` and `loss/<name>` before weighing, as `(total, count)`.
 
     Raises:
-        ValueError: if terms and weights do not have the same names, or there is none.
+        TypeError: if terms or weights are not by name.
+        ValueError: if terms and weights do not have the same names, or there is none; at trace
+            time, if a term looks for something that is not in the batch.
     """
+    for what, given in {"terms": terms, "weights": weights}.items():
+        if not isinstance(given, Mapping):
+            raise TypeError(
+                f"combine: {what} is a {type(given).__name__}, expected them by name, such as "
+                "{'soft': ..., 'hard': ...}"
+            )
     if not terms or terms.keys() != weights.keys():
         raise ValueError(
             f"combine: weights has names {sorted(weights)}, expected {sorted(terms)} like terms"
@@ -38,7 +50,11 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
 
     def init(key: Array, inputs: TermInputs) -> Variables:
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
-        variables = {name: terms[name].init(keys[name], inputs) for name in names}
+        inputs = inputs._replace(mask=counted(weights_of(inputs.mask)))
+        variables = {}
+        for name in names:
+            with _named(name, inputs):
+                variables[name] = terms[name].init(keys[name], inputs)
         return Variables(
             {name: v.params for name, v in variables.items()},
             {name: v.state for name, v in variables.items()},
@@ -47,14 +63,16 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
     def apply(
         params: PyTree, state: PyTree, inputs: TermInputs, *, step: Array | int = 0
     ) -> tuple[Array, PyTree, Metrics]:
-        loss = jnp.zeros((), jnp.float32)
+        loss, mask = jnp.zeros((), jnp.float32), weights_of(inputs.mask)
+        seen = inputs._replace(mask=counted(mask))
         new_state, metrics = {}, {}
         for name in names:
-            values, new_state[name] = terms[name].apply(params[name], state[name], inputs)
-            total, count = masked_sum(_per_example(name, values, inputs.mask), inputs.mask)
+            with _named(name, inputs):
+                values, new_state[name] = terms[name].apply(params[name], state[name], seen)
+            total, count = masked_sum(_per_example(name, values, mask), mask)
             metrics[f"loss/{name}"] = (total, count)
-            loss = loss + _at(weights[name], step) * total / jnp.maximum(count, 1)
-        num_valid = jnp.sum(inputs.mask, dtype=jnp.float32)
+            loss = loss + mean_of(_at(weights[name], step) * total, count)
+        num_valid = jnp.sum(mask, dtype=jnp.float32)
         return loss, new_state, {"loss": (loss * num_valid, num_valid), **metrics}
 
     return Objective(init, apply, tuple(name for name in names if terms[name].couples_batch))
@@ -62,6 +80,18 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
 
 def _at(weight: Weight, step: Array | int) -> Array | float:
     return weight(jnp.asarray(step)) if callable(weight) else weight
+
+
+@contextlib.contextmanager
+def _named(name: str, inputs: TermInputs) -> Iterator[None]:
+    """Say which term looks for something that is not there, and what is."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(
+            f"combine: term {name!r} looks for {error}, which is not there; the batch has "
+            f"{sorted(inputs.batch)}, the student's features are {sorted(inputs.student.features)}"
+        ) from error
 
 
 def _per_example(name: str, values: Array, mask: Array) -> Array:

@@ -20,9 +20,22 @@ import jax.numpy as jnp
 import optax
 
 from kdjax import sharding, teachers
-from kdjax._steps import ViewFn, hits, kept_if, key_of, mask_of, student_of, updated, view_of
+from kdjax._steps import (
+    ViewFn,
+    examples_in,
+    hits,
+    in_types_of,
+    kept_if,
+    key_of,
+    mask_of,
+    seen_by_terms,
+    student_of,
+    updated,
+    view_of,
+)
+from kdjax.metrics import mean_of
 from kdjax.step import TrainStep, init_train_state
-from kdjax.teachers import InputsFn
+from kdjax.teachers import InputsFn, fed
 from kdjax.types import (
     Array,
     Batch,
@@ -31,7 +44,6 @@ from kdjax.types import (
     Objective,
     OnlineTeacher,
     PyTree,
-    TermInputs,
     TrainState,
 )
 
@@ -66,7 +78,7 @@ def init_online_state(
         A state at step 0 with the teacher's arrays in `teacher_state`.
     """
     # For the shapes that terms look at: the student's variables do not exist yet.
-    answers = teacher.apply(teacher.init(student.init(key, inputs_fn(batch))), batch)
+    answers = teacher.apply(teacher.init(student.init(key, fed(inputs_fn, batch))), batch)
     state: TrainState = init_train_state(
         key, student, objective, optimizer, batch, answers, inputs_fn=inputs_fn
     )
@@ -141,7 +153,7 @@ def init_mutual_states(
         ValueError: if students, objectives and optimizers are not as many, or fewer than two.
     """
     _check_as_many("init_mutual_states", students, objectives, optimizers)
-    keys, inputs = jax.random.split(key, len(students)), inputs_fn(batch)
+    keys, inputs = jax.random.split(key, len(students)), fed(inputs_fn, batch)
     variables = [student.init(k, inputs) for student, k in zip(students, keys, strict=True)]
     answers = [
         student.apply(*own, inputs, train=False)[0]
@@ -201,7 +213,8 @@ def make_mutual_step(
     def loss_fn(
         params: list[PyTree], states: Sequence[TrainState], batch: Batch
     ) -> tuple[Array, tuple[list[PyTree], Metrics]]:
-        params, inputs = sharding.gather(params, layout_fn), inputs_fn(batch)
+        params, inputs = sharding.gather(params, layout_fn), fed(inputs_fn, batch)
+        mask = mask_of(batch, examples_in(inputs))
         answers = [
             student.apply(own["student"], state.model_state, inputs, train=True, key=key_of(state))
             for student, state, own in zip(students, states, params, strict=True)
@@ -210,11 +223,12 @@ def make_mutual_step(
         loss, total, carried = jnp.zeros(()), jnp.zeros(()), []
         metrics: Metrics = {}
         for i, (outputs, model_state) in enumerate(answers):
-            seen, state = TermInputs(batch, outputs, taught[i], mask_of(batch)), states[i]
+            seen, state = seen_by_terms(batch, outputs, taught[i], mask), states[i]
             own_loss, term_state, own = objectives[i].apply(
                 params[i]["terms"], state.term_state, seen, step=state.step
             )
-            carried.append((model_state, term_state))
+            old = state.model_state, state.term_state
+            carried.append(in_types_of(old, (model_state, term_state)))
             metrics |= {f"peer_{i}/{name}": x for name, x in {**own, **hits(seen)}.items()}
             loss, total = loss + own_loss, total + own["loss"][0]
         # The peers' counts are the same.
@@ -227,7 +241,9 @@ def make_mutual_step(
         loss = sharding.gathered_again(loss_fn, params, layout_fn)
         grads, (carried, metrics) = jax.grad(loss, has_aux=True)(params, states, view)
         grads = sharding.hold(grads, layout_fn)
-        new = tuple(map(updated, states, optimizers, grads, carried))
+        parts = zip(states, optimizers, grads, carried, strict=True)
+        values = [mean_of(*metrics[f"peer_{i}/loss"]) for i in range(len(states))]
+        new = tuple(updated(*part, value=own) for part, own in zip(parts, values, strict=True))
         return sharding.hold(new, layout_fn), metrics
 
     return step

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -13,8 +13,24 @@ import optax
 
 from kdjax import many, sharding
 from kdjax import metrics as measures
-from kdjax._steps import ViewFn, hits, kept_if, key_of, mask_of, updated, view_of
-from kdjax.teachers import InputsFn
+from kdjax._steps import (
+    MetricFn,
+    ViewFn,
+    check_batch,
+    check_labels,
+    check_view,
+    examples_in,
+    hits,
+    in_types_of,
+    kept_if,
+    key_of,
+    mask_of,
+    measured,
+    seen_by_terms,
+    updated,
+    view_of,
+)
+from kdjax.teachers import InputsFn, fed
 from kdjax.types import (
     Array,
     Batch,
@@ -30,14 +46,14 @@ from kdjax.types import (
 )
 
 __all__ = [
-    "TrainStep", "ViewFn", "init_train_state", "make_eval_step", "make_train_step", "with_teacher",
+    "MetricFn", "TrainStep", "ViewFn", "check_batch", "init_train_state", "make_eval_step",
+    "make_train_step", "with_teacher",
 ]  # fmt: skip
 
 TrainStep = Callable[[TrainState, Batch, Outputs | None], tuple[TrainState, Metrics]]
 GradFn = Callable[..., tuple[PyTree, tuple[PyTree, Metrics]]]
 
 
-@functools.partial(jax.jit, static_argnames=("student", "objective", "optimizer", "inputs_fn"))
 def init_train_state(
     key: Array,
     student: Model,
@@ -47,29 +63,39 @@ def init_train_state(
     teacher_outputs: Outputs | None,
     *,
     inputs_fn: InputsFn = itemgetter("image"),
+    variables: Variables | None = None,
 ) -> TrainState:
     """Make the state that training starts from.
+
+    A first batch whose values are known, outside of `jax.jit`, is looked at: labels that are no
+    class, weights that are none and probabilities in the place of logits are refused here.
 
     Args:
         key: a PRNG key; the student, the terms and the steps draw from it.
         student: the network to train.
         objective: what to minimize.
         optimizer: how to; it sees `{"student": ..., "terms": ...}`.
-        batch: a batch as the step will get it, for its shapes.
+        batch: a batch as the step will get it.
         teacher_outputs: the teacher's outputs for it, or None.
         inputs_fn: what the network is fed, `batch["image"]` by default.
+        variables: where the student starts, trained before; by default it is drawn. The optimizer
+            starts there too, which matters where its state holds copies of the parameters. They
+            are copied.
 
     Returns:
         A state at step 0.
+
+    Raises:
+        TypeError: if an entry of the batch holds no numbers.
+        ValueError: if the batch or the teacher's outputs do not mean what training takes them for,
+            or `variables` are of another network.
     """
-    student_key, term_key, step_key = jax.random.split(key, 3)
-    variables = student.init(student_key, inputs_fn(batch))
-    outputs, _ = student.apply(*variables, inputs_fn(batch), train=False)
-    inputs = TermInputs(batch, outputs, teacher_outputs, mask_of(batch))
-    terms = objective.init(term_key, inputs)
-    params = {"student": variables.params, "terms": terms.params}
-    step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
-    return TrainState(step, params, variables.state, terms.state, opt_state, step_key)
+    check_batch(batch, teacher_outputs)
+    parts = student, objective, optimizer, inputs_fn
+    state: TrainState
+    state, like = _state_from(parts, key, batch, teacher_outputs, variables)
+    check_labels(objective, state, batch, teacher_outputs, like)
+    return state
 
 
 def make_train_step(
@@ -81,11 +107,13 @@ def make_train_step(
     skip_nonfinite: bool = False,
     inputs_fn: InputsFn = itemgetter("image"),
     layout_fn: sharding.LayoutFn | None = None,
+    metrics: Mapping[str, MetricFn] | None = None,
 ) -> TrainStep:
     """Compile training: forward, loss, gradient, update.
 
     The gradient is that of the mean over the batch's valid examples (`batch["mask"]`, all of them
-    without one), however many micro-batches it is accumulated over. BatchNorm alone changes with
+    without one), however many micro-batches it is accumulated over. A mask of numbers weighs them:
+    the mean is sum(mask * value) / sum(mask) everywhere. BatchNorm alone changes with
     micro-batches, by whose statistics it normalizes; a warning says so when the step is traced.
     Terms that couple the examples of a batch would see fewer of them, and are refused.
 
@@ -101,12 +129,15 @@ def make_train_step(
         layout_fn: where the arrays of the state live, the same that it was made with: gradients
             and the new state are kept there. None leaves that to the compiler, which does well
             where every device holds the whole state.
+        metrics: more to measure in training, by name: functions of the batch and the student's
+            outputs.
 
     Returns:
         `train_step(state, batch, teacher_outputs) -> (state, metrics)`, jitted; the state's
         buffers are donated. The metrics are means as `(total, count)`: `loss`, `loss/<term>`, and
-        where the batch has labels and there is a teacher, `accuracy`, `agreement` and
-        `teacher/accuracy`.
+        where the labels are classes and there is a teacher, `accuracy`, `agreement` and
+        `teacher/accuracy`. An optimizer that asks for them gets `value`, the loss of the step,
+        `grad` and `value_fn`, the loss of the whole batch as a function of the parameters.
 
     Raises:
         ValueError: if `num_micro_batches` is not positive, or at trace time if it does not divide
@@ -123,29 +154,35 @@ def make_train_step(
         batch, teacher_outputs, mask, share = part
         params, (model_state, term_state) = sharding.gather(params, layout_fn), carried
         outputs, model_state = student.apply(
-            params["student"], model_state, inputs_fn(batch), train=True, key=key
+            params["student"], model_state, fed(inputs_fn, batch), train=True, key=key
         )
-        inputs = TermInputs(batch, outputs, teacher_outputs, mask)
-        loss, term_state, metrics = objective.apply(params["terms"], term_state, inputs, step=step)
-        return loss * share, ((model_state, term_state), {**metrics, **hits(inputs)})
+        inputs = seen_by_terms(batch, outputs, teacher_outputs, mask)
+        loss, term_state, found = objective.apply(params["terms"], term_state, inputs, step=step)
+        own = measured(metrics or {}, batch, outputs, mask)
+        carried = in_types_of(carried, (model_state, term_state))
+        return loss * share, (carried, {**found, **hits(inputs), **own})
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(
         state: TrainState, batch: Batch, teacher_outputs: Outputs | None
     ) -> tuple[TrainState, Metrics]:
         loss = sharding.gathered_again(loss_fn, state.params, layout_fn)
-        grad_fn = jax.grad(loss, has_aux=True)
+        whole = batch, teacher_outputs, mask_of(batch, examples_in(fed(inputs_fn, batch)))
+        carried, grad_fn = (state.model_state, state.term_state), jax.grad(loss, has_aux=True)
+        rest = carried, state.step, key_of(state), (*whole, 1.0)
         if num_micro_batches == 1:
-            carried, whole = (state.model_state, state.term_state), (batch, teacher_outputs)
-            part = *whole, mask_of(batch), 1.0
-            grads, aux = grad_fn(state.params, carried, state.step, key_of(state), part)
+            grads, (carried, found) = grad_fn(state.params, *rest)
         else:
             _check_coupling(objective, state)
-            parts = _split(batch, teacher_outputs, num_micro_batches)
-            grads, aux = _accumulate(grad_fn, state, parts, layout_fn)
-        grads, (carried, metrics) = sharding.hold(grads, layout_fn), aux
-        new = sharding.hold(updated(state, optimizer, grads, carried), layout_fn)
-        return _unless_nonfinite(state, new, grads, metrics) if skip_nonfinite else (new, metrics)
+            parts = _split(whole, num_micro_batches)
+            grads, (carried, found) = _accumulate(grad_fn, state, parts, layout_fn)
+        seen = {
+            "value": measures.mean_of(*found["loss"]),
+            "value_fn": lambda params: loss(params, *rest)[0],
+        }
+        grads = sharding.hold(grads, layout_fn)
+        new = sharding.hold(updated(state, optimizer, grads, carried, **seen), layout_fn)
+        return _unless_nonfinite(state, new, grads, found) if skip_nonfinite else (new, found)
 
     return train_step
 
@@ -170,6 +207,10 @@ def with_teacher(
 
     Returns:
         `step(state, batch) -> (state, metrics)`, jitted; the state's buffers are donated.
+
+    Raises:
+        ValueError: at trace time, if `view_fn` changes the batch but not the answers that
+            `kdjax.teachers.stored` reads from it: the teacher saw something else.
     """
     variables = teacher.variables
     if jax.process_count() == 1:
@@ -183,6 +224,7 @@ def with_teacher(
         state: TrainState, batch: Batch, *, teacher_variables: PyTree
     ) -> tuple[TrainState, Metrics]:
         view = view_of(view_fn, state, batch)
+        check_view(batch, view, teacher.held_in)
         whole = sharding.gather(teacher_variables, layout)
         return train_step(state, view, teacher.apply(whole, view))
 
@@ -194,56 +236,131 @@ def make_eval_step(
     *,
     inputs_fn: InputsFn = itemgetter("image"),
     layout_fn: sharding.LayoutFn | None = None,
+    metrics: Mapping[str, MetricFn] | None = None,
 ) -> Callable[[Variables, Batch], Metrics]:
     """Compile evaluation of a network in evaluation mode.
+
+    Floating labels are class probabilities where every row is nonnegative and sums to 1, or where
+    they are traced and have several columns; all others are real numbers.
 
     Args:
         model: the network.
         inputs_fn: what it is fed, `batch["image"]` by default.
         layout_fn: where its variables live, as in `make_train_step`.
+        metrics: more to measure, by name: functions of the batch and the outputs.
 
     Returns:
-        `eval_step(variables, batch) -> metrics`: `accuracy`, `nll` (nats) and `ece` against
-        `batch["label"]`, and `agreement` where the batch carries `teacher_logits`; examples that
-        `batch["mask"]` leaves out do not count.
+        `eval_step(variables, batch) -> metrics`: against `batch["label"]` the `accuracy`, `nll`
+        (nats) and `ece` of classes and class probabilities, or the mean squared error `mse` of
+        real numbers; `agreement` where the batch carries `teacher_logits`. Examples count as
+        `batch["mask"]` says, in training as here.
+
+    Raises:
+        ValueError: from the step, if there is no label and no metric is given.
     """
 
-    @jax.jit
-    def eval_step(variables: Variables, batch: Batch) -> Metrics:
+    @functools.partial(jax.jit, static_argnums=2)
+    def evaluated(variables: Variables, batch: Batch, real: bool) -> Metrics:
         variables = sharding.gather(variables, layout_fn)
-        outputs, _ = model.apply(*variables, inputs_fn(batch), train=False)
-        logits, labels, mask = outputs.logits, batch["label"], mask_of(batch)
-        metrics = {
-            "accuracy": measures.accuracy(logits, labels, mask),
-            "nll": measures.nll(logits, labels, mask),
-            "ece": measures.calibration(logits, labels, mask),
-        }
-        if "teacher_logits" in batch:
-            metrics["agreement"] = measures.agreement(logits, batch["teacher_logits"], mask)
-        return metrics
+        inputs = fed(inputs_fn, batch)
+        outputs, _ = model.apply(*variables, inputs, train=False)
+        logits, mask = outputs.logits, mask_of(batch, examples_in(inputs))
+        found: Metrics = {}
+        if "label" in batch:
+            fns = _OF_NUMBERS if real else _OF_CLASSES
+            found = {name: fn(logits, batch["label"], mask) for name, fn in fns.items()}
+        if "teacher_logits" in batch and logits.shape[-1] > 1:
+            found["agreement"] = measures.agreement(logits, batch["teacher_logits"], mask)
+        return {**found, **measured(metrics or {}, batch, outputs, mask)}
+
+    def eval_step(variables: Variables, batch: Batch) -> Metrics:
+        if "label" not in batch and not metrics:
+            raise ValueError(
+                f"make_eval_step: the batch has no 'label', only {sorted(batch)}; pass metrics= "
+                "for what needs none"
+            )
+        found: Metrics = evaluated(variables, batch, _are_numbers(batch.get("label")))
+        return found
 
     return eval_step
 
 
-def _split(
-    batch: Batch, teacher_outputs: Outputs | None, num_parts: int
-) -> tuple[Batch, Outputs | None, Array, Array]:
+_OF_CLASSES = {
+    "accuracy": measures.accuracy, "nll": measures.nll, "ece": measures.calibration,
+}  # fmt: skip
+_OF_NUMBERS = {"mse": measures.squared_error}
+
+
+def _are_numbers(labels: Any) -> bool:
+    """Return whether labels are real numbers: neither classes nor distributions over them."""
+    if not jnp.issubdtype(getattr(labels, "dtype", jnp.int32), jnp.floating):
+        return False
+    if labels.ndim < 2 or labels.shape[-1] < 2:
+        return True
+    values = measures.known(labels)
+    return values is not None and not measures.are_probabilities(values)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _state_from(
+    parts: tuple[Model, Objective, optax.GradientTransformation, InputsFn],
+    key: Array,
+    batch: Batch,
+    teacher_outputs: Outputs | None,
+    given: Variables | None,
+) -> tuple[TrainState, Outputs]:
+    """Make a state, and empty arrays with the shapes of the student's outputs."""
+    student, objective, optimizer, inputs_fn = parts
+    student_key, term_key, step_key = jax.random.split(key, 3)
+    images = fed(inputs_fn, batch)
+    variables = student.init(student_key, images)
+    if given is not None:
+        variables = _as_like(given, variables)
+    outputs, _ = student.apply(*variables, images, train=False)
+    inputs = TermInputs(batch, outputs, teacher_outputs, mask_of(batch, examples_in(images)))
+    terms = objective.init(term_key, inputs)
+    params = {"student": variables.params, "terms": terms.params}
+    step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
+    state = TrainState(step, params, variables.state, terms.state, opt_state, step_key)
+    return state, jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), outputs)
+
+
+def _as_like(given: Variables, like: Variables) -> Variables:
+    """Return copies of variables in the types of a network's own, which they must fit."""
+    theirs, ours = ({jax.tree_util.keystr(p): x for p, x in jax.tree.leaves_with_path(tree)}
+                    for tree in (tuple(given), tuple(like)))  # fmt: skip
+    for path in [*ours, *theirs]:
+        shapes = [jnp.shape(tree[path]) if path in tree else None for tree in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"init_train_state: variables have {shapes[0]} at {path}, the student {shapes[1]}"
+            )
+    # A copy: the step donates the buffers of its state.
+    leaves = [jnp.array(theirs[path], x.dtype, copy=True) for path, x in ours.items()]
+    found: Variables = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return found
+
+
+def _split(parts: PyTree, num_parts: int) -> tuple[Batch, Outputs | None, Array, Array]:
     """Cut a batch into interleaved parts, each with its share of the valid examples.
 
     Part i holds rows i, i + n, i + 2n, ...: a batch that is split over devices stays where it is.
+    What is one for the whole batch, such as a scalar, is in every part.
     """
-    mask = mask_of(batch)
-    if mask.shape[0] % num_parts:
+    size = len(parts[-1])
+    if size % num_parts:
         raise ValueError(
-            f"train_step: a batch of {mask.shape[0]} does not divide into {num_parts} micro-batches"
+            f"train_step: a batch of {size} does not divide into {num_parts} micro-batches"
         )
 
     def cut(x: Array) -> Array:
+        if x.shape[:1] != (size,):
+            return jnp.broadcast_to(x[None], (num_parts, *x.shape))
         return jnp.swapaxes(jnp.reshape(x, (-1, num_parts, *x.shape[1:])), 0, 1)
 
-    batch, teacher_outputs, mask = jax.tree.map(cut, (batch, teacher_outputs, mask))
+    batch, teacher_outputs, mask = jax.tree.map(cut, parts)
     counts = jnp.sum(mask, axis=tuple(range(1, mask.ndim)), dtype=jnp.float32)
-    return batch, teacher_outputs, mask, counts / jnp.maximum(jnp.sum(counts), 1)
+    return batch, teacher_outputs, mask, measures.mean_of(counts, jnp.sum(counts))
 
 
 def _accumulate(
@@ -261,7 +378,7 @@ def _accumulate(
         return (jax.tree.map(jnp.add, grads, new_grads), carried), metrics
 
     first = jax.tree.map(jnp.zeros_like, state.params), (state.model_state, state.term_state)
-    indices = jnp.arange(len(jax.tree.leaves(parts)[0]))
+    indices = jnp.arange(len(parts[-1]))
     (grads, carried), metrics = many.scan(body, first, (indices, parts))
     return grads, (carried, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics))
 

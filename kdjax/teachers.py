@@ -5,7 +5,7 @@ step; they are never trained, never closed over and bit-identical after training
 change with the student, `ema` and `peers`, keep theirs in the training's state; see `kdjax.online`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -13,12 +13,68 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.metrics import are_probabilities, known
 from kdjax.types import Array, Batch, Model, OnlineTeacher, Outputs, PyTree, Teacher, Variables
 
-__all__ = ["InputsFn", "absent", "ema", "ensemble", "frozen", "peers", "stored"]
+__all__ = [
+    "InputsFn", "absent", "check_logits", "ema", "ensemble", "fed", "frozen", "peers", "stored",
+]  # fmt: skip
 
 InputsFn = Callable[[Batch], Any]
 """Picks what a network is fed out of a batch."""
+
+
+def fed(inputs_fn: InputsFn, batch: Batch) -> Any:
+    """Return what a network is fed out of a batch.
+
+    Args:
+        inputs_fn: picks it.
+        batch: arrays by name.
+
+    Returns:
+        What it picks.
+
+    Raises:
+        TypeError: if the batch is no mapping of arrays.
+        ValueError: if `inputs_fn` looks for something that the batch does not have.
+    """
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"the batch is a {type(batch).__name__}, expected arrays by name")
+    for name, value in batch.items():
+        if isinstance(value, list | tuple) and not any(map(np.ndim, value)):
+            raise TypeError(
+                f"batch[{name!r}] is a {type(value).__name__}, expected an array: numpy.asarray"
+            )
+    try:
+        return inputs_fn(batch)
+    except KeyError as error:
+        raise ValueError(
+            f"a network is fed batch[{error}], but the batch has {sorted(batch)}; pass "
+            "inputs_fn=lambda batch: batch[...]"
+        ) from error
+
+
+def check_logits(whose: str, logits: Any) -> None:
+    """Refuse probabilities in the place of logits, where the values are known.
+
+    Log-probabilities are logits: they have the same softmax at every temperature. What compares
+    logits as they are (`kdjax.losses.logit_mse_loss`) has to do with them as they are.
+
+    Args:
+        whose: what to call them.
+        logits: [batch..., num_classes].
+
+    Raises:
+        ValueError: if there are several classes and every row is nonnegative and sums to 1.
+    """
+    values = known(logits)
+    if values is None or values.ndim < 2 or values.shape[-1] < 2 or not values.size:
+        return
+    if are_probabilities(values):
+        raise ValueError(
+            f"{whose} are probabilities (every row is nonnegative and sums to 1), expected what "
+            "the softmax is taken of: drop the network's softmax, or give their logarithm"
+        )
 
 
 def frozen(
@@ -36,7 +92,9 @@ def frozen(
     """
 
     def apply(variables: Variables, batch: Batch) -> Outputs:
-        outputs, _ = model.apply(*variables, inputs_fn(batch), train=False)
+        outputs, state = model.apply(*variables, fed(inputs_fn, batch), train=False)
+        _check_same("frozen", variables.state, state)
+        check_logits("frozen: the teacher's logits", outputs.logits)
         return jax.lax.stop_gradient(outputs)
 
     return Teacher(variables, apply)
@@ -75,13 +133,19 @@ def ensemble(
 
     def apply(variables: tuple[Any, ...], batch: Batch) -> Outputs:
         answers = [fn(v, batch).logits for fn, v in zip(applies, variables, strict=True)]
+        for i, answer in enumerate(answers):
+            check_logits(f"ensemble: the logits of teacher {i}", answer)
         return Outputs(_mean_in_probabilities(answers, log_shares, temperature))
 
-    return Teacher(tuple(teacher.variables for teacher in teachers), apply)
+    held = tuple(name for teacher in teachers for name in teacher.held_in)
+    return Teacher(tuple(teacher.variables for teacher in teachers), apply, held)
 
 
 def stored(name: str = "teacher_logits") -> Teacher:
     """Make a teacher whose logits are in the batch, where an earlier pass over the data put them.
+
+    They answer what the teacher saw then. A step that augments its batch (`view_fn`) refuses them,
+    unless the view brings the answers to what it shows under the same name.
 
     Args:
         name: the batch's key that holds them, [batch..., num_classes].
@@ -93,9 +157,10 @@ def stored(name: str = "teacher_logits") -> Teacher:
     def apply(variables: tuple[()], batch: Batch) -> Outputs:
         if name not in batch:
             raise ValueError(f"stored: the batch has no {name!r}, only {sorted(batch)}")
+        check_logits(f"stored: batch[{name!r}]", batch[name])
         return Outputs(jax.lax.stop_gradient(jnp.asarray(batch[name])))
 
-    return Teacher((), apply)
+    return Teacher((), apply, (name,))
 
 
 def absent() -> Teacher:
@@ -193,6 +258,18 @@ def peers(outputs: Sequence[Outputs], *, temperature: float = 1.0) -> list[Outpu
         Outputs(_mean_in_probabilities([x.logits for x in rest], log_shares, temperature))
         for rest in others
     ]
+
+
+def _check_same(function: str, state: PyTree, new: PyTree) -> None:
+    """Raise a ValueError if evaluation has changed a network's state, where values are known."""
+    leaves = jax.tree.leaves_with_path(state)
+    for (path, old), value in zip(leaves, jax.tree.leaves(new), strict=False):
+        before, after = (None, None) if old is value else (known(old), known(value))
+        if before is not None and after is not None and not np.array_equal(before, after):
+            raise ValueError(
+                f"{function}: evaluation (train=False) changes the network's state "
+                f"{jax.tree_util.keystr(path)}: it answers in training mode"
+            )
 
 
 def _mean_in_probabilities(

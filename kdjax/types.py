@@ -15,7 +15,11 @@ __all__ = [
 
 PyTree = Any
 Batch = Mapping[str, Any]
-"""Arrays by name (`image`, `label`, `index`, `mask`, `teacher_logits`), [batch, ...]."""
+"""Arrays by name (`image`, `label`, `index`, `mask`, `teacher_logits`), [batch, ...].
+
+`mask` marks the examples that count, in booleans, or weighs them, in numbers. What has another
+first axis than the batch, such as a scalar or a key, is one for the whole batch.
+"""
 
 Metrics = dict[str, tuple[Array, Array]]
 """Means as `{name: (total, count)}`, so that they merge exactly over steps, devices and hosts."""
@@ -93,10 +97,14 @@ class TeacherApply(Protocol):
 
 
 class Teacher(NamedTuple):
-    """A function of a batch, and the arrays it needs: arguments of a step, never constants."""
+    """A function of a batch, and the arrays it needs: arguments of a step, never constants.
+
+    `held_in` names the entries of the batch that its answers were stored in, if they were.
+    """
 
     variables: PyTree
     apply: TeacherApply
+    held_in: tuple[str, ...] = ()
 
 
 class OnlineTeacher(NamedTuple):
@@ -112,7 +120,10 @@ class OnlineTeacher(NamedTuple):
 
 
 class TermInputs(NamedTuple):
-    """What a loss may look at. `mask` [batch...] marks the examples that count."""
+    """What a loss may look at. `mask` [batch...] marks the examples that count.
+
+    Where it holds numbers they are weights; an objective tells its terms who counts, in booleans.
+    """
 
     batch: Batch
     student: Outputs

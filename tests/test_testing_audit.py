@@ -81,7 +81,7 @@ def test_audit_finds_what_is_broken(name):
     term, check = BROKEN_OBJECTIVES[name]
     _, report = verdicts({"it": term})
     assert [f.check for f in report.failures] == [check], str(report)
-    assert f"it    {check}" in str(report)
+    assert f"it      {check}" in str(report)
     assert "FAIL" in str(report)
     _, spared = verdicts({"it": term}, exempt={"it": [check]})
     assert spared.passed

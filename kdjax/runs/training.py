@@ -377,11 +377,16 @@ def _program(training: Training) -> Callable[..., tuple[TrainState, Metrics]]:
     return steps
 
 
-def _made(training: Training, key: jax.Array, batch: Batch, outputs: Outputs | None) -> TrainState:
+def _made(
+    training: Training,
+    key: jax.Array,
+    batch: Batch,
+    outputs: Outputs | None,
+    start: Variables | None,
+) -> TrainState:
     """Make the state that a training starts from."""
-    state: TrainState = step.init_train_state(
-        key, training.model, training.objective, training.optimizer, batch, outputs
-    )
+    of = training.model, training.objective, training.optimizer
+    state: TrainState = step.init_train_state(key, *of, batch, outputs, variables=start)
     return state
 
 
@@ -390,7 +395,8 @@ def _made_alike(training: Training, seeds: Sequence[int]) -> TrainState:
     batch = {name: x[:2] for name, x in training.examples.items()}
     outputs = training.teacher.apply(training.teacher.variables, batch)
     keys = (jax.random.key(seed) for seed in seeds)
-    states: TrainState = many.stack([_made(training, key, batch, outputs) for key in keys])
+    made = [_made(training, key, batch, outputs, training.start) for key in keys]
+    states: TrainState = many.stack(made)
     return states
 
 
@@ -400,18 +406,14 @@ def _restored_or_made(
     """Read the newest state, or make one, where its arrays live on this run's mesh."""
     make = functools.partial(_made, training)
     outputs = jax.jit(training.teacher.apply)(training.teacher.variables, batch)
-    args = jax.random.key(seed), batch, outputs
+    step.check_batch(batch, outputs)
+    args = jax.random.key(seed), batch, outputs, training.start
     like = sharding.abstract(make, *args, layout_fn=run.layout_fn)
     found = checkpoint.restore(directory, like)
     state: TrainState = (
         found[1] if found else sharding.initialize(make, *args, layout_fn=run.layout_fn)
     )
-    if found or training.start is None:
-        return state
-    # The step donates its buffers, and the start must survive.
-    params, model_state = jax.tree.map(jnp.copy, training.start)
-    params = {**state.params, "student": params}
-    return dataclasses.replace(state, params=params, model_state=model_state)
+    return state
 
 
 def _first_batch(run: Run, training: Training, seed: int) -> Batch:

@@ -5,10 +5,21 @@ from collections.abc import Collection, Mapping
 import jax
 import jax.numpy as jnp
 
-from kdjax.testing import _audit_checks
+from kdjax._steps import mask_of
+from kdjax.metrics import counted
+from kdjax.testing import _audit_checks, _audit_inputs
 from kdjax.testing._harness import Check, Finding, Report, examine
 from kdjax.testing._probe import Probe, cast, of_objective
-from kdjax.types import Array, Batch, Objective, Outputs, TermInputs
+from kdjax.types import (
+    Array,
+    Batch,
+    Metrics,
+    Objective,
+    Outputs,
+    PyTree,
+    TermInputs,
+    Variables,
+)
 
 CHECKS: Mapping[str, Check] = {
     "zero at equality": _audit_checks.zero_at_equality,
@@ -32,6 +43,10 @@ def audit(
 ) -> Report:
     """Check every term of an objective on the first batch, before a training is spent on it.
 
+    What they are given is looked at first, as `inputs`: whether the batch holds numbers, the mask
+    marks or weighs its examples, labels are classes or sum to 1, and logits are none of
+    probabilities or of a single class. If not, nothing is said of terms.
+
     The terms are looked at from outside, through values and gradients alone:
 
     - finite: loss and gradients are;
@@ -53,8 +68,9 @@ def audit(
         student_outputs: the student's for this batch.
         teacher_outputs: the teacher's, None where there is none.
         key: for parameters and state of the terms; `jax.random.key(0)` by default.
-        exempt: for the name of a term, the checks that it need not pass. Names that the objective
-            does not have are passed over, so that one table can serve several objectives.
+        exempt: for the name of a term, or `inputs`, the checks that it need not pass. Names that
+            the objective does not have are passed over, so that one table can serve several
+            objectives.
 
     Returns:
         A report: `report.passed`, `report.failures`, and a table as its string.
@@ -71,20 +87,44 @@ def audit(
         >>> audit(objective, batch, student, teacher).passed
         True
     """
-    batch = jax.tree.map(jnp.asarray, dict(batch))
-    mask = batch.get("mask")
-    if mask is None:
-        mask = jnp.ones(jax.tree.leaves(batch)[0].shape[:1], bool)
+    exempt = _checked(exempt or {})
+    given = TermInputs(batch, student_outputs, teacher_outputs, jnp.ones((), bool))
+    findings = [
+        _spared(finding, exempt.get("inputs", ()))
+        for finding in examine("inputs", _audit_inputs.CHECKS, given)
+    ]
+    if not Report(tuple(findings)).passed:
+        return Report(tuple(findings))
+    size = len(student_outputs.logits)
+    objective, batch = _for_examples(objective, jax.tree.map(jnp.asarray, dict(batch)), size)
+    mask = counted(mask_of(batch, size))
     inputs = TermInputs(
         batch, cast(student_outputs, jnp.float32), cast(teacher_outputs, jnp.float32), mask
     )
     variables = objective.init(jax.random.key(0) if key is None else key, inputs)
-    exempt = _checked(exempt or {})
-    findings = []
     for name in sorted(variables.params):
         probe = of_objective(name, objective, variables, inputs)
         findings += _findings_of(probe, exempt.get(name, ()))
     return Report(tuple(findings))
+
+
+def _for_examples(objective: Objective, batch: Batch, size: int) -> tuple[Objective, Batch]:
+    """Keep what is one for the whole batch, such as a scalar, from checks that change examples."""
+    whole = {name: x for name, x in batch.items() if getattr(x, "shape", (size,))[:1] != (size,)}
+
+    def seen(x: TermInputs) -> TermInputs:
+        return x._replace(batch={**x.batch, **whole})
+
+    def init(key: Array, x: TermInputs) -> Variables:
+        return objective.init(key, seen(x))
+
+    def apply(
+        params: PyTree, state: PyTree, x: TermInputs, *, step: Array | int = 0
+    ) -> tuple[Array, PyTree, Metrics]:
+        return objective.apply(params, state, seen(x), step=step)
+
+    rest = {name: x for name, x in batch.items() if name not in whole}
+    return Objective(init, apply, objective.couples_batch), rest
 
 
 def _findings_of(probe: Probe, exempt: Collection[str]) -> list[Finding]:
@@ -101,7 +141,7 @@ def _spared(finding: Finding, exempt: Collection[str]) -> Finding:
 
 
 def _checked(exempt: Mapping[str, Collection[str]]) -> Mapping[str, Collection[str]]:
-    known = ["finite", *CHECKS]
+    known = ["finite", *CHECKS, *_audit_inputs.CHECKS]
     for name, checks in exempt.items():
         unknown = [check for check in checks if check not in known]
         if unknown:
