@@ -254,7 +254,9 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
     if len(images) != 1 or len(labels) != 1:
         raise ValueError(
             f"{name} is no set of labeled images: its image features are {images}, its class "
-            f"labels {labels}, and its supervised keys {keys} do not choose one of each"
+            f"labels {labels}, and its supervised keys {keys} do not choose one of each; all "
+            f"features: {', '.join(f'{k} ({type(x).__name__})' for k, x in info.features.items())}"
+            "; a label is a ClassLabel(names=[...])"
         )
     return images[0], labels[0]
 
