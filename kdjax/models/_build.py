@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kdjax.models import _mlp, _mobile, _residual, _shuffle, _transformer, _vgg, _wide
 from kdjax.models._heads import Classifier, simkd, with_class_maps
-from kdjax.models._wrappers import normalized
-from kdjax.types import Model, Variables
+from kdjax.models._wrappers import check_raw, normalized
+from kdjax.types import Array, Model, Variables
 
 NETWORKS: Mapping[str, Callable[..., Model]] = {
     "mlp": _mlp.mlp, "resnet8": _residual.resnet8, "resnet14": _residual.resnet14,
@@ -48,17 +50,50 @@ class NetworkSpec:
     precision: str = "float32"
     patch_size: int = 0
     reused_width: int = 0
+    label_names: tuple[str, ...] = ()
 
 
 class Network(NamedTuple):
-    """A trained network: raw images [batch, height, width, channels] of 0 to 255 in, logits out.
+    """A trained network: `network(images)` are its logits, `network.classes` what they stand for.
 
-    `logits = network.model.apply(*network.variables, images, train=False)[0].logits`
+    `network.classes[network(image).argmax()]` names what is on an image. With features, it is
+    `network.model.apply(*network.variables, images, train=False)[0]`.
     """
 
     spec: NetworkSpec
     model: Model
     variables: Variables
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits; their numbers where none are."""
+        return self.spec.label_names or tuple(map(str, range(self.spec.num_classes)))
+
+    def __call__(self, images: Any) -> Array:
+        """Return the logits of raw images.
+
+        Args:
+            images: of 0 to 255, uint8 or floating, [height, width, channels] or [batch..., height,
+                width, channels].
+
+        Returns:
+            [num_classes] or [batch..., num_classes].
+
+        Raises:
+            ValueError: if images are of another shape, or not raw.
+        """
+        shape = tuple(self.spec.image_shape)
+        if np.shape(images)[-3:] != shape:
+            raise ValueError(
+                f"network: images have shape {np.shape(images)}, expected {shape} for one, or "
+                f"[batch, {', '.join(map(str, shape))}]"
+            )
+        images = images if hasattr(images, "dtype") else np.asarray(images)
+        check_raw(images)
+        batch = images.shape[:-3]
+        rows = images.reshape(math.prod(batch), *shape)
+        logits: Array = _logits(self.model, self.variables, rows)
+        return logits.reshape(*batch, logits.shape[-1])
 
 
 def build(
@@ -118,6 +153,12 @@ def load_network(directory: str | Path) -> Network:
     except TypeError as error:
         raise ValueError(f"{directory} holds no network of a work directory") from error
     return Network(spec, build(spec), variables)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model: Model, variables: Variables, images: Array) -> Array:
+    outputs, _ = model.apply(*variables, images, train=False)
+    return outputs.logits
 
 
 @functools.cache

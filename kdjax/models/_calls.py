@@ -1,8 +1,9 @@
 """What both adapters share: how a network is called and how its features are named."""
 
+import contextlib
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +20,8 @@ CallFn = Callable[[Any, Any, bool], Any]
 flatten: Callable[[PyTree], dict[tuple[str, ...], Any]] = traverse_util.flatten_dict
 unflatten: Callable[[Mapping[tuple[str, ...], Any]], PyTree] = traverse_util.unflatten_dict
 
-_TRAIN_FLAGS = ("train", "training", "is_training")
-_EVAL_FLAGS = ("deterministic", "use_running_average")
+_TRAIN_FLAGS = ("train", "training", "is_training", "is_train", "train_mode")
+_EVAL_FLAGS = ("deterministic", "use_running_average", "inference", "eval_mode", "is_eval", "eval")
 _ARRAYS = (jax.Array, np.ndarray)
 _NUM_LISTED = 24
 
@@ -33,12 +34,56 @@ class Feature(NamedTuple):
     call: int | None
 
 
+def switches(train: bool) -> dict[str, bool]:
+    """Return the names under which networks are told whether they train, and what they are told."""
+    return dict.fromkeys(_TRAIN_FLAGS, train) | dict.fromkeys(_EVAL_FLAGS, not train)
+
+
 def call_module(module: Any, inputs: Any, train: bool) -> Any:
-    """Call a module, telling it to train through whichever flags its `__call__` has."""
+    """Call a module, telling it to train through whichever flags its `__call__` has.
+
+    A flag that is an attribute too has been set there: some modules refuse to be told twice.
+    """
     parameters = inspect.signature(module.__call__).parameters
-    flags = {flag: train for flag in _TRAIN_FLAGS if flag in parameters}
-    flags |= {flag: not train for flag in _EVAL_FLAGS if flag in parameters}
-    return module(inputs, **flags)
+    told = {name for name in parameters if not isinstance(getattr(module, name, None), bool)}
+    return module(inputs, **{k: v for k, v in switches(train).items() if k in told})
+
+
+def check_unchanged(where: str, module: Any, state: PyTree, new: PyTree) -> None:
+    """Raise a ValueError if evaluation has put other arrays in the place of a network's state."""
+    old = flatten(state)
+    moved = [path for path, leaf in flatten(new).items() if path in old and leaf is not old[path]]
+    if not moved:
+        return
+    raise ValueError(
+        f"{where}: evaluation of {type(module).__name__} changes its state "
+        f"{'/'.join(moved[0])}: it answers in training mode; call its switch `train` or "
+        f"`deterministic`, as an argument or an attribute{_own_switches(module)}"
+    )
+
+
+def _own_switches(module: Any) -> str:
+    """Say what may switch a module to training: what is true or false by itself."""
+    given = inspect.signature(module.__call__).parameters
+    own = [f", {name}=train" for name, p in given.items() if isinstance(p.default, bool)]
+    if own:
+        return f", or pass call_fn=lambda module, inputs, train: module(inputs{''.join(own)})"
+    held = [n for n, x in vars(module).items() if isinstance(x, bool) and n[0] != "_"]
+    return f" (it has {', '.join(held)})" if held else ""
+
+
+@contextlib.contextmanager
+def one_program(where: str) -> Iterator[None]:
+    """Say what to do about a network that was written for `jax.pmap`."""
+    try:
+        yield
+    except NameError as error:
+        if "axis name" not in str(error):
+            raise
+        raise ValueError(
+            f"{where}: the network names an axis of jax.pmap ({str(error).splitlines()[0]}); drop "
+            "axis_name: a step is one program, and its batch that of all devices"
+        ) from error
 
 
 def logits_fn(where: str, call_fn: CallFn | None) -> CallFn:

@@ -1,5 +1,6 @@
 """Flax Linen modules as pairs of pure functions."""
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,10 +25,12 @@ def from_linen(
 ) -> Model:
     """Turn a Linen module into a model.
 
-    The module is called with the inputs and with whichever of `train`, `training`, `is_training`
-    (true in training) and `deterministic`, `use_running_average` (true in evaluation) its
-    `__call__` takes. In training, `key` seeds the "dropout" stream as it is, and every other
-    stream that the module asks for; evaluation has no random numbers at all.
+    The module is called with the inputs and with whichever of `train`, `training`, `is_training`,
+    `is_train`, `train_mode` (true in training) and `deterministic`, `use_running_average`,
+    `inference`, `eval_mode`, `is_eval`, `eval` (true in evaluation) its `__call__` takes; its
+    attributes of these names, and those of modules among them, are set likewise where they are
+    true or false. In training, `key` seeds the "dropout" stream as it is, and every other stream
+    that the module asks for; evaluation has no random numbers and must leave the state alone.
 
     The state holds every collection but "params". Collections of sown values are not state: a
     collection with a tuple among its variables is taken for one and left out.
@@ -44,16 +47,19 @@ def from_linen(
         A model; `Outputs.features` has the captured arrays under the names in `features`.
 
     Raises:
-        TypeError: from init and apply, if the module does not return one array.
+        TypeError: if `module` is none of Linen; from init and apply, if it does not return one
+            array.
         ValueError: from init and apply, if a path in `features` names no module, or one that is
-            called several times; from apply, if the module needs random numbers and has no key.
+            called several times; from apply, if the module needs random numbers and has no key,
+            changes its state in evaluation, or names an axis of `jax.pmap`.
     """
+    told = _modes(module, call_fn)
     wanted = _calls.parse_features("from_linen", features)
     captured, run = {feature.path for feature in wanted}, _calls.logits_fn("from_linen", call_fn)
 
     def init(key: Array, inputs: Any) -> Variables:
         called: set[str] = set()
-        make = nn.init(run, module, capture_intermediates=_keep(frozenset(), called))
+        make = nn.init(run, told[True], capture_intermediates=_keep(frozenset(), called))
         collections = dict(make(key, inputs, True))
         _calls.check_paths("from_linen", wanted, called)
         params = collections.pop("params", {})
@@ -64,21 +70,47 @@ def from_linen(
     ) -> tuple[Outputs, PyTree]:
         called: set[str] = set()
         forward = nn.apply(
-            run, module, mutable=[*state], capture_intermediates=_keep(captured, called)
+            run, told[train], mutable=[*state], capture_intermediates=_keep(captured, called)
         )
         try:
-            logits, changed = forward(
-                {"params": params, **state}, inputs, train, rngs=_streams(key) if train else {}
-            )
+            with _calls.one_program("from_linen"):
+                logits, changed = forward(
+                    {"params": params, **state}, inputs, train, rngs=_streams(key) if train else {}
+                )
         except errors.InvalidRngError as error:
             raise ValueError(_needs_key(module, train)) from error
         _calls.check_paths("from_linen", wanted, called)
         outputs = _by_path(changed.get(_INTERMEDIATES, {}))
         found = _calls.pick_features("from_linen", wanted, outputs)
-        new_state = {name: changed[name] for name in state} if train else state
-        return Outputs(logits, found), new_state
+        new_state = {name: changed[name] for name in state}
+        if not train:
+            _calls.check_unchanged("from_linen", module, state, new_state)
+        return Outputs(logits, found), new_state if train else state
 
     return Model(init, apply, paths or FeaturePaths())
+
+
+def _modes(module: nn.Module, call_fn: CallFn | None) -> dict[bool, nn.Module]:
+    """Return a module as it trains (True) and as it evaluates (False)."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"from_linen: module is a {type(module).__name__}, expected an instance of a "
+            "flax.linen.Module; NNX modules go to from_nnx(lambda rngs: Net(..., rngs=rngs))"
+        )
+    return {train: module if call_fn else _told(module, train) for train in (True, False)}
+
+
+def _told(module: nn.Module, train: bool) -> nn.Module:
+    """Return a module whose attributes say whether it trains, where it has such."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name, None)
+        if isinstance(value, nn.Module) and field.name != "parent":
+            changes[field.name] = _told(value, train)
+        elif isinstance(value, bool) and field.name in _calls.switches(train):
+            changes[field.name] = _calls.switches(train)[field.name]
+    same = all(getattr(module, name) is value for name, value in changes.items())
+    return module if same else module.clone(**changes)
 
 
 def _keep(paths: frozenset[str] | set[str], called: set[str]) -> Callable[[nn.Module, str], bool]:

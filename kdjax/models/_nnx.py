@@ -34,9 +34,10 @@ def from_nnx(
     """Turn an NNX module into a model.
 
     Each call works on a copy, put in training or evaluation mode by `module.train()` and
-    `module.eval()`; `__call__` gets the inputs and whichever of `train`, `training`, `is_training`,
-    `deterministic` and `use_running_average` it takes. In training every random stream is seeded
-    anew from `key`; in evaluation from a constant, and the state holds none.
+    `module.eval()`, and by setting the attributes of all modules in it that are named as the
+    arguments in `from_linen` and true or false; `__call__` gets the inputs and whichever of these
+    arguments it takes. In training every random stream is seeded anew from `key`; evaluation that
+    draws random numbers or changes the state is refused, and the state holds no stream.
 
     Where a variable has axis names (`nnx.with_partitioning`), so has its array: it comes in a
     `flax.linen.Partitioned`, as from Linen, and `kdjax.sharding` places it by them.
@@ -59,7 +60,8 @@ def from_nnx(
             not return one array.
         ValueError: if a path in `features` names no module; from init and apply, if it names one
             that is not called or called several times; from apply, if the module draws random
-            numbers in training and `key` is None.
+            numbers in training and `key` is None, or in evaluation, or changes its state there, or
+            names an axis of `jax.pmap`.
     """
     wanted = _calls.parse_features("from_nnx", features)
     blueprint = _blueprint(make_module)
@@ -79,17 +81,21 @@ def from_nnx(
         streams = _streams(streams_like, key if train else None)
         parts = _filled(params_like, params), streams, _filled(state_like, state)
         module = nnx.merge(graphdef, *parts, copy=True)
-        module.train() if train else module.eval()
+        _tell(module, train)
         _record(module, {feature.path for feature in wanted})
-        logits, recorded = nnx.capture(run, _Feature)(module, inputs, train)
+        with _calls.one_program("from_nnx"):
+            logits, recorded = nnx.capture(run, _Feature)(module, inputs, train)
         _, (_, new_streams, new_state) = _split(module)
-        if train and key is None and _drew(streams, new_streams):
+        if (key is None or not train) and _drew(streams, new_streams):
             raise ValueError(
-                f"from_nnx: {type(module).__name__} needs random numbers in training, "
-                "but key is None"
+                f"from_nnx: {type(blueprint).__name__} needs random numbers in "
+                + ("training, but key is None" if train else "evaluation: it is in training mode")
             )
+        kept = _like(state_like, new_state)
+        if not train:
+            _calls.check_unchanged("from_nnx", blueprint, state, kept)
         captured = _calls.pick_features("from_nnx", wanted, _by_path(recorded))
-        return Outputs(logits, captured), _like(state_like, new_state) if train else state
+        return Outputs(logits, captured), kept if train else state
 
     return Model(init, apply, paths or FeaturePaths())
 
@@ -131,6 +137,17 @@ def _split(module: nnx.Module) -> tuple[Any, list[State]]:
     """Split a module into its structure and its parameters, random streams and other variables."""
     graphdef, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
     return graphdef, states
+
+
+def _tell(module: nnx.Module, train: bool) -> None:
+    """Put a module in training or evaluation mode."""
+    # Of the class: an attribute may have the name of the method.
+    mode: Callable[[nnx.Module], None] = getattr(type(module), "train" if train else "eval")
+    mode(module)
+    for _, child in nnx.iter_modules(module):
+        for name, value in _calls.switches(train).items():
+            if isinstance(vars(child).get(name), bool):
+                setattr(child, name, value)
 
 
 def _join(path: Sequence[Any]) -> str:

@@ -188,7 +188,11 @@ def _perceptron_layers(params: Collection[Path], arrays: StateDict) -> dict[str,
     """Pair our layers with PyTorch's, in order of appearance."""
     ours = sorted({path[0] for path in params}, key=lambda name: (name == "head", _by_number(name)))
     if not all(re.fullmatch(r"hidden_\d+|head", name) for name in ours):
-        raise ValueError(f"from_pytorch: like is no network that it knows; its layers are {ours}")
+        there = ", ".join(list(arrays)[:_NUM_LISTED])
+        raise ValueError(
+            f"from_pytorch: the layers of the network have no known names in PyTorch: "
+            f"{', '.join(ours[:_NUM_LISTED])}, ...; the state dict holds {there}, ..."
+        )
     theirs = list(dict.fromkeys(name.rpartition(".")[0] for name in arrays))
     if len(ours) != len(theirs):
         raise ValueError(
@@ -241,7 +245,9 @@ def _check(arrays: StateDict, expected: Mapping[str, tuple[int, ...]]) -> None:
         elif not np.all(np.isfinite(arrays[name].astype(np.float32))):
             problems.append(f"{name} is not finite")
     extra = [name for name in arrays if name not in expected]
-    problems += [f"{name} {arrays[name].shape} is unexpected" for name in extra]
+    unexpected = [f"{name} {arrays[name].shape} is unexpected" for name in extra]
+    # What was looked for and what is there, side by side.
+    problems = problems[:2] + unexpected[:1] + problems[2:] + unexpected[1:]
     if problems:
         more = f"; and {len(problems) - _NUM_LISTED} more" if len(problems) > _NUM_LISTED else ""
         raise ValueError(f"from_pytorch: {'; '.join(problems[:_NUM_LISTED])}{more}")

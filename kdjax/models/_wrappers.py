@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from numpy.typing import ArrayLike
 
+from kdjax.metrics import known
 from kdjax.types import Array, Model, Outputs, PyTree, Variables
 
 
@@ -91,7 +92,8 @@ def normalized(model: Model, mean: ArrayLike, std: ArrayLike) -> Model:
 
     Raises:
         ValueError: if mean and std differ in shape or std is not positive; from init and apply, if
-            the images have another number of channels.
+            the images have another number of channels, or are no raw ones by type or, where they
+            are known, by value.
     """
     center, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     if center.ndim != 1 or center.shape != scale.shape:
@@ -108,6 +110,7 @@ def normalized(model: Model, mean: ArrayLike, std: ArrayLike) -> Model:
                 f"normalized: images have shape {images.shape}, "
                 f"expected {center.size} channels like mean"
             )
+        check_raw(images)
         channels = (1,) * (images.ndim - 1) + center.shape
         x = jnp.asarray(images, jnp.float32) / 255
         return (x - center.reshape(channels)) / scale.reshape(channels)
@@ -119,6 +122,23 @@ def normalized(model: Model, mean: ArrayLike, std: ArrayLike) -> Model:
         return model.apply(params, state, view(inputs), **mode)
 
     return model._replace(init=init, apply=apply)
+
+
+def check_raw(images: Any) -> None:
+    """Raise a ValueError if images cannot be raw, of 0 to 255."""
+    floats = jnp.issubdtype(images.dtype, jnp.floating)
+    if not floats and not jnp.issubdtype(images.dtype, jnp.integer):
+        raise ValueError(f"images have dtype {images.dtype}, expected raw ones of 0 to 255")
+    values = known(images) if images.dtype != np.uint8 else None
+    if values is None or not values.size:
+        return
+    low, high = float(values.min()), float(values.max())
+    scaled = (high <= 1 and bool(np.any(values % 1))) or (low < 0 and high < 16)
+    if scaled or high > 512 or low < -256:
+        raise ValueError(
+            f"images have values of {low:.4g} to {high:.4g}, expected raw ones of 0 to 255, which "
+            "the network normalizes itself"
+        )
 
 
 def num_params(params: PyTree) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from kdjax import models
 from kdjax.data import Dataset
 from kdjax.models import Network, NetworkSpec
+from kdjax.runs.console import say
 from kdjax.runs.resolved import Resolved
 from kdjax.runs.settings import NetworkSettings, TeacherSettings
 from kdjax.types import Variables
@@ -28,6 +29,7 @@ def spec_of(settings: Resolved, dataset: Dataset, network: NetworkSettings) -> N
         input_dropout=network.input_dropout,
         precision=settings.precision,
         patch_size=_patch_size(network, dataset.image_shape),
+        label_names=dataset.label_names,
     )
 
 
@@ -57,7 +59,8 @@ def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
 
     Args:
         settings: `checkpoint` names a directory or a file, and for a file `name` the architecture;
-            `mean` and `std` override the normalization that a state dict may carry.
+            `mean` and `std` override the normalization that a state dict may carry. Where none is
+            known it is that of the data, which is said.
         spec: what flags and data say about the teacher.
 
     Returns:
@@ -74,9 +77,7 @@ def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
     if not path.exists():
         raise FileNotFoundError(f"--teacher.checkpoint: there is nothing at {path}")
     state_dict = models.read_state_dict(path)
-    mean, std = models.normalization_of(state_dict) or (spec.mean, spec.std)
-    mean, std = settings.mean or mean, settings.std or std
-    mean, std = (tuple(float(x) for x in values) for values in (mean, std))
+    mean, std = _normalization(settings, state_dict, spec)
     spec = dataclasses.replace(spec, mean=mean, std=std)
     model = models.build(spec)
     try:
@@ -95,6 +96,26 @@ def _ours(path: Path) -> Network:
         inside = [str(path / name) for name in ("teacher", "student") if (path / name).is_dir()]
         hint = f"; try {' or '.join(inside)}" if inside else ""
         raise FileNotFoundError(f"--teacher.checkpoint {path} holds no network{hint}") from error
+
+
+def _normalization(
+    settings: TeacherSettings, state_dict: Mapping[str, np.ndarray], spec: NetworkSpec
+) -> list[tuple[float, ...]]:
+    """Return mean and deviation of what a teacher was trained on; where unknown, the data's."""
+    brought = models.normalization_of(state_dict)
+    mean, std = brought or (spec.mean, spec.std)
+    chosen = [
+        tuple(float(x) for x in values) for values in (settings.mean or mean, settings.std or std)
+    ]
+    if brought is None and not (settings.mean and settings.std):
+        words = [" ".join(f"{x:.3f}" for x in values) for values in chosen]
+        say(
+            f"teacher        {settings.checkpoint} does not say how its images were normalized; "
+            f"taken are those of the data, mean {words[0]} and deviation {words[1]}; if it saw "
+            "others, give --teacher.mean and --teacher.std (ImageNet's: 0.485 0.456 0.406 and "
+            "0.229 0.224 0.225)"
+        )
+    return chosen
 
 
 def _shapes_of(spec: NetworkSpec) -> Variables:

@@ -63,3 +63,39 @@ def test_the_names_of_networks_are_public_functions():
 
     for name, make_fn in _build.NETWORKS.items():
         assert getattr(models, name) is make_fn
+
+
+NAMED = dataclasses.replace(SPEC, label_names=("ant", "bee", "cat", "dog", "emu"))
+
+
+def test_a_network_is_called_with_one_image_or_many_and_says_classes(tmp_path):
+    model = models.build(NAMED)
+    models.save_network(tmp_path, NAMED, model.init(jax.random.key(0), IMAGES))
+    network = models.load_network(tmp_path)
+    logits = answer(network)
+    np.testing.assert_allclose(network(IMAGES), logits, rtol=1e-6)
+    np.testing.assert_allclose(network(IMAGES[1]), logits[1], rtol=1e-5)
+    np.testing.assert_allclose(network(IMAGES[None, :2]), logits[None, :2], rtol=1e-5)
+    np.testing.assert_allclose(network(IMAGES.astype(np.float32)), logits, rtol=1e-6)
+    assert network(IMAGES[:0]).shape == (0, 5)
+    assert network.classes[int(network(IMAGES[1]).argmax())] in NAMED.label_names
+    assert network._replace(spec=SPEC).classes == ("0", "1", "2", "3", "4")
+    with pytest.raises(ValueError, match=r"images have shape \(3, 8, 8, 1\), expected \(4, 4, 1\)"):
+        network(np.zeros((3, 8, 8, 1), np.uint8))
+
+
+NOT_RAW = {
+    "scaled": (IMAGES / 255).astype(np.float32),
+    "normalized": ((IMAGES / 255 - 0.5) / 0.25).astype(np.float32),
+    "sixteen bits": IMAGES.astype(np.uint16) * 200,
+    "booleans": IMAGES > 100,
+}
+
+
+@pytest.mark.parametrize("images", NOT_RAW.values(), ids=NOT_RAW)
+def test_images_that_are_not_raw_are_refused(images):
+    model = models.build(NAMED)
+    network = models.Network(NAMED, model, model.init(jax.random.key(0), IMAGES))
+    for call in (network, lambda x: model.apply(*network.variables, x, train=False)):
+        with pytest.raises(ValueError, match=r"images have .*, expected raw ones of 0 to 255"):
+            call(images)
