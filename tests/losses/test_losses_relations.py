@@ -466,6 +466,12 @@ def test_perfect_correlation_is_short_of_one_by_the_deviations_definition():
     np.testing.assert_allclose(got, np.log2(5 * (1 / 8) ** 4), rtol=1e-5)
 
 
+def test_momentum_is_how_much_of_the_old_stays():
+    old, new = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]])
+    got = losses.remembered_embeddings(old, new, momentum=0.75)
+    np.testing.assert_allclose(got, np.array([[3, 1]]) / np.sqrt(10), rtol=1e-6)
+
+
 def test_the_next_example_is_the_next_that_counts():
     student = jnp.array([[1.0], [7.0], [2.0], [3.0]])
     mask = jnp.array([True, False, True, True])
