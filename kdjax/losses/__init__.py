@@ -1,5 +1,12 @@
 """Distillation losses: arrays in, one value per example out. They need jax alone.
 
+Inputs of any floating type are widened to float32 or more, labels may be of any integer type. What
+is known before the program runs is checked: labels that are no classes, rows of probabilities that
+do not sum to 1, hyper-parameters out of their range, as numbers or in arrays. Where it is traced,
+the value is nan. Examples without a class are named by `ignore_label`: their value is 0. A softmax
+of one class says nothing: of a sigmoid's logit z give both classes' logits, [0, z]. Under explicit
+axes of a mesh the values are split over the devices as the examples are.
+
 The methods by the names that their papers gave them, with their functions and the room of each:
 
     KD                   soft_target_loss, kd_loss                                  _classification

@@ -1,10 +1,12 @@
 """What adapts to the student: the divergence (AKL), the target (TAID), the temperature (CTKD)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import exact, mixtures
 
 
@@ -53,7 +55,8 @@ def adaptive_kl_divergence(
     """
     name = "adaptive_kl_divergence"
     student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
-    tail_share = 1 - _inputs.as_fraction(name, "head_mass", head_mass, student)
+    head_share = _inputs.as_fraction(name, "head_mass", head_mass, student)
+    tail_share = 1 - head_share
     p, q = (jax.lax.stop_gradient(x) for x in (teacher, student))
     order = jnp.argsort(p, axis=-1, stable=True)
     gaps = jnp.take_along_axis(mixtures.probability_gap(p, q), order, axis=-1)
@@ -63,7 +66,8 @@ def adaptive_kl_divergence(
     total = jnp.sum(gaps, axis=-1)
     equal = total == 0
     reverse_weight = jnp.where(equal, 0, tail / jnp.where(equal, 1, total))
-    return mixtures.weighted_kl(teacher, student, reverse_weight)
+    values = mixtures.weighted_kl(teacher, student, reverse_weight)
+    return _numbers.poisoned(values, jnp.squeeze(head_share, -1))
 
 
 def taid_loss(
@@ -142,7 +146,7 @@ def taid_schedule_init(*, start: float | Array = 0.4) -> dict[str, Array]:
         Shing, Misaki, Bao, Yokoi, Akiba, "TAID: Temporally Adaptive Interpolated Distillation for
         Efficient Knowledge Transfer in Language Models", 2025, arXiv:2501.16937, section 3.2.
     """
-    _inputs.check_number("taid_schedule_init", "start", start, low=0.0, high=1.0)
+    start = _numbers.as_number("taid_schedule_init", "start", start, float, _numbers.SHARE)
     return {
         "interpolation": jnp.asarray(start, float),
         "momentum": jnp.zeros((), float),
@@ -195,10 +199,12 @@ def taid_schedule_update(
         Efficient Knowledge Transfer in Language Models", 2025, arXiv:2501.16937, section 3.2 and
         algorithm 1.
     """
-    _inputs.check_number("taid_schedule_update", "step_size", step_size, low=0.0)
-    for name, value in (("start", start), ("end", end), ("decay", decay)):
-        _inputs.check_number("taid_schedule_update", name, value, low=0.0, high=1.0)
     t, momentum, previous = state["interpolation"], state["momentum"], state["previous_loss"]
+    number = functools.partial(_numbers.as_number, "taid_schedule_update", dtype=t.dtype)
+    step_size = number("step_size", step_size, limits=_numbers.NOT_NEGATIVE)
+    progress = number("progress", progress, limits=_numbers.NOT_NEGATIVE)
+    shares = (("start", start), ("end", end), ("decay", decay))
+    start, end, decay = (number(name, x, limits=_numbers.SHARE) for name, x in shares)
     first = state["num_updates"] == 0
     loss = jax.lax.stop_gradient(jnp.asarray(loss, previous.dtype))
     improvement = (previous - loss) / (previous + jnp.asarray(1e-15, previous.dtype))
@@ -249,8 +255,8 @@ def reverse_gradient(x: Array, scale: float | Array = 1.0) -> Array:
         Ganin, Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", 2014,
         arXiv:1409.7495, section 3.
     """
-    _inputs.check_number("reverse_gradient", "scale", scale, low=0.0)
     x = _inputs.as_type("reverse_gradient", "x", x, jnp.floating, "a floating type")
+    scale = _numbers.as_number("reverse_gradient", "scale", scale, x.dtype, _numbers.NOT_NEGATIVE)
     return _reversed(x, jnp.asarray(scale, x.dtype))
 
 
@@ -303,9 +309,9 @@ def curriculum_temperature(
         Distillation", 2022, arXiv:2211.16231, section 3.
     """
     name = "curriculum_temperature"
-    _inputs.check_number(name, "low", low, low=0.0, open_low=True)
-    _inputs.check_number(name, "span", span, low=0.0)
     x = _inputs.as_floats(name, "parameter", parameter)
+    low = _numbers.as_number(name, "low", low, x.dtype, _numbers.POSITIVE)
+    span = _numbers.as_number(name, "span", span, x.dtype, _numbers.NOT_NEGATIVE)
     return low + span * jax.nn.sigmoid(reverse_gradient(x, strength))
 
 
@@ -336,6 +342,7 @@ def curriculum_strength(step: float | Array, num_steps: int) -> Array:
 
     Differs from the paper: it rises with every step, not with every epoch.
     """
-    _inputs.check_number("curriculum_strength", "num_steps", num_steps, low=1.0)
-    done = jnp.minimum(jnp.asarray(step, jnp.float32) / num_steps, 1)
+    name = "curriculum_strength"
+    total = _numbers.as_number(name, "num_steps", num_steps, jnp.float32, _numbers.FROM_ONE)
+    done = jnp.minimum(jnp.asarray(step, jnp.float32) / total, 1)
     return (1 - jnp.cos(jnp.pi * done)) / 2

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import norms, pooling
 
 
@@ -37,8 +37,7 @@ def attention_map(features: Array, *, power: float | Array = 2) -> Array:
         Zagoruyko, Komodakis, "Paying More Attention to Attention: Improving the Performance of
         Convolutional Neural Networks via Attention Transfer", 2016, arXiv:1612.03928, section 3.1.
     """
-    _inputs.check_number("attention_map", "power", power, low=1.0)
-    return _attention(_inputs.as_map("attention_map", "features", features), power)
+    return _attention("attention_map", _inputs.as_map("attention_map", "features", features), power)
 
 
 def attention_transfer_loss(
@@ -79,13 +78,14 @@ def attention_transfer_loss(
     Differs from the paper: its code, and this, take the mean of the squares, its equation the norm.
     """
     name = "attention_transfer_loss"
-    _inputs.check_number(name, "power", power, low=1.0)
     maps = _inputs.as_maps(name, student_features, teacher_features)
-    student, teacher = (_attention(x, power) for x in maps)
+    student, teacher = (_attention(name, x, power) for x in maps)
     return pooling.mean_per_example(jnp.square(student - teacher))
 
 
-def _attention(features: Array, power: float | Array) -> Array:
+def _attention(function: str, features: Array, power: float | Array) -> Array:
+    power = _numbers.as_number(function, "power", power, features.dtype, _numbers.FROM_ONE)
+    features = features / norms.unit_of(features, tuple(range(1, features.ndim)))
     strength = jnp.mean(norms.absolute(features) ** power, axis=-1)
     return norms.normalize(strength, tuple(range(1, strength.ndim)))
 
@@ -137,9 +137,7 @@ def neuron_selectivity_loss(student_features: Array, teacher_features: Array) ->
 
 def _selectivity(features: Array) -> Array:
     """Scale channels to norm 1 over sqrt(channels), [batch, positions, channels]."""
-    channels = features.shape[-1]
-    flat = features.reshape(len(features), -1, channels)
-    return norms.normalize(flat, 1) / math.sqrt(channels)
+    return norms.normalize(pooling.positions(features), 1) / math.sqrt(features.shape[-1])
 
 
 def _gram(x: Array) -> Array:
@@ -199,14 +197,11 @@ def class_attention_loss(
         arXiv:2304.12777.
     """
     name = "class_attention_loss"
-    if not isinstance(resolution, int) or isinstance(resolution, bool):
-        raise TypeError(f"{name}: resolution is {resolution!r}, expected an integer")
-    _inputs.check_number(name, "resolution", resolution, low=1)
     student, teacher = _inputs.both(_inputs.as_map, name, (student_features, teacher_features))
     ends = [(x.ndim, len(x), x.shape[-1]) for x in (student, teacher)]
     expected = f"the axes, batch and classes of student_features, {student.shape}"
     _inputs.check_fits(ends[0] == ends[1], name, "teacher_features", teacher, expected)
-    cells = (resolution,) * (student.ndim - 2)
+    cells = (_numbers.as_count(name, "resolution", resolution),) * (student.ndim - 2)
     maps = [pooling.average_pool(x, cells) for x in (student, jax.lax.stop_gradient(teacher))]
     if normalize:
         maps = [norms.normalize(x, range(1, x.ndim - 1)) for x in maps]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import exact, norms, pooling
 
 
@@ -152,11 +152,12 @@ def _by_channel(function: str, student: Array, teacher: Array) -> tuple[Array, A
 def _as_channels(function: str, name: str, features: Array) -> Array:
     """Return [batch, channels, positions] of features [batch, ..., channels]."""
     x = _inputs.as_map(function, name, features)
-    return jnp.swapaxes(x.reshape(x.shape[0], -1, x.shape[-1]), 1, 2)
+    return jnp.swapaxes(pooling.positions(x), 1, 2)
 
 
 def _correlations(x: Array) -> Array:
     """Return the inner products of channels [batch, channels, positions], rows of length one."""
+    x = x / norms.unit_of(x, (1, 2))
     return norms.normalize(jnp.einsum("bcp,bdp->bcd", x, x, precision="highest"))
 
 
@@ -197,7 +198,7 @@ def intra_class_variation_loss(
         Segmentation", 2020, ECCV.
     """
     name = "intra_class_variation_loss"
-    _inputs.check_number(name, "num_classes", num_classes, low=1)
+    num_classes = _numbers.as_count(name, "num_classes", num_classes)
     student = _inputs.as_image(name, "student_features", student_features)
     teacher = _inputs.as_floats(name, "teacher_features", teacher_features)
     expected = (*student.shape[:3], *teacher.shape[3:])
@@ -210,19 +211,19 @@ def intra_class_variation_loss(
 
 def _members(function: str, labels: Array, shape: tuple[int, ...], num_classes: int) -> Array:
     """Return [batch, pixels, num_classes], whether a pixel is of a class."""
-    labels = _inputs.as_type(function, "labels", labels, jnp.integer, "integer")
+    labels = _inputs.as_labels(function, labels)
     fits = labels.ndim == 3 and len(labels) == shape[0]
     _inputs.check_fits(fits, function, "labels", labels, f"[{shape[0]}, rows, columns]")
     # For each pixel the label that PyTorch would take when it resizes.
     rows, columns = (np.arange(shape[i]) * labels.shape[i] // shape[i] for i in (1, 2))
     nearest = labels[:, rows][:, :, columns]
-    return jax.nn.one_hot(nearest.reshape(shape[0], -1), num_classes, dtype=bool)
+    return jax.nn.one_hot(pooling.flat(nearest), num_classes, dtype=bool)
 
 
 def _distances(features: Array, members: Array) -> Array:
     """Return 1 - cos(pixel, mean of its class), [batch, pixels]; 0 for pixels of no class."""
-    x = features.reshape(*members.shape[:2], -1)
+    x = pooling.positions(features)
     sums = jnp.einsum("bpk,bpc->bkc", members.astype(x.dtype), x, precision="highest")
-    means = sums / jnp.maximum(jnp.sum(members, axis=1), 1)[..., None].astype(x.dtype)
+    means = sums / jnp.maximum(jnp.sum(members, axis=1, dtype=x.dtype), 1)[..., None]
     own = jnp.einsum("bpk,bkc->bpc", members.astype(x.dtype), means, precision="highest")
     return jnp.where(jnp.any(members, axis=-1), norms.cosine_distance(x, own), 0)

@@ -3,11 +3,10 @@
 The temperature and the z-scores that soft targets are made with are here too.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import exact, norms
 
 
@@ -119,14 +118,15 @@ def standardize_logits(
         arXiv:2403.01427, algorithm 1.
     """
     name = "standardize_logits"
-    _inputs.check_number(name, "eps", eps, low=0.0)
     x = _inputs.as_classes(name, "logits", logits, axis, where)
+    eps = _numbers.as_number(name, "eps", eps, x.dtype, _numbers.NOT_NEGATIVE)
     exists = ~jnp.isneginf(x)
     deviations = norms.deviations(x, exists)
-    degrees = jnp.sum(exists, axis=-1, keepdims=True) - 1
-    variance = jnp.sum(jnp.square(deviations), axis=-1, keepdims=True) / jnp.maximum(degrees, 1)
-    scale = eps + norms.safe_sqrt(variance)
-    scores = deviations / jnp.where(scale > 0, scale, 1)
+    degrees = jnp.sum(exists, axis=-1, keepdims=True, dtype=x.dtype) - 1
+    unit = norms.unit_of(deviations)
+    squares = jnp.sum(jnp.square(deviations / unit), axis=-1, keepdims=True)
+    scale = eps + unit * norms.safe_sqrt(squares / jnp.maximum(degrees, 1))
+    scores = deviations / jnp.where(scale == 0, 1, scale)
     return jnp.moveaxis(jnp.where(exists, scores, -jnp.inf), -1, axis)
 
 
@@ -178,7 +178,12 @@ def soft_target_loss(
 
 
 def cross_entropy(
-    logits: Array, labels: Array, *, axis: int = -1, where: Array | None = None
+    logits: Array,
+    labels: Array,
+    *,
+    ignore_label: int | None = None,
+    axis: int = -1,
+    where: Array | None = None,
 ) -> Array:
     """Return the cross-entropy of the labels with a network's probabilities at temperature 1.
 
@@ -186,7 +191,10 @@ def cross_entropy(
 
     Args:
         logits: [..., num_classes], any floating type; -inf removes a class.
-        labels: integer classes [...], or class probabilities [..., num_classes], constant.
+        labels: integer classes [...], or class probabilities [..., num_classes], which sum to 1;
+            constant.
+        ignore_label: the integer label of examples that do not count, such as -100 or 255: their
+            value is 0. A mean divides by the number of the others.
         axis: the class axis.
         where: boolean, broadcastable to the logits: the classes that exist.
 
@@ -195,7 +203,8 @@ def cross_entropy(
 
     Raises:
         TypeError: if the logits are not of a floating type, or the labels neither that nor integer.
-        ValueError: if the shapes do not fit, or an integer label that is not traced is no class.
+        ValueError: if the shapes do not fit, there is one class alone, or labels that are not
+            traced are no classes, or no probabilities.
 
     Example:
         >>> import jax.numpy as jnp
@@ -206,7 +215,9 @@ def cross_entropy(
     References:
         Good, "Rational Decisions", 1952, doi:10.1111/j.2517-6161.1952.tb00104.x.
     """
-    return _hard("cross_entropy", "logits", logits, labels, axis=axis, where=where)
+    x = _inputs.as_classes("cross_entropy", "logits", logits, axis, where)
+    values, chosen = _hard("cross_entropy", x, labels, axis, ignore_label)
+    return values if chosen is None else chosen.of(values)
 
 
 def kd_loss(
@@ -216,6 +227,7 @@ def kd_loss(
     *,
     temperature: float | Array = 4.0,
     soft_weight: float | Array = 0.9,
+    ignore_label: int | None = None,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
@@ -228,10 +240,12 @@ def kd_loss(
     Args:
         student_logits: [..., num_classes], any floating type; -inf removes a class.
         teacher_logits: likewise, of the same shape; constant, its gradient is zero.
-        labels: integer classes [...], or class probabilities [..., num_classes].
+        labels: integer classes [...], or class probabilities [..., num_classes], which sum to 1.
         temperature: T, a positive number, or an array: scalar or [...], one for each example.
         soft_weight: w in [0, 1], or an array: scalar or [...]. At a number of 0 or 1 the other
             part is not computed.
+        ignore_label: the integer label of examples that do not count, such as -100 or 255: their
+            value is 0, the soft part's too. A mean divides by the number of the others.
         axis: the class axis.
         where: boolean, broadcastable to the logits: the classes that exist.
 
@@ -240,8 +254,9 @@ def kd_loss(
 
     Raises:
         TypeError: if logits are not of a floating type, or labels neither that nor integer.
-        ValueError: if the shapes do not fit, the temperature is not positive and finite, the
-            weight not in [0, 1], or an integer label that is not traced is no class.
+        ValueError: if the shapes do not fit, there is one class alone, the temperature is not
+            positive and finite, the weight not in [0, 1], or labels that are not traced are no
+            classes, or no probabilities.
 
     Example:
         >>> import jax.numpy as jnp
@@ -255,31 +270,31 @@ def kd_loss(
         arXiv:1503.02531, section 2.
     """
     name = "kd_loss"
-    _inputs.check_number(name, "soft_weight", soft_weight, low=0.0, high=1.0)
     student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
     t = _inputs.as_temperature(name, temperature, student)
     soft = exact.tempered_kl(student, teacher, t) * jnp.squeeze(t * t, -1)
-    hard = _hard(name, "student_logits", student_logits, labels, axis=axis, where=where)
-    if isinstance(soft_weight, int | float) and soft_weight in (0, 1):
+    hard, chosen = _hard(name, student, labels, axis, ignore_label)
+    weight = _numbers.as_number(
+        name, "soft_weight", soft_weight, soft.dtype, _numbers.SHARE, per=soft.shape
+    )
+    if isinstance(weight, int | float) and weight in (0, 1):
         # An infinite part of weight zero would be nan.
-        return soft if soft_weight else hard.astype(soft.dtype)
-    weight = jnp.asarray(soft_weight, soft.dtype)
-    if weight.ndim:
-        _inputs.check_shape(name, "soft_weight", weight, soft.shape, "the examples")
-    return weight * soft + (1 - weight) * hard
+        values = soft if weight else hard
+    else:
+        values = weight * soft + (1 - weight) * hard
+    return values if chosen is None else chosen.of(values)
 
 
 def _hard(
-    function: str, name: str, logits: Array, labels: Array, *, axis: int, where: Array | None
-) -> Array:
-    x = _inputs.as_floats(function, name, logits)
-    shape, labels = x.shape, jnp.asarray(labels)
-    x = _inputs.select_classes(function, x, where, axis)
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        chosen = _inputs.as_chosen(function, labels, x)
-        return exact.labeled(chosen, exact.nll(x, chosen))
-    labels = _inputs.as_type(function, "labels", labels, jnp.floating, "integer or floating")
-    _inputs.check_shape(function, "labels", labels, shape, name)
-    probs = jax.lax.stop_gradient(jnp.moveaxis(labels, axis, -1).astype(x.dtype))
-    log_probs = exact.log_softmax(x, exact.at_one(x))
-    return -jnp.sum(jnp.where(probs == 0, 0, probs * jnp.where(probs == 0, 0, log_probs)), axis=-1)
+    function: str, x: Array, labels: Array, axis: int, ignore_label: int | None
+) -> tuple[Array, _inputs.Labels | None]:
+    """Return the cross-entropy with labels of either kind, and which classes integers are."""
+    if _inputs.are_probs(labels):
+        if ignore_label is not None:
+            raise TypeError(f"{function}: ignore_label is {ignore_label}, but labels are floating")
+        probs = _inputs.as_label_probs(function, labels, x, axis)
+        log_probs = exact.log_softmax(x, exact.at_one(x))
+        terms = jnp.where(probs == 0, 0, probs * jnp.where(probs == 0, 0, log_probs))
+        return -jnp.sum(terms, axis=-1), None
+    chosen = _inputs.as_chosen(function, labels, x, ignore_label)
+    return exact.nll(x, chosen.chosen), chosen

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import norms
 
 
@@ -16,7 +16,7 @@ def contrastive_representation_loss(
     *,
     log_normalizer: float | Array,
     num_examples: int,
-    eps: float = 1e-7,
+    eps: float | Array = 1e-7,
 ) -> Array:
     """Distinguish an example's own counterpart from others drawn at random, in one of two networks.
 
@@ -54,13 +54,14 @@ def contrastive_representation_loss(
     """
     name = "contrastive_representation_loss"
     positive, negative = _as_scores(name, positive_scores, negative_scores)
-    _inputs.check_number(name, "log_normalizer", log_normalizer)
-    _inputs.check_count(name, "num_examples", num_examples)
-    _inputs.check_number(name, "eps", eps, low=0.0)
-    noise = negative.shape[1] / num_examples
-    log_noise = math.log(noise + eps)
-    own = jax.nn.softplus(log_noise - (positive - log_normalizer))
-    others = jax.nn.softplus((negative - log_normalizer) - log_noise) + math.log1p(eps / noise)
+    log_z = _numbers.as_number(name, "log_normalizer", log_normalizer, positive.dtype)
+    eps = _numbers.as_number(name, "eps", eps, positive.dtype, _numbers.NOT_NEGATIVE)
+    noise = negative.shape[1] / _numbers.as_count(name, "num_examples", num_examples)
+    known = isinstance(eps, int | float)
+    log_noise = math.log(noise + eps) if known else jnp.log(noise + eps)
+    rest = math.log1p(eps / noise) if known else jnp.log1p(eps / noise)
+    own = jax.nn.softplus(log_noise - (positive - log_z))
+    others = jax.nn.softplus((negative - log_z) - log_noise) + rest
     return own + jnp.sum(others, axis=-1)
 
 
@@ -96,7 +97,7 @@ def contrastive_log_normalizer(
     """
     name = "contrastive_log_normalizer"
     positive, negative = _as_scores(name, positive_scores, negative_scores)
-    _inputs.check_count(name, "num_examples", num_examples)
+    num_examples = _numbers.as_count(name, "num_examples", num_examples)
     valid = _inputs.as_mask(name, mask, len(positive))
     scores = jnp.concatenate([positive[:, None], negative], axis=1)
     scores = jax.lax.stop_gradient(jnp.where(valid[:, None], scores, -jnp.inf))
@@ -137,7 +138,7 @@ def remembered_embeddings(
     name = "remembered_embeddings"
     names = ("old_embeddings", "new_embeddings")
     old, new = _inputs.as_pair(name, old_embeddings, new_embeddings, names)
-    _inputs.check_number(name, "momentum", momentum, low=0.0, high=1.0)
+    momentum = _numbers.as_number(name, "momentum", momentum, old.dtype, _numbers.SHARE)
     return jax.lax.stop_gradient(norms.normalize(momentum * old + (1 - momentum) * new))
 
 

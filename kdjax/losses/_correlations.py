@@ -1,12 +1,14 @@
 """Correlations of a classifier's predictions, across classes and across the batch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import exact, norms, relations
 
 
@@ -66,14 +68,15 @@ def dist_loss(
         arXiv:2205.10536, equation 10; T^2 as in the authors' code.
     """
     name = "dist_loss"
-    _inputs.check_number(name, "eps", eps, low=0.0)
     batch = _inputs.as_logit_batch(name, student_logits, teacher_logits, axis, where, mask)
+    eps = _numbers.as_number(name, "eps", eps, batch.student.dtype, _numbers.NOT_NEGATIVE)
     t = _inputs.as_temperature(name, temperature, batch.student)
-    q, p, exists, valid = (x.reshape(-1, x.shape[-1]) for x in batch.probs(t))
+    q, p, exists, valid = map(relations.rows, batch.probs(t))
     inter = _uncorrelated(q, p, exists, -1, eps)
     columns = _uncorrelated(q, p, exists & valid, 0, eps)
     counted = jnp.any(exists & valid, axis=0)
-    intra = jnp.sum(jnp.where(counted, columns, 0)) / jnp.maximum(jnp.sum(counted), 1)
+    num_classes = jnp.maximum(jnp.sum(counted, dtype=q.dtype), 1)
+    intra = jnp.sum(jnp.where(counted, columns, 0)) / num_classes
     shape = batch.valid.shape
     values = _inputs.weighted(name, "inter_weight", inter_weight, inter.reshape(shape))
     values += _inputs.weighted(name, "intra_weight", intra_weight, jnp.broadcast_to(intra, shape))
@@ -183,12 +186,17 @@ def class_correlation_loss(
 def _uncorrelated(x: Array, y: Array, present: Array, axis: int, eps: float | Array) -> Array:
     """Return 1 - <x, y> / (|x| |y| + eps) of deviations from means, without cancellation."""
     x, y = (norms.deviations(z, present, axis) for z in (x, y))
+    scales = [norms.unit_of(z, axis) for z in (x, y)]
+    x, y = (z / scale for z, scale in zip((x, y), scales, strict=True))
     lengths = [norms.l2_norm(z, axis, keepdims=True) for z in (x, y)]
-    units = [z / jnp.where(norm > 0, norm, 1) for z, norm in zip((x, y), lengths, strict=True)]
-    apart = jnp.sum(jnp.square(units[0] - units[1]), axis=axis) / 2
-    product = jnp.squeeze(lengths[0] * lengths[1], axis)
-    varies = product > 0
-    return jnp.where(varies, (product * apart + eps) / jnp.where(varies, product + eps, 1), 1)
+    gap = relations.gap_in_units(x, y, *(jnp.where(n > 0, n, 1) for n in lengths))
+    apart = jnp.sum(jnp.square(gap), axis=axis) / 2
+    varies = jnp.squeeze((lengths[0] > 0) & (lengths[1] > 0), axis)
+    # What eps adds to the distance is its share of a divisor that may vanish, as may its square.
+    product = (scales[0] * lengths[0]) * (scales[1] * lengths[1])
+    divisor = jnp.squeeze(product, axis) + eps
+    share = eps / jnp.maximum(divisor, np.finfo(x.dtype).tiny ** 0.5)
+    return _numbers.poisoned(jnp.where(varies, apart + (1 - apart) * share, 1), eps)
 
 
 def multi_level_loss(
@@ -253,7 +261,11 @@ def multi_level_loss(
     """
     name = "multi_level_loss"
     batch = _inputs.as_logit_batch(name, student_logits, teacher_logits, axis, where, mask)
-    uncertain, uncommon = _unsure(name, batch, confidence_quantile)
+    dtype, quantile = batch.student.dtype, confidence_quantile
+    if quantile is not None:
+        share = _numbers.SHARE
+        quantile = _numbers.as_number(name, "confidence_quantile", quantile, dtype, share)
+    uncertain, uncommon = _unsure(batch, quantile)
 
     def levels(temperature: Array) -> tuple[Array, Array, Array]:
         t = jnp.broadcast_to(temperature, (*batch.valid.shape, 1))
@@ -262,35 +274,35 @@ def multi_level_loss(
         by_class = jnp.where(uncommon, relations.class_rows(batch, t), 0)
         return instance, jnp.sum(squares, axis=-1), jnp.sum(by_class) / batch.num_classes
 
-    parts = jax.vmap(levels)(_as_temperatures(name, temperatures, batch.student.dtype))
+    parts = jax.vmap(levels)(_as_temperatures(name, temperatures, dtype))
     instance, pairwise, classes = (jnp.sum(part, axis=0) for part in parts)
     anchors = _inputs.weighted(name, "instance_weight", instance_weight, instance)
     anchors += _inputs.weighted(name, "batch_weight", batch_weight, pairwise.reshape(anchors.shape))
     shared = jnp.broadcast_to(classes, anchors.shape)
     shared = _inputs.weighted(name, "class_weight", class_weight, shared)
-    return jnp.where(batch.valid, jnp.where(uncertain, anchors, 0) + shared, 0)
+    values = _numbers.poisoned(jnp.where(uncertain, anchors, 0) + shared, quantile)
+    return jnp.where(batch.valid, values, 0)
 
 
 def _as_temperatures(name: str, temperatures: Sequence[float] | Array, dtype: jnp.dtype) -> Array:
-    if not isinstance(temperatures, jax.Array):
-        for temperature in temperatures:
-            _inputs.check_number(name, "temperatures", temperature, low=0.0, open_low=True)
-    array = jnp.asarray(temperatures, dtype)
+    def number(t: Any) -> float | Array:
+        per = np.shape(temperatures)
+        return _numbers.as_number(name, "temperatures", t, dtype, _numbers.TEMPERATURE, per=per)
+
+    is_array = isinstance(temperatures, jax.Array | np.ndarray)
+    array = jnp.asarray(number(temperatures) if is_array else [*map(number, temperatures)], dtype)
     if array.ndim != 1 or not array.size:
         raise ValueError(f"{name}: temperatures has shape {array.shape}, expected some on one axis")
     return array
 
 
-def _unsure(
-    name: str, batch: relations.LogitBatch, quantile: float | Array | None
-) -> tuple[Array, Array]:
+def _unsure(batch: relations.LogitBatch, quantile: float | Array | None) -> tuple[Array, Array]:
     """Mark the examples and the classes whose confidence is up to the quantile."""
     if quantile is None:
         return jnp.ones_like(batch.valid), jnp.ones(batch.exists.shape[-1], bool)
-    _inputs.check_number(name, "confidence_quantile", quantile, low=0.0, high=1.0)
     probs = jnp.exp(exact.log_softmax(batch.teacher, exact.at_one(batch.teacher)))
-    probs = jnp.where(batch.valid[..., None], probs, 0).reshape(-1, probs.shape[-1])
-    counted = (batch.exists & batch.valid[..., None]).reshape(probs.shape)
+    probs = relations.rows(jnp.where(batch.valid[..., None], probs, 0))
+    counted = relations.rows(batch.exists & batch.valid[..., None])
 
     def low(confidence: Array, counts: Array) -> Array:
         known = jnp.where(counts, confidence, jnp.nan)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import exact
 
 
@@ -16,6 +16,7 @@ def dkd_loss(
     temperature: float | Array = 4.0,
     target_weight: float | Array = 1.0,
     nontarget_weight: float | Array = 8.0,
+    ignore_label: int | None = None,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
@@ -35,6 +36,7 @@ def dkd_loss(
         target_weight: a, a number that is not negative, or an array: scalar or [...].
         nontarget_weight: b, likewise. The paper's 8 suits some pairs of networks, its code has 1
             to 8.
+        ignore_label: the label of examples that do not count: their value is 0.
         axis: the class axis.
         where: boolean, broadcastable to the logits: the classes that exist.
 
@@ -59,13 +61,14 @@ def dkd_loss(
     """
     name = "dkd_loss"
     student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
-    chosen = _inputs.as_chosen(name, labels, student)
+    labeled = _inputs.as_chosen(name, labels, student, ignore_label)
+    chosen = labeled.chosen
     t = _inputs.as_temperature(name, temperature, student)
     target = exact.target_kl(student, teacher, t, chosen)
     others = exact.tempered_kl(exact.but(student, chosen), exact.but(teacher, chosen), t)
     values = _inputs.weighted(name, "target_weight", target_weight, target)
     values += _inputs.weighted(name, "nontarget_weight", nontarget_weight, others)
-    return exact.labeled(chosen, jnp.squeeze(t * t, -1) * values)
+    return labeled.of(jnp.squeeze(t * t, -1) * values)
 
 
 def nkd_loss(
@@ -75,6 +78,7 @@ def nkd_loss(
     *,
     temperature: float | Array = 1.0,
     nontarget_weight: float | Array = 1.5,
+    ignore_label: int | None = None,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
@@ -92,6 +96,7 @@ def nkd_loss(
         labels: integer classes [...].
         temperature: T, a positive number, or an array: scalar or [...], one for each example.
         nontarget_weight: g, a number that is not negative, or an array: scalar or [...].
+        ignore_label: the label of examples that do not count: their value is 0.
         axis: the class axis.
         where: boolean, broadcastable to the logits: the classes that exist.
 
@@ -117,12 +122,13 @@ def nkd_loss(
     """
     name = "nkd_loss"
     student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
-    chosen = _inputs.as_chosen(name, labels, student)
+    labeled = _inputs.as_chosen(name, labels, student, ignore_label)
+    chosen = labeled.chosen
     t = _inputs.as_temperature(name, temperature, student)
     others = exact.cross_entropy(exact.but(student, chosen), exact.but(teacher, chosen), t)
     others *= jnp.squeeze(t * t, -1)
     others = _inputs.weighted(name, "nontarget_weight", nontarget_weight, others)
-    return exact.labeled(chosen, _taught_nll(student, teacher, chosen) + others)
+    return labeled.of(_taught_nll(student, teacher, chosen) + others)
 
 
 def wsld_loss(
@@ -132,6 +138,7 @@ def wsld_loss(
     *,
     temperature: float | Array = 2.0,
     eps: float | Array = 1e-7,
+    ignore_label: int | None = None,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
@@ -149,6 +156,7 @@ def wsld_loss(
         labels: integer classes [...].
         temperature: T, a positive number, or an array: scalar or [...], one for each example.
         eps: keeps the weight from dividing by the loss of a perfect teacher; not negative.
+        ignore_label: the label of examples that do not count: their value is 0.
         axis: the class axis.
         where: boolean, broadcastable to the logits: the classes that exist.
 
@@ -172,15 +180,16 @@ def wsld_loss(
         Distillation: A Bias-Variance Tradeoff Perspective", 2021, arXiv:2102.00650, equation 13.
     """
     name = "wsld_loss"
-    _inputs.check_number(name, "eps", eps, low=0.0)
     student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
-    chosen = _inputs.as_chosen(name, labels, student)
+    eps = _numbers.as_number(name, "eps", eps, student.dtype, _numbers.NOT_NEGATIVE)
+    labeled = _inputs.as_chosen(name, labels, student, ignore_label)
+    chosen = labeled.chosen
     t = _inputs.as_temperature(name, temperature, student)
     weight = _unlearnt(jax.lax.stop_gradient(student), teacher, chosen, eps)
     soft = jnp.squeeze(t * t, -1) * exact.cross_entropy(student, teacher, t)
     # A weight of 0 takes the example out, even where its loss is infinite.
     values = jnp.where(weight == 0, 0, jnp.where(weight == 0, 1, weight) * soft)
-    return exact.labeled(chosen, values)
+    return labeled.of(values)
 
 
 def _taught_nll(x: Array, v: Array, chosen: Array) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array
 
 from kdjax.losses import _inputs
-from kdjax.losses._numerics import exact, mixtures
+from kdjax.losses._numerics import mixtures
 
 
 def kl_divergence(
@@ -21,7 +21,9 @@ def kl_divergence(
     KL(teacher || student) = sum p (log p - log q), p the teacher's and q the student's
 
     The log-probabilities are taken as given: nothing is normalized again, and neither side is held
-    constant. A class without mass in the teacher adds 0; one without mass in the student alone
+    constant. Where both sum to 1 but for rounding, the value keeps its digits however close the two
+    are, and is not negative; of others, a part of a distribution say, it is the sum as it stands. A
+    class without mass in the teacher adds 0; one without mass in the student alone
     makes the value +inf.
 
     Args:
@@ -49,7 +51,7 @@ def kl_divergence(
     """
     name = "kl_divergence"
     student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
-    return exact.divergence(teacher, student)
+    return mixtures.kl(teacher, student)
 
 
 def reverse_kl_divergence(
@@ -62,6 +64,8 @@ def reverse_kl_divergence(
     """Return the Kullback-Leibler divergence of the teacher from the student.
 
     KL(student || teacher) = sum q (log q - log p), p the teacher's and q the student's
+
+    Log-probabilities are taken as they are in `kl_divergence`, the other way round.
 
     Args:
         student_log_probs: [..., num_classes], any floating type.
@@ -89,7 +93,7 @@ def reverse_kl_divergence(
     """
     name = "reverse_kl_divergence"
     student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
-    return exact.divergence(student, teacher)
+    return mixtures.kl(student, teacher)
 
 
 def generalized_js_divergence(
@@ -139,16 +143,15 @@ def generalized_js_divergence(
     name = "generalized_js_divergence"
     q, p = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
     share = _inputs.as_fraction(name, "beta", beta, q)
-    none = jnp.zeros_like(share)
     if isinstance(beta, jax.Array | np.ndarray):
         # Ends cannot be told from the rest before the program runs.
         at = jnp.squeeze(share, -1)
         inner = mixtures.jensen_shannon(p, q, share)
-        reverse = jnp.where(at == 1, mixtures.skewed_kl(q, p, none), inner)
-        return jnp.where(at == 0, mixtures.skewed_kl(p, q, none), reverse)
+        reverse = jnp.where(at == 1, mixtures.kl(q, p), inner)
+        return jnp.where(at == 0, mixtures.kl(p, q), reverse)
     if beta == 0:
-        return mixtures.skewed_kl(p, q, none)
-    return mixtures.skewed_kl(q, p, none) if beta == 1 else mixtures.jensen_shannon(p, q, share)
+        return mixtures.kl(p, q)
+    return mixtures.kl(q, p) if beta == 1 else mixtures.jensen_shannon(p, q, share)
 
 
 def skew_kl_divergence(

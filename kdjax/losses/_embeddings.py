@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import norms, pooling
 
 
@@ -121,11 +121,11 @@ def prime_aware_loss(
         arXiv:2008.01458.
     """
     name = "prime_aware_loss"
-    _inputs.check_number(name, "eps", eps, low=0.0, open_low=True)
     pair = student_features, teacher_features
     student, teacher = _inputs.as_features(name, *pair, width=", width")
     uncertainty = _inputs.as_floats(name, "log_variances", log_variances)
     _inputs.check_shape(name, "log_variances", uncertainty, student.shape, "student_features")
+    eps = _numbers.as_number(name, "eps", eps, student.dtype, _numbers.POSITIVE)
     # 1 / (eps + exp(s)), whose derivative would be inf / inf for a large s.
     floor = math.log(eps) if isinstance(eps, int | float) else jnp.log(eps)
     weights = jnp.exp(-jnp.logaddexp(uncertainty, jnp.asarray(floor, uncertainty.dtype)))
@@ -179,8 +179,6 @@ def softmax_regression_loss(
         Representation Learning", 2021, openreview ZzwDy_wiWv, section 3.
     """
     name = "softmax_regression_loss"
-    _inputs.check_number(name, "feature_weight", feature_weight, low=0.0)
-    _inputs.check_number(name, "logit_weight", logit_weight, low=0.0)
     pair = _inputs.both(_pooled, name, (student_features, teacher_features))
     student, teacher = _inputs.as_features(name, *pair, width=", width")
     own, taught = _inputs.as_pair(name, student_logits, teacher_logits, _inputs.LOGITS)
@@ -188,7 +186,8 @@ def softmax_regression_loss(
     _inputs.check_shape(name, "student_logits", own, expected, "the examples of student_features")
     by_feature = jnp.mean(jnp.square(student - teacher), axis=-1)
     by_logit = jnp.mean(jnp.square(own - jax.lax.stop_gradient(taught)), axis=-1)
-    return feature_weight * by_feature + logit_weight * by_logit
+    by_feature = _inputs.weighted(name, "feature_weight", feature_weight, by_feature)
+    return by_feature + _inputs.weighted(name, "logit_weight", logit_weight, by_logit)
 
 
 def _pooled(function: str, name: str, features: Array) -> Array:

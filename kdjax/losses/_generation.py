@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import pooling
 
 
@@ -127,7 +127,7 @@ def _mask(
 ) -> Array:
     expected = "[batch, height, width, channels]"
     _inputs.check_fits(jnp.ndim(features) == 4, function, "features", features, expected)
-    _inputs.check_number(function, "mask_ratio", ratio, low=0.0, high=1.0)
+    ratio = _numbers.as_number(function, "mask_ratio", ratio, jnp.float32, _numbers.SHARE)
     shape = tuple(n if axis in axes else 1 for axis, n in enumerate(features.shape))
     return jax.random.uniform(key, shape) >= ratio
 

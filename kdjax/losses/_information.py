@@ -1,10 +1,9 @@
 """Losses from information theory, on the features of an example or on how examples relate."""
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import exact, norms, pooling, relations
 
 
@@ -46,9 +45,8 @@ def variational_information_loss(
     log(2 pi) / 2, as the code behind the published tables has it.
     """
     name, names = "variational_information_loss", ("student_mean", "teacher_features")
-    _inputs.check_number(name, "variance", variance, low=0.0, open_low=True)
     mean, teacher = _inputs.as_features(name, student_mean, teacher_features, names)
-    v = _inputs.as_channels(name, "variance", variance, mean)
+    v = _inputs.as_channels(name, "variance", variance, mean, _numbers.POSITIVE)
     squares = jnp.square(mean - teacher)
     return pooling.mean_per_example((squares / v + jnp.log(v)) / 2)
 
@@ -96,11 +94,11 @@ def probabilistic_transfer_loss(
     sum; an example is also compared with itself.
     """
     name = "probabilistic_transfer_loss"
-    _inputs.check_number(name, "eps", eps, low=0.0, open_low=True)
     batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
+    eps = _numbers.as_number(name, "eps", eps, batch.student.dtype, _numbers.POSITIVE)
     (student, total), (teacher, teacher_total) = (_kernel(x, batch.mask, eps) for x in batch[:2])
     q, p = student / total, teacher / teacher_total
-    both = batch.mask[:, None] & batch.mask[None, :]
+    both = batch.mask[:, None] & relations.whole(batch.mask)[None, :]
     change = relations.gap_in_units(student, teacher, total, teacher_total) / (p + eps)
     near = jnp.abs(change) < 0.5
     far = jnp.log(q + eps) - jnp.log(p + eps)
@@ -115,7 +113,7 @@ def _kernel(x: Array, mask: Array, eps: float | Array) -> tuple[Array, Array]:
     """Return cosines from 0 to 1, and the sums of rows, 1 where nothing counts."""
     norm = norms.l2_norm(x, keepdims=True)
     cosines = relations.gram(jnp.where(norm == 0, 0, x / (norm + eps)))
-    kernel = jnp.where(mask[None, :], (1 + cosines) / 2, 0)
+    kernel = jnp.where(relations.whole(mask)[None, :], (1 + cosines) / 2, 0)
     total = jnp.sum(kernel, axis=-1, keepdims=True)
     return kernel, jnp.where(total > 0, total, 1)
 
@@ -166,9 +164,9 @@ def itrd_correlation_loss(
         Distillation", 2022, arXiv:2112.00459.
     """
     name = "itrd_correlation_loss"
-    _inputs.check_number(name, "order", order, low=0.0, open_low=True)
     pair = _inputs.as_pair(name, student_features, teacher_features)
     batch = _inputs.as_feature_batch(name, *pair, mask)
+    order = _numbers.as_number(name, "order", order, batch.student.dtype, _numbers.POSITIVE)
     student, teacher = (_standardized(x, batch) for x in (batch.student, batch.teacher))
     varies = jnp.any(student != 0, axis=0) & jnp.any(teacher != 0, axis=0)
     # 1 - c from the differences: the squares of a standardized feature sum to n - 1.
@@ -180,11 +178,9 @@ def itrd_correlation_loss(
 
 def _standardized(x: Array, batch: relations.FeatureBatch) -> Array:
     """Return (x - mean) / deviation over the rows that count; 0 where nothing varies."""
-    # Shifted by a row first: the mean of equal numbers is not always that number.
-    counts = batch.mask[:, None]
-    shifted = jnp.where(counts, x - jax.lax.stop_gradient(x[jnp.argmax(batch.mask)])[None, :], 0)
-    mean = jnp.sum(shifted, axis=0, keepdims=True) / jnp.maximum(batch.num_valid, 1)
-    centered = jnp.where(counts, shifted - mean, 0)
+    counts = jnp.broadcast_to(batch.mask[:, None], x.shape)
+    x = x / norms.unit_of(x, 0)
+    centered = norms.deviations(x, counts, axis=0)
     squares = jnp.sum(jnp.square(centered), axis=0, keepdims=True)
     deviation = norms.safe_sqrt(squares / jnp.maximum(batch.num_valid - 1, 1))
     return centered / jnp.where(deviation > 0, deviation, 1)
@@ -232,5 +228,5 @@ def itrd_mutual_loss(
 
 
 def _unit_trace(x: Array) -> Array:
-    trace = jnp.trace(x)
+    trace = jnp.sum(x * jnp.eye(len(x), dtype=x.dtype))
     return x / jnp.where(trace > 0, trace, 1)

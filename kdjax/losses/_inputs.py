@@ -2,12 +2,15 @@
 
 `function` is everywhere the name of the public function and `name` that of its argument: errors
 name both, with the shapes. Every check raises a TypeError for a wrong type, and a ValueError for a
-shape that does not fit or a Python number out of its range. Student and teacher come back in one
-type, float32 or wider.
+shape that does not fit. Student and teacher come back in one type, float32 or wider.
+
+Values are checked where they are known before the program runs, in arrays as in Python numbers.
+Where they are traced, a hyper-parameter out of its range is nan, and a label that is no class makes
+its example nan: nothing that is made of them is plausible.
 """
 
-import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+from kdjax.losses import _numbers
 from kdjax.losses._numerics import pooling, relations
 
 Names = tuple[str, str]
@@ -26,9 +30,25 @@ LOGITS: Names = ("student_logits", "teacher_logits")
 LOG_PROBS: Names = ("student_log_probs", "teacher_log_probs")
 
 
+class Labels(NamedTuple):
+    """Which class each label is, [..., num_classes]; the labels to leave out, [...], or None."""
+
+    chosen: Array
+    ignored: Mask
+
+    def of(self, values: Array) -> Array:
+        """Return values [...], 0 where the label is to be ignored, nan where it is no class."""
+        values = jnp.where(jnp.any(self.chosen, axis=-1), values, jnp.nan)
+        return values if self.ignored is None else jnp.where(self.ignored, 0, values)
+
+
 def as_type(function: str, name: str, x: Array, kind: DTypeLike, expected: str) -> Array:
     """Return an array; its type must be of a kind."""
-    x = jnp.asarray(x)
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError):
+        given = "None" if x is None else f"of type {type(x).__name__}"
+        raise TypeError(f"{function}: {name} is {given}, expected an array") from None
     if not jnp.issubdtype(x.dtype, kind):
         raise TypeError(f"{function}: {name} has dtype {x.dtype}, expected {expected}")
     return x
@@ -37,7 +57,7 @@ def as_type(function: str, name: str, x: Array, kind: DTypeLike, expected: str) 
 def as_floats(function: str, name: str, x: Array) -> Array:
     """Return an array of any floating type as float32 or wider."""
     x = as_type(function, name, x, jnp.floating, "a floating type")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
 
 
 def as_booleans(function: str, name: str, x: Array) -> Array:
@@ -108,10 +128,13 @@ def as_like_maps(function: str, student: Array, teacher: Array, names: Names = F
     return first, jax.lax.stop_gradient(second)
 
 
-def as_channels(function: str, name: str, x: float | Array, like: Array) -> Array:
+def as_channels(
+    function: str, name: str, x: float | Array, like: Array, limits: _numbers.Limits
+) -> Array:
     """Return a number or one for each channel, [channels], in the shape and type of features."""
-    x = _one_per(function, name, jnp.asarray(x, like.dtype), like.shape[-1:], "channel")
-    return jnp.broadcast_to(x, like.shape)
+    per = like.shape[-1:]
+    x = _numbers.as_number(function, name, x, like.dtype, limits, per=per, what="channel")
+    return jnp.broadcast_to(jnp.asarray(x, like.dtype), like.shape)
 
 
 def as_feature_batch(
@@ -123,28 +146,40 @@ def as_feature_batch(
     check_fits(second.ndim >= 2, function, "teacher_features", second, "[batch, ...]")
     expected = f"a batch of {len(first)} like student_features of shape {first.shape}"
     check_fits(len(first) == len(second), function, "teacher_features", second, expected)
-    valid = as_mask(function, mask, len(first))
-    flat = _of_one_type(*(x.reshape(len(x), -1) for x in (first, second)))
+    flat = _of_one_type(*map(pooling.flat, (first, second)))
+    valid = relations.split_like(as_mask(function, mask, len(first)), flat[0])
     student, teacher = (jnp.where(valid[:, None], x, 0) for x in flat)
     num_valid = jnp.sum(valid, dtype=student.dtype)
     return relations.FeatureBatch(student, jax.lax.stop_gradient(teacher), valid, num_valid)
 
 
 def as_logits(
-    function: str, student: Array, teacher: Array, axis: int, where: Mask, names: Names = LOGITS
+    function: str,
+    student: Array,
+    teacher: Array,
+    axis: int,
+    where: Mask,
+    names: Names = LOGITS,
+    fewest: int = 2,
 ) -> Pair:
     """Return logits of one shape, classes last, as `where` selects; the teacher's are constant."""
-    student, teacher = as_log_probs(function, student, teacher, axis, where, names)
+    student, teacher = as_log_probs(function, student, teacher, axis, where, names, fewest)
     return student, jax.lax.stop_gradient(teacher)
 
 
 def as_log_probs(
-    function: str, student: Array, teacher: Array, axis: int, where: Mask, names: Names = LOG_PROBS
+    function: str,
+    student: Array,
+    teacher: Array,
+    axis: int,
+    where: Mask,
+    names: Names = LOG_PROBS,
+    fewest: int = 2,
 ) -> Pair:
     """Return log-probabilities of one shape, classes last, as `where` selects."""
-    pair = as_pair(function, student, teacher, names)
-    student, teacher = (select_classes(function, x, where, axis) for x in pair)
-    return student, teacher
+    first, second = as_pair(function, student, teacher, names)
+    student = select_classes(function, names[0], first, where, axis, fewest)
+    return student, select_classes(function, names[1], second, where, axis, fewest)
 
 
 def as_logit_batch(
@@ -152,8 +187,11 @@ def as_logit_batch(
 ) -> relations.LogitBatch:
     """Return logits whose examples are related; those that do not count become 0."""
     pair = as_pair(function, student, teacher, LOGITS)
-    exists = ~jnp.isneginf(select_classes(function, jnp.zeros_like(pair[0]), where, axis))
-    student, teacher = (select_classes(function, x, where, axis) for x in pair)
+    all_three = (jnp.zeros_like(pair[0]), *pair)
+    absent, student, teacher = (
+        select_classes(function, LOGITS[0], x, where, axis) for x in all_three
+    )
+    exists = ~jnp.isneginf(absent)
     valid = as_examples(function, mask, student)
     student, teacher = (jnp.where(valid[..., None], x, 0) for x in (student, teacher))
     return relations.LogitBatch(student, jax.lax.stop_gradient(teacher), exists, valid)
@@ -161,11 +199,14 @@ def as_logit_batch(
 
 def as_classes(function: str, name: str, logits: Array, axis: int, where: Mask) -> Array:
     """Return the logits of one network, classes last, as `where` selects."""
-    return select_classes(function, as_floats(function, name, logits), where, axis)
+    return select_classes(function, name, as_floats(function, name, logits), where, axis)
 
 
-def select_classes(function: str, x: Array, where: Mask, axis: int) -> Array:
+def select_classes(
+    function: str, name: str, x: Array, where: Mask, axis: int, fewest: int = 2
+) -> Array:
     """Move the class axis to the end and put -inf at classes that `where` leaves out."""
+    _check_axis(function, name, x, axis, fewest)
     if where is not None:
         where = as_booleans(function, "where", where)
         sizes = zip(where.shape[::-1], x.shape[::-1], strict=False)
@@ -173,20 +214,52 @@ def select_classes(function: str, x: Array, where: Mask, axis: int) -> Array:
         expected = f"one that broadcasts to {x.shape} like the logits"
         check_fits(fits, function, "where", where, expected)
         x = jnp.where(jnp.broadcast_to(where, x.shape), x, -jnp.inf)
-    if not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"{function}: axis is {axis}, the logits have shape {x.shape}")
-    return jnp.moveaxis(x, axis % x.ndim, -1)
+    return jnp.moveaxis(x, axis, -1)
 
 
-def as_chosen(function: str, labels: Array, x: Array) -> Array:
-    """Return which class each example's label is, [..., num_classes], like the logits x.
-
-    A label that is no class is an error, unless it is traced.
-    """
+def as_labels(function: str, labels: Array) -> Array:
+    """Return integers in 32 bits or more: in the 8 of some, classes from 256 on would wrap."""
     labels = as_type(function, "labels", labels, jnp.integer, "integer")
-    check_shape(function, "labels", labels, x.shape[:-1], "the examples")
-    _check_labels(function, labels, x.shape[-1])
-    return jax.nn.one_hot(labels, x.shape[-1], dtype=bool)
+    return labels.astype(jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32)
+
+
+def as_chosen(
+    function: str, labels: Array, x: Array, ignore_label: int | None = None, mask: Mask = None
+) -> Labels:
+    """Return which class each example's label is, for the logits x [..., num_classes].
+
+    A label that is no class is an error, unless it is traced, to be ignored, or masked.
+    """
+    integers = as_labels(function, labels)
+    like = "the examples"
+    if integers.shape == x.shape:
+        like += "; class probabilities are of a floating type"
+    check_shape(function, "labels", integers, x.shape[:-1], like)
+    _check_labels(function, labels, x.shape[-1], ignore_label, mask)
+    ignored = None if ignore_label is None else integers == ignore_label
+    return Labels(jax.nn.one_hot(integers, x.shape[-1], dtype=bool), ignored)
+
+
+def are_probs(labels: Array) -> bool:
+    """Return whether labels are class probabilities: numbers of a floating type."""
+    dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def as_label_probs(
+    function: str, labels: Array, x: Array, axis: int = -1, mask: Mask = None
+) -> Array:
+    """Return class probabilities as constants, classes last, shaped like the logits x are then.
+
+    Those that do not sum to 1 are an error, unless they are traced, or masked.
+    """
+    probs = jnp.asarray(labels)
+    shape = list(x.shape[:-1])
+    shape.insert(axis % x.ndim, x.shape[-1])
+    like = f"the logits; {x.shape[:-1]} integers are classes"
+    check_shape(function, "labels", probs, tuple(shape), like)
+    _check_sums(function, labels, axis, mask)
+    return jax.lax.stop_gradient(jnp.moveaxis(probs, axis, -1).astype(x.dtype))
 
 
 def as_mask(function: str, mask: Mask, size: int) -> Array:
@@ -205,37 +278,31 @@ def as_examples(function: str, mask: Mask, x: Array) -> Array:
     """
     batch = x.shape[:-1]
     if mask is None:
-        return jnp.ones(batch, bool)
+        mask = jnp.ones(batch, bool)
     mask = as_booleans(function, "mask", mask)
     check_shape(function, "mask", mask, batch[: mask.ndim], "the examples")
-    return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (len(batch) - mask.ndim)), batch)
+    mask = mask.reshape(mask.shape + (1,) * (len(batch) - mask.ndim))
+    return relations.split_like(jnp.broadcast_to(mask, batch), x)
 
 
-def as_temperature(function: str, temperature: float | Array, x: Array) -> Array:
+def as_temperature(
+    function: str, temperature: float | Array, x: Array, name: str = "temperature"
+) -> Array:
     """Return a positive temperature for every example of x, classes last, as [..., 1]."""
-    check_number(function, "temperature", temperature, low=0.0, open_low=True)
-    array = jnp.asarray(temperature, x.dtype)
-    if array.ndim == x.ndim and array.shape[-1] == 1:
-        array = jnp.squeeze(array, -1)
-    array = _one_per(function, "temperature", array, x.shape[:-1], "example")
-    return jnp.broadcast_to(array, x.shape[:-1])[..., None]
+    return _per_example(function, name, temperature, x, _numbers.TEMPERATURE)
 
 
 def as_fraction(function: str, name: str, value: float | Array, x: Array) -> Array:
     """Return a share in [0, 1] for every example of x, classes last, as [..., 1]."""
-    check_number(function, name, value, low=0.0, high=1.0)
-    array = _one_per(function, name, jnp.asarray(value, x.dtype), x.shape[:-1], "example")
-    return jnp.broadcast_to(array, x.shape[:-1])[..., None]
+    return _per_example(function, name, value, x, _numbers.SHARE)
 
 
 def weighted(function: str, name: str, weight: float | Array, values: Array) -> Array:
     """Multiply by a weight, () or [...]; a number of 0 gives 0 even where a value is infinite."""
-    check_number(function, name, weight, low=0.0)
+    limits, per = _numbers.NOT_NEGATIVE, values.shape
+    weight = _numbers.as_number(function, name, weight, values.dtype, limits, per=per)
     if isinstance(weight, int | float) and weight == 0:
         return jnp.zeros_like(values)
-    weight = jnp.asarray(weight, values.dtype)
-    if weight.ndim:
-        check_shape(function, name, weight, values.shape, "the examples")
     return weight * values
 
 
@@ -250,54 +317,60 @@ def check_shape(function: str, name: str, x: Array, shape: tuple[int, ...], like
     check_fits(x.shape == shape, function, name, x, f"{shape} like {like}")
 
 
-def check_count(function: str, name: str, value: int) -> None:
-    """Check a number of things: a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{function}: {name} is {value!r}, expected an integer")
-    if value < 1:
-        raise ValueError(f"{function}: {name} is {value}, expected 1 or more")
+def _per_example(
+    function: str, name: str, value: float | Array, x: Array, limits: _numbers.Limits
+) -> Array:
+    """Return a number for every example of x, classes last, as [..., 1]."""
+    per = x.shape[:-1]
+    if np.shape(value) == (*per, 1):
+        value = jnp.squeeze(jnp.asarray(value), -1)
+    value = _numbers.as_number(function, name, value, x.dtype, limits, per=per)
+    return jnp.broadcast_to(jnp.asarray(value, x.dtype), per)[..., None]
 
 
-def check_number(
-    function: str,
-    name: str,
-    value: float | Array,
-    *,
-    low: float = -math.inf,
-    high: float = math.inf,
-    open_low: bool = False,
-) -> None:
-    """Check a hyper-parameter that is a Python number; arrays pass, they may be traced."""
-    if isinstance(value, Array | np.ndarray):
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(f"{function}: {name} is {value!r}, expected a number or an array")
-    inside = value > low if open_low else value >= low
-    if not (inside and value <= high and math.isfinite(value)):
-        left = "(" if open_low or math.isinf(low) else "["
-        right = ")" if math.isinf(high) else "]"
-        raise ValueError(f"{function}: {name} is {value}, expected in {left}{low}, {high}{right}")
-
-
-def _check_labels(function: str, labels: Array, num_classes: int) -> None:
-    """Raise on a label that is no class, where the values are known before the program runs."""
-    if isinstance(labels, jax.core.Tracer) or not labels.size:
-        return
-    with jax.ensure_compile_time_eval():  # known labels under a jit that closes over them, too
-        low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
+def _check_axis(function: str, name: str, x: Array, axis: int, fewest: int) -> None:
+    """Raise unless the axis is one of x, with classes enough for a softmax to say something."""
+    if not -x.ndim <= _numbers.as_index(function, "axis", axis) < x.ndim:
+        raise ValueError(f"{function}: axis is {axis}, the logits have shape {x.shape}")
+    if x.shape[axis] < min(fewest, 1):
+        raise ValueError(f"{function}: {name} has shape {x.shape}, no classes on axis {axis}")
+    if x.shape[axis] < fewest:
         raise ValueError(
-            f"{function}: labels has {low if low < 0 else high}, expected 0 to {num_classes - 1} "
-            f"for {num_classes} classes"
+            f"{function}: {name} has shape {x.shape}, one class on axis {axis}, whose probability "
+            "is always 1; for one sigmoid logit z give both classes' logits, [0, z]"
         )
 
 
-def _one_per(function: str, name: str, x: Array, shape: tuple[int, ...], what: str) -> Array:
-    """Return a number, or one for each example or channel, whose shape fits."""
-    check_fits(x.shape in ((), shape), function, name, x, f"() or {shape}, one for each {what}")
-    return x
+def _check_labels(
+    function: str, labels: Any, num_classes: int, ignored: int | None, mask: Mask
+) -> None:
+    """Raise on a label that counts and is no class, where it is known before the program runs."""
+    numbers, counts = _numbers.known(labels), _numbers.known(True if mask is None else mask)
+    if numbers is None or counts is None:
+        return
+    wrong = numbers[((numbers < 0) | (numbers >= num_classes)) & (numbers != ignored) & counts]
+    if wrong.size:
+        raise ValueError(
+            f"{function}: labels has {wrong[0]}, expected 0 to {num_classes - 1} for {num_classes} "
+            f"classes; a mask, or a loss's ignore_label={wrong[0]}, leaves such examples out"
+        )
+
+
+def _check_sums(function: str, labels: Any, axis: int, mask: Mask) -> None:
+    """Raise on a row that counts and is no distribution, where it is known."""
+    probs, counts = _numbers.known(labels), _numbers.known(True if mask is None else mask)
+    if probs is None or counts is None:
+        return
+    probs = np.moveaxis(probs.astype(np.float32), axis, -1)
+    fits = (np.abs(probs.sum(-1) - 1) <= 0.01) & np.all(probs >= 0, axis=-1)
+    if not np.all(fits | ~counts):
+        row = probs[~fits & counts][0]
+        raise ValueError(
+            f"{function}: labels has a row from {row.min():.3g} to {row.max():.3g} with sum "
+            f"{row.sum():.3g}, expected probabilities of classes, which sum to 1"
+        )
 
 
 def _of_one_type(first: Array, second: Array) -> Pair:
-    wide = jnp.promote_types(first.dtype, second.dtype)
+    wide = max(first.dtype, second.dtype, key=lambda dtype: dtype.itemsize)
     return first.astype(wide), second.astype(wide)

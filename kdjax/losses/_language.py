@@ -1,10 +1,12 @@
 """Losses for language models: vocabularies or tokens that differ, and vocabularies too long."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import exact, mixtures
 
 
@@ -57,7 +59,7 @@ def universal_logit_loss(
     _inputs.check_shape(name, "teacher_logits", teacher, batch, "student_logits' batch")
     t = _inputs.as_temperature(name, temperature, student)
     u = t if teacher_temperature is None else teacher_temperature
-    u = _inputs.as_temperature(name, u, teacher).astype(teacher.dtype)
+    u = _inputs.as_temperature(name, u, teacher, "teacher_temperature")
     size = max(student.shape[-1], teacher.shape[-1])
     log_q, log_p = _descending(student, t, size), _descending(teacher, u, size)
     return jnp.sum(mixtures.probability_gap(log_p, log_q), axis=-1)
@@ -109,7 +111,8 @@ def _descending(logits: Array, t: Array, size: int) -> Array:
     log_probs = exact.log_softmax(logits, t)
     missing = [(0, 0)] * (logits.ndim - 1) + [(0, size - logits.shape[-1])]
     padded = jnp.pad(log_probs, missing, constant_values=-jnp.inf)
-    return jnp.flip(jnp.sort(padded, axis=-1), axis=-1)  # of equal classes the last comes first
+    order = jnp.argsort(jax.lax.stop_gradient(padded), axis=-1)  # of equal ones the last first
+    return jnp.flip(jnp.take_along_axis(padded, order, axis=-1), axis=-1)
 
 
 def top_k_log_probs(
@@ -166,7 +169,7 @@ def top_k_log_probs_with_tail(
     teacher_log_probs: Array,
     *,
     num_kept: int,
-    min_tail: float = 0.0,
+    min_tail: float | Array = 0.0,
     axis: int = -1,
     where: Array | None = None,
 ) -> tuple[Array, Array]:
@@ -205,33 +208,31 @@ def top_k_log_probs_with_tail(
     """
     name = "top_k_log_probs_with_tail"
     student, teacher = _inputs.as_log_probs(name, student_log_probs, teacher_log_probs, axis, where)
-    _inputs.check_number(name, "min_tail", min_tail, low=0.0, high=1.0)
+    min_tail = _numbers.as_number(name, "min_tail", min_tail, student.dtype, _numbers.SHARE)
     places = _largest(name, student, num_kept)
     return _with_tail(student, places, min_tail), _with_tail(teacher, places, min_tail)
 
 
 def _largest(function: str, student: Array, num_kept: int) -> Array:
     """Return the indices of the student's largest classes, [..., num_kept]."""
-    if isinstance(num_kept, bool) or not isinstance(num_kept, int):
-        raise TypeError(f"{function}: num_kept is {num_kept!r}, expected an int")
-    if not 1 <= num_kept <= student.shape[-1]:
-        raise ValueError(
-            f"{function}: num_kept is {num_kept}, expected 1 to {student.shape[-1]}, the classes "
-            f"of student_log_probs of shape {student.shape}"
-        )
+    num_kept = _numbers.as_count(function, "num_kept", num_kept, student.shape[-1])
     return jax.lax.top_k(jax.lax.stop_gradient(student), num_kept)[1]
 
 
-def _with_tail(log_probs: Array, places: Array, min_tail: float) -> Array:
+@functools.partial(jnp.vectorize, signature="(v),(k)->(v)")
+def _marked(nothing: Array, places: Array) -> Array:
+    return nothing.at[places].set(True)
+
+
+def _with_tail(log_probs: Array, places: Array, min_tail: float | Array) -> Array:
     """Return the classes at these places, and the logarithm of the mass of all others."""
     kept = jnp.take_along_axis(log_probs, places, axis=-1)
-    nothing = jnp.zeros(log_probs.shape, bool)
-    chosen = jnp.put_along_axis(nothing, places, True, axis=-1, inplace=False)
+    chosen = _marked(jnp.zeros_like(log_probs, bool), places)
     others = jnp.where(chosen, -jnp.inf, log_probs)
     top = jax.lax.stop_gradient(jnp.max(others, axis=-1, keepdims=True))
     top = jnp.where(jnp.isneginf(top), 0, top)
     mass = jnp.sum(jnp.exp(others - top), axis=-1, keepdims=True)
     tail = jnp.where(mass == 0, -jnp.inf, jnp.log(jnp.where(mass == 0, 1, mass)) + top)
-    if min_tail:
+    if not isinstance(min_tail, int | float) or min_tail > 0:
         tail = jnp.maximum(tail, jnp.log(jnp.asarray(min_tail, tail.dtype)))
-    return jnp.concatenate([kept, tail], axis=-1)
+    return _numbers.poisoned(jnp.concatenate([kept, tail], axis=-1), min_tail)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import exact, norms
 
 
@@ -44,7 +44,8 @@ def logit_mse_loss(
     Differs from the papers: the mean over the classes, as their successors' code has it, and not
     the sum, so that the weight does not depend on the number of classes.
     """
-    pair = _inputs.as_logits("logit_mse_loss", student_logits, teacher_logits, axis, where)
+    name = "logit_mse_loss"
+    pair = _inputs.as_logits(name, student_logits, teacher_logits, axis, where, fewest=1)
     squares, count, apart = _squared_gaps(*pair)
     return jnp.sum(squares, axis=-1) / jnp.maximum(count, 1) + apart
 
@@ -89,8 +90,8 @@ def logit_distance_loss(
         patient and consistent", 2021, arXiv:2106.05237, whose code has it among its distances.
     """
     name = "logit_distance_loss"
-    _inputs.check_number(name, "eps", eps, low=0.0)
-    pair = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
+    pair = _inputs.as_logits(name, student_logits, teacher_logits, axis, where, fewest=1)
+    eps = _numbers.as_number(name, "eps", eps, pair[0].dtype, _numbers.NOT_NEGATIVE)
     squares, _, apart = _squared_gaps(*pair)
     return norms.safe_sqrt(jnp.sum(squares, axis=-1) + eps) + apart
 
@@ -135,11 +136,11 @@ def hard_target_loss(
         transformers & distillation through attention", 2020, arXiv:2012.12877, equation 3.
     """
     name = "hard_target_loss"
-    _inputs.check_number(name, "smoothing", smoothing, low=0.0, high=1.0)
     student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
+    s = _numbers.as_number(name, "smoothing", smoothing, student.dtype, _numbers.SHARE)
     chosen = jax.nn.one_hot(jnp.argmax(teacher, axis=-1), teacher.shape[-1], dtype=bool)
-    target = exact.smoothed(chosen, ~jnp.isneginf(teacher), 1 - jnp.asarray(smoothing))
-    return exact.tempered_kl(student, target.astype(student.dtype), exact.at_one(student))
+    target = exact.smoothed(chosen, ~jnp.isneginf(teacher), 1 - jnp.asarray(s, student.dtype))
+    return exact.tempered_kl(student, target, exact.at_one(student))
 
 
 def ttm_loss(
@@ -245,4 +246,5 @@ def _squared_gaps(x: Array, v: Array) -> tuple[Array, Array, Array]:
     both = ~(without[0] | without[1])
     squares = jnp.square(jnp.where(both, jnp.where(both, x, 0) - jnp.where(both, v, 0), 0))
     apart = jnp.any(without[0] != without[1], axis=-1)
-    return squares, jnp.sum(both, axis=-1), jnp.where(apart, jnp.inf, 0).astype(x.dtype)
+    count = jnp.sum(both, axis=-1, dtype=x.dtype)
+    return squares, count, jnp.where(apart, jnp.inf, 0).astype(x.dtype)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import norms, pooling
 
 
@@ -114,8 +114,8 @@ def factor_transfer_loss(
     Differs from the paper: the mean over the factors, as its code has it, and not the norm.
     """
     name, names = "factor_transfer_loss", ("student_factors", "teacher_factors")
-    _inputs.check_number(name, "power", power, low=1.0)
     pair = _inputs.as_like_maps(name, student_factors, teacher_factors, names)
+    power = _numbers.as_number(name, "power", power, pair[0].dtype, _numbers.FROM_ONE)
     student, teacher = (norms.normalize(x, tuple(range(1, x.ndim))) for x in pair)
     return pooling.mean_per_example(norms.absolute(student - teacher) ** power)
 
@@ -154,9 +154,8 @@ def activation_boundary_loss(
         by Hidden Neurons", 2018, arXiv:1811.03233, equation 5.
     """
     name = "activation_boundary_loss"
-    _inputs.check_number(name, "margin", margin, low=0.0, open_low=True)
     student, teacher = _inputs.as_like_maps(name, student_features, teacher_features)
-    margin = jnp.asarray(margin, student.dtype)
+    margin = _numbers.as_number(name, "margin", margin, student.dtype, _numbers.POSITIVE)
     gap = jnp.where(teacher > 0, margin - student, margin + student)
     return pooling.sum_per_example(jnp.square(jax.nn.relu(gap)))
 
@@ -195,11 +194,10 @@ def overhaul_loss(student_features: Array, teacher_features: Array, margin: floa
         Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", 2019,
         arXiv:1904.01866, equations 2 to 4.
     """
-    _inputs.check_number("overhaul_loss", "margin", margin, high=0.0)
     student, teacher = _inputs.as_like_maps("overhaul_loss", student_features, teacher_features)
-    margin = _inputs.as_channels("overhaul_loss", "margin", margin, student)
+    margin = _inputs.as_channels("overhaul_loss", "margin", margin, student, _numbers.NOT_POSITIVE)
     target = jnp.maximum(teacher, jax.lax.stop_gradient(margin))
-    counted = (student > target) | (target > 0)
+    counted = ~((student <= target) & (target <= 0))  # a margin of nan counts
     return pooling.sum_per_example(jnp.where(counted, jnp.square(student - target), 0))
 
 

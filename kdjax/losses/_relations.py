@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import norms, relations
 
 
@@ -54,10 +54,10 @@ def distance_relation_loss(
         section 3.2.1.
     """
     name = "distance_relation_loss"
-    _inputs.check_number(name, "eps", eps, low=0.0)
     batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
+    eps = _numbers.as_number(name, "eps", eps, batch.student.dtype, _numbers.NOT_NEGATIVE)
     student, teacher = (
-        relations.distances(x, batch.mask, squared=squared, eps=eps) for x in batch[:2]
+        relations.distances(x, batch.mask, squared=squared, eps=eps)[0] for x in batch[:2]
     )
     unit, teacher_unit = _positive_mean(student), _positive_mean(teacher)
     gap = relations.gap_in_units(student, teacher, unit, teacher_unit)
@@ -74,7 +74,8 @@ def _huber(r: Array) -> Array:
 def _positive_mean(x: Array) -> Array:
     """Return the mean of what is positive, 1 where nothing is."""
     positive = x > 0
-    return jnp.where(jnp.any(positive), jnp.sum(x) / jnp.maximum(jnp.sum(positive), 1), 1)
+    count = jnp.maximum(jnp.sum(positive, dtype=x.dtype), 1)
+    return jnp.where(jnp.any(positive), jnp.sum(x) / count, 1)
 
 
 def angle_relation_loss(
@@ -114,11 +115,12 @@ def angle_relation_loss(
     """
     name = "angle_relation_loss"
     batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
+    every = [relations.whole(x) for x in batch[:2]]
 
     def disagreement(anchor: tuple[Array, Array, Array]) -> Array:
         student, teacher, others = anchor
-        own = _cosines(student, batch.student, others)
-        return jnp.sum(_huber(own - _cosines(teacher, batch.teacher, others)))
+        own = _cosines(student, every[0], others)
+        return jnp.sum(_huber(own - _cosines(teacher, every[1], others)))
 
     num_elements = batch.student.size + batch.teacher.size + 2 * batch.mask.size**2
     anchors = (batch.student, batch.teacher, relations.pairs(batch.mask))
@@ -177,18 +179,20 @@ def hard_dark_rank_loss(
         Similarities Transfer", 2018, arXiv:1707.01220.
     """
     name = "hard_dark_rank_loss"
-    _inputs.check_number(name, "scale", scale, low=0.0, open_low=True)
-    _inputs.check_number(name, "power", power, low=0.0, open_low=True)
-    _inputs.check_count(name, "num_ranked", num_ranked)
-    _inputs.check_number(name, "eps", eps, low=0.0)
     batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
+    dtype = batch.student.dtype
+    num_ranked = _numbers.as_count(name, "num_ranked", num_ranked)
+    scale = _numbers.as_number(name, "scale", scale, dtype, _numbers.POSITIVE)
+    power = _numbers.as_number(name, "power", power, dtype, _numbers.POSITIVE)
+    eps = _numbers.as_number(name, "eps", eps, dtype, _numbers.NOT_NEGATIVE)
     others = relations.pairs(batch.mask)
-    far = relations.distances(batch.student, batch.mask, eps=eps)
+    far, near = (jnp.multiply(*relations.distances(x, batch.mask, eps=eps)) for x in batch[:2])
     scores = jnp.where(others, -scale * jnp.where(far > 0, far, 1) ** power, 0)
     scores = jnp.where(far > 0, scores, 0)
-    near = jnp.where(others, -relations.distances(batch.teacher, batch.mask, eps=eps), -jnp.inf)
-    _, order = jax.lax.top_k(near, min(num_ranked, max(len(near) - 1, 1)))
-    return _permutation_nll(*(jnp.take_along_axis(x, order, axis=1) for x in (scores, others)))
+    near = jnp.where(others, -near, -jnp.inf)
+    _, order = jax.lax.top_k(near, min(num_ranked, len(near)))
+    ranked = (jnp.take_along_axis(x, order, axis=1) for x in (scores, others))
+    return _numbers.poisoned(_permutation_nll(*ranked), eps)
 
 
 def _permutation_nll(scores: Array, where: Array) -> Array:
@@ -245,21 +249,23 @@ def direction_relation_loss(
         Jeong, Lee, Choi, "Streamlined Knowledge Distillation", 2026, CVPR.
     """
     name = "direction_relation_loss"
-    _inputs.check_number(name, "regularization", regularization, low=0.0, open_low=True)
     batch = _inputs.as_logit_batch(name, student_logits, teacher_logits, axis, where, mask)
+    dtype, positive = batch.student.dtype, _numbers.POSITIVE
+    r = _numbers.as_number(name, "regularization", regularization, dtype, positive)
     z, v = (_units(x, batch.valid) for x in (batch.student, batch.teacher))
-    gap = relations.gram_gap(z, v, z - v, "iw,jw->ij")
-    valid = batch.valid.reshape(-1)
+    gap = relations.whole(relations.gram_gap(z, v, z - v, "iw,jw->ij"))
+    valid = relations.whole(batch.valid.reshape(batch.valid.size))
     varied = norms.deviations(gap, jnp.broadcast_to(valid[:, None], gap.shape), axis=0)
-    degrees = jnp.maximum(jnp.sum(valid) - 1, 1)
+    degrees = jnp.maximum(jnp.sum(valid, dtype=dtype) - 1, 1)
     covariance = jnp.einsum("ij,ik->jk", varied, varied, precision="highest") / degrees
-    covariance += regularization * jnp.eye(len(gap), dtype=gap.dtype)
+    covariance += r * jnp.eye(len(gap), dtype=gap.dtype)
     factor = jnp.linalg.cholesky(covariance)
     scaled = jax.scipy.linalg.solve_triangular(factor, gap.T, lower=True)
-    return norms.l2_norm(scaled, axis=0).reshape(batch.valid.shape)
+    values = norms.l2_norm(scaled, axis=0).reshape(batch.valid.shape)
+    return relations.split_like(values, batch.valid)
 
 
 def _units(x: Array, valid: Array) -> Array:
     """Return unit vectors [examples, num_classes], 0 at what does not count."""
     x = jnp.where(jnp.isneginf(x) | ~valid[..., None], 0, x)
-    return norms.normalize(x.reshape(-1, x.shape[-1]))
+    return norms.normalize(relations.rows(x))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import exact
 
 
@@ -14,6 +14,7 @@ def virtual_teacher_loss(
     *,
     temperature: float | Array = 20.0,
     confidence: float | Array = 0.99,
+    ignore_label: int | None = None,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
@@ -29,6 +30,7 @@ def virtual_teacher_loss(
         labels: integer classes [...].
         temperature: T, a positive number, or an array: scalar or [...], one for each example.
         confidence: a in (0, 1], a number or a scalar array.
+        ignore_label: the label of examples that do not count: their value is 0.
         axis: the class axis.
         where: boolean, broadcastable to the logits: the classes that exist.
 
@@ -55,19 +57,22 @@ def virtual_teacher_loss(
     by K, which belongs into the weight: 0.1 * 100 there is 0.1 here, with 100 classes.
     """
     name = "virtual_teacher_loss"
-    _inputs.check_number(name, "confidence", confidence, low=0.0, high=1.0, open_low=True)
     x = _inputs.as_classes(name, "student_logits", student_logits, axis, where)
-    chosen = _inputs.as_chosen(name, labels, x)
+    some = _numbers.Limits(0, 1, open_low=True)
+    confidence = _numbers.as_number(name, "confidence", confidence, x.dtype, some)
+    labeled = _inputs.as_chosen(name, labels, x, ignore_label)
+    chosen = labeled.chosen
     t = _inputs.as_temperature(name, temperature, x)
     teacher = exact.smoothed(chosen, ~jnp.isneginf(x), jnp.asarray(confidence, x.dtype))
     divergence = exact.tempered_kl(x, exact.over(teacher, t), exact.at_one(x))
-    return exact.labeled(chosen, divergence)
+    return labeled.of(divergence)
 
 
 def self_target_loss(
     student_logits: Array,
     labels: Array,
     *,
+    ignore_label: int | None = None,
     axis: int = -1,
     where: Array | None = None,
     mask: Array | None = None,
@@ -81,6 +86,7 @@ def self_target_loss(
     Args:
         student_logits: [..., num_classes], any floating type; -inf removes a class.
         labels: integer classes [...].
+        ignore_label: the label of examples that do not count: their value is 0.
         axis: the class axis.
         where: boolean, broadcastable to the logits: the classes that exist.
         mask: boolean, the leading axes of [...]: the examples that count; None for all.
@@ -106,13 +112,15 @@ def self_target_loss(
     """
     name = "self_target_loss"
     x = _inputs.as_classes(name, "student_logits", student_logits, axis, where)
-    chosen = _inputs.as_chosen(name, labels, x)
     valid = _inputs.as_examples(name, mask, x)
+    labeled = _inputs.as_chosen(name, labels, x, ignore_label)
+    if labeled.ignored is not None:
+        valid &= ~labeled.ignored
     x = jnp.where(valid[..., None], x, 0)
-    nll = exact.nll(x, chosen)
+    nll = exact.nll(x, labeled.chosen)
     squares = jnp.where(valid, jnp.exp(-2 * jax.lax.stop_gradient(nll)), 0)
-    mean = jnp.sum(squares) / jnp.maximum(jnp.sum(valid), 1)
-    return jnp.where(valid, exact.labeled(chosen, (1 + squares - mean) * nll), 0)
+    mean = jnp.sum(squares) / jnp.maximum(jnp.sum(valid, dtype=x.dtype), 1)
+    return jnp.where(valid, labeled.of((1 + squares - mean) * nll), 0)
 
 
 def self_rank_loss(
@@ -120,6 +128,7 @@ def self_rank_loss(
     weak_logits: Array,
     labels: Array,
     *,
+    ignore_label: int | None = None,
     axis: int = -1,
     where: Array | None = None,
 ) -> Array:
@@ -136,6 +145,7 @@ def self_rank_loss(
         student_logits: [..., num_classes], any floating type; -inf removes a class.
         weak_logits: likewise, of the same shape; constant, their gradient is zero.
         labels: integer classes [...].
+        ignore_label: the label of examples that do not count: their value is 0.
         axis: the class axis.
         where: boolean, broadcastable to the logits: the classes that exist.
 
@@ -165,14 +175,15 @@ def self_rank_loss(
     name = "self_rank_loss"
     names = ("student_logits", "weak_logits")
     student, weak = _inputs.as_logits(name, student_logits, weak_logits, axis, where, names)
-    chosen = _inputs.as_chosen(name, labels, student)
+    labeled = _inputs.as_chosen(name, labels, student, ignore_label)
+    chosen = labeled.chosen
     ones = exact.at_one(student)
     constants = (jax.lax.stop_gradient(student), weak)
     student_probs, weak_probs = (_normalized(x, chosen, ones) for x in constants)
     place = jnp.argsort(jnp.argsort(-(student_probs + weak_probs), axis=-1), axis=-1)
     absent = chosen | jnp.isneginf(student)
     target = jnp.where(absent, -jnp.inf, -jnp.log1p(place.astype(student.dtype)))
-    return exact.labeled(chosen, exact.cross_entropy(exact.but(student, chosen), target, ones))
+    return labeled.of(exact.cross_entropy(exact.but(student, chosen), target, ones))
 
 
 def _normalized(x: Array, chosen: Array, ones: Array) -> Array:

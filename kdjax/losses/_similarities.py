@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import norms, relations
 
 
@@ -44,10 +44,10 @@ def similarity_preserving_loss(
     """
     name = "similarity_preserving_loss"
     batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
-    student, teacher = (relations.gram(x) for x in (batch.student, batch.teacher))
+    student, teacher = (relations.gram(x / norms.unit_of(x, None)) for x in batch[:2])
     lengths = [norms.l2_norm(x, keepdims=True) for x in (student, teacher)]
     student = jnp.where(lengths[0] > 0, student, 0)  # a row of zeros has no gradient
-    units = (jnp.where(x > 0, jnp.maximum(x, 1e-12), 1) for x in lengths)
+    units = (jnp.where(x > 0, x, 1) for x in lengths)
     gap = relations.gap_in_units(student, teacher, *units)
     return jnp.sum(jnp.square(gap), axis=-1) / jnp.maximum(batch.num_valid, 1)
 
@@ -96,12 +96,13 @@ def correlation_congruence_loss(
         Distillation", 2019, arXiv:1904.01802.
     """
     name = "correlation_congruence_loss"
-    _inputs.check_number(name, "gamma", gamma, low=0.0, open_low=True)
-    _inputs.check_count(name, "max_power", max_power)
+    max_power = _numbers.as_count(name, "max_power", max_power)
     batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
+    dtype = batch.student.dtype
+    gamma = _numbers.as_number(name, "gamma", gamma, dtype, _numbers.POSITIVE)
     rows = (norms.normalize(x) if normalize else x for x in batch[:2])
     student, teacher = (relations.gram(x) for x in rows)
-    gap = _kernel_gap(student, teacher, jnp.asarray(gamma, student.dtype), max_power)
+    gap = _kernel_gap(student, teacher, jnp.asarray(gamma, dtype), max_power)
     return jnp.sum(jnp.square(gap), axis=-1) / jnp.maximum(batch.num_valid, 1)
 
 
@@ -155,9 +156,10 @@ def consecutive_correlation_loss(
     name = "consecutive_correlation_loss"
     pair = _inputs.as_pair(name, student_features, teacher_features)
     batch = _inputs.as_feature_batch(name, *pair, mask)
-    order = jnp.argsort(~batch.mask, stable=True)
-    gaps = batch.student - batch.teacher
+    order = jnp.argsort(~relations.whole(batch.mask), stable=True)
+    gaps = relations.whole(batch.student - batch.teacher)
     errors = norms.absolute(gaps)[order]
     following = jnp.concatenate([errors[1:], jnp.zeros_like(errors[:1])])
     products = jnp.sum(errors * following, axis=-1)[jnp.argsort(order)]
+    products = relations.split_like(products, batch.mask)
     return products * (batch.num_valid / jnp.maximum(batch.num_valid - 1, 1))

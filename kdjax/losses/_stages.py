@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kdjax.losses import _inputs
+from kdjax.losses import _inputs, _numbers
 from kdjax.losses._numerics import pooling
 
 
@@ -96,7 +96,7 @@ def _flow(function: str, first: Array, second: Array) -> Array:
     names = ("first_features", "second_features")
     maps = _inputs.both(_inputs.as_map, function, (first, second), names)
     first, second = _inputs.as_one_size(function, *maps, names)
-    first, second = (x.reshape(len(x), -1, x.shape[-1]) for x in (first, second))
+    first, second = map(pooling.positions, (first, second))
     product = jnp.einsum("bpc,bpd->bcd", first, second, precision="highest")
     return product / first.shape[1]
 
@@ -115,8 +115,9 @@ def hierarchical_context_loss(
     (h(d) + h(pool_1(d)) / 2 + h(pool_2(d)) / 4 + ...) / (1 + 1/2 + 1/4 + ...)
 
     with d the difference of the maps, h the mean of its squares, and pool_i its average over as
-    many bins along each axis as the i-th level says. Levels that would not make the map smaller
-    are left out, and the weights move up.
+    many bins along each axis as the i-th level says. Levels of as many bins as the first axis of
+    positions is long, or more, are left out, and the weights move up; a shorter axis beside it is
+    then read more than once, as in the authors' code.
 
     Args:
         student_features: [batch, ..., channels], fused and projected to the teacher's shape, any
@@ -144,20 +145,16 @@ def hierarchical_context_loss(
         section 3.3 and figure 3.
     """
     name = "hierarchical_context_loss"
-    for level in levels:
-        if isinstance(level, bool) or not isinstance(level, int):
-            raise TypeError(f"{name}: levels has {level!r}, expected integers")
-        if level < 1:
-            raise ValueError(f"{name}: levels has {level}, expected 1 or more")
+    bins = [_numbers.as_count(name, "levels", level) for level in levels]
     student, teacher = _inputs.as_features(name, student_features, teacher_features)
     gap = student - teacher
     total, weights, weight = pooling.mean_per_example(jnp.square(gap)), 1.0, 1.0
-    for level in levels:
-        sizes = [min(level, size) for size in gap.shape[1:-1]]
-        if tuple(sizes) != gap.shape[1:-1]:
-            weight /= 2
-            weights += weight
-            total += weight * pooling.mean_per_example(jnp.square(pooling.average_pool(gap, sizes)))
+    sizes = gap.shape[1:-1]
+    for level in (level for level in bins if level < max(sizes[:1], default=0)):
+        weight /= 2
+        weights += weight
+        pooled = pooling.average_pool(gap, [level] * len(sizes))
+        total += weight * pooling.mean_per_example(jnp.square(pooled))
     return total / weights
 
 

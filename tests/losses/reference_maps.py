@@ -124,9 +124,10 @@ def hierarchical_context_loss(student, teacher, levels=(4, 2, 1)):
     result = []
     for s, t in examples(student, teacher):
         parts = [np.mean((s - t) ** 2)]
+        axes = s.ndim - 1
         for level in levels:
-            sizes = tuple(min(level, n) for n in s.shape[:-1])
-            if sizes != s.shape[:-1]:
+            if axes and level < s.shape[0]:
+                sizes = (level,) * axes
                 parts.append(np.mean((pool(s, sizes) - pool(t, sizes)) ** 2))
         weights = [2.0**-i for i in range(len(parts))]
         result.append(np.dot(weights, parts) / sum(weights))

@@ -282,7 +282,6 @@ def test_standardized_logits():
     keep = jnp.array([True, True, False, True])
     chosen = losses.standardize_logits(rows([1, 2, 9, 4]).T, axis=0, where=keep[:, None])
     np.testing.assert_allclose(chosen.T[0], scores[0], rtol=1e-6)
-    assert not np.any(losses.standardize_logits(jnp.zeros((2, 1))))
 
 
 def test_logits_of_a_class_that_only_one_has_are_infinitely_far():
@@ -363,7 +362,7 @@ MISUSE = [
     (ValueError, "target_weight is -1", lambda: losses.dkd_loss(X, V, Y, target_weight=-1)),
     (
         ValueError,
-        "target_weight has shape (3,), expected (8,)",
+        "target_weight has shape (3,), expected () or (8,)",
         lambda: losses.dkd_loss(X, V, Y, target_weight=jnp.ones(3)),
     ),
     (ValueError, "temperature is 0", lambda: losses.ttm_loss(X, V, temperature=0)),

@@ -1,5 +1,7 @@
 """Every loss against the harness of `kdjax.testing`, and what is particular to each."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -211,6 +213,49 @@ MISUSE = [
     ),
     (ValueError, "axis is 2", lambda: losses.soft_target_loss(X, X, axis=2)),
     (ValueError, "temperature is 0.0", lambda: losses.tempered_softmax(X, 0.0)),
+    (TypeError, "axis is None, expected an integer", lambda: losses.kd_loss(X, X, Y, axis=None)),
+    (TypeError, "axis is 1.0, expected an integer", lambda: losses.kl_divergence(X, X, axis=1.0)),
+    (
+        ValueError,
+        "student_logits has shape (8, 0), no classes on axis -1",
+        lambda: losses.soft_target_loss(X[:, :0], X[:, :0]),
+    ),
+    (
+        TypeError,
+        "teacher_logits is None, expected an array",
+        lambda: losses.soft_target_loss(X, None),
+    ),
+    (TypeError, "cross_entropy: labels is None", lambda: losses.cross_entropy(X, None)),
+    (
+        ValueError,
+        "labels has 10, expected 0 to 9 for 10 classes; a mask, or a loss's ignore_label=10",
+        lambda: jax.jit(lambda x: losses.cross_entropy(x, np.full(8, 10)))(X),
+    ),
+    (
+        ValueError,
+        "labels has 4294967296, expected 0 to 9",
+        lambda: losses.cross_entropy(X, np.full(8, 2**32)),
+    ),
+    (
+        ValueError,
+        "labels has a row from 0 to 0 with sum 0, expected probabilities",
+        lambda: losses.kd_loss(X, X, X),
+    ),
+    (
+        ValueError,
+        "labels has a row from -1 to 2 with sum 1",
+        lambda: losses.cross_entropy(X[:1, :2], np.array([[-1.0, 2.0]])),
+    ),
+    (
+        ValueError,
+        "labels has shape (8, 10), expected (8,) like the examples; class probabilities are of a",
+        lambda: losses.kd_loss(X, X, jnp.ones((8, 10), jnp.int32)),
+    ),
+    (
+        TypeError,
+        "ignore_label is 3, but labels are floating",
+        lambda: losses.kd_loss(X, X, jax.nn.softmax(X), ignore_label=3),
+    ),
 ]
 
 
@@ -219,6 +264,54 @@ def test_misuse_is_explained(kind, words, call):
     with pytest.raises(kind) as raised:
         call()
     assert words in str(raised.value)
+
+
+IGNORED = {
+    "cross_entropy": (-100, jnp.int32, 1),
+    "kd_loss": (-100, jnp.int32, 2),
+    "dkd_loss": (255, jnp.uint8, 2),
+    "nkd_loss": (-1, jnp.int8, 2),
+    "wsld_loss": (5, jnp.int32, 2),
+    "self_rank_loss": (255, jnp.uint8, 2),
+    "virtual_teacher_loss": (255, jnp.int32, 1),
+    "self_target_loss": (-1, jnp.int8, 1),
+}
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_labels_that_are_to_be_ignored_have_no_value_and_no_gradient(name):
+    label, dtype, num_networks = IGNORED[name]
+    rng, kept = np.random.default_rng(0), np.array([0, 2, 3])
+    networks = [jnp.asarray(rng.normal(size=(4, 6)), jnp.float32) for _ in range(num_networks)]
+    labels = jnp.array([0, label, 2, 3], dtype)
+
+    @jax.jit
+    def run(labels, *networks):
+        loss = functools.partial(getattr(losses, name), ignore_label=label)
+        return loss(*networks, labels), jax.grad(lambda x: loss(x, *networks[1:], labels).sum())(
+            networks[0]
+        )
+
+    values, grads = run(labels, *networks)
+    assert values[1] == 0 and not np.any(grads[1])
+    few = run(labels[kept], *(x[kept] for x in networks))
+    np.testing.assert_allclose(values[kept], few[0], rtol=1e-5)
+    np.testing.assert_allclose(grads[kept], few[1], rtol=1e-4, atol=1e-6)
+    known = getattr(losses, name)(*networks, labels, ignore_label=label)
+    np.testing.assert_allclose(known, values, rtol=1e-5)
+
+
+def test_float8_logits_are_widened():
+    x = jnp.array([[1.0, 2.0, 3.0]])
+    low = losses.soft_target_loss(x.astype(jnp.float8_e4m3fn), x[:, ::-1].astype(jnp.float8_e5m2))
+    np.testing.assert_array_equal(low, losses.soft_target_loss(x, x[:, ::-1]))
+
+
+def test_counts_may_be_numbers_of_numpy():
+    maps = jnp.ones((2, 4, 4, 3))
+    losses.class_attention_loss(maps, maps, resolution=np.int64(2))
+    losses.hierarchical_context_loss(maps, maps, levels=np.array([2, 1]))
+    losses.top_k_log_probs(X, X, num_kept=np.int32(2))
 
 
 def test_a_traced_label_that_is_no_class_poisons_the_value():

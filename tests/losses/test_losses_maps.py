@@ -265,6 +265,16 @@ def test_margin_of_a_constant_channel():
     np.testing.assert_array_equal(got, [-2, 0, 0])
 
 
+def test_context_of_a_map_that_is_not_square():
+    """As the authors' code: levels are measured by the height, and a short width is read twice."""
+    student, teacher = drawn((2, 8, 3, 2), (2, 8, 3, 2))
+    got = losses.hierarchical_context_loss(student, teacher)
+    expected = reference.hierarchical_context_loss(np.asarray(student), np.asarray(teacher))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    wide = [jnp.swapaxes(x, 1, 2) for x in (student, teacher)]
+    assert np.all(np.abs(losses.hierarchical_context_loss(*wide) - got) > 1e-3)
+
+
 def test_context_moves_its_weights_up_where_levels_are_left_out():
     student, teacher = drawn((2, 2, 2, 3), (2, 2, 2, 3))
     gap = np.asarray(student - teacher)
@@ -332,12 +342,12 @@ MISUSE = [
     ),
     (
         ValueError,
-        "hierarchical_context_loss: levels has 0",
+        "hierarchical_context_loss: levels is 0",
         lambda: losses.hierarchical_context_loss(X, X, levels=(4, 0)),
     ),
     (
         TypeError,
-        "hierarchical_context_loss: levels has 2.0",
+        "hierarchical_context_loss: levels is 2.0",
         lambda: losses.hierarchical_context_loss(X, X, levels=(2.0,)),
     ),
     (

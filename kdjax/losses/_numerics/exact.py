@@ -23,19 +23,10 @@ _PHI = [1 / math.factorial(k) for k in range(17, 1, -1)]
 
 def phi_near_zero(r: Array) -> Array:
     """Return phi(r) = exp(r) - 1 - r by its series, for |r| up to 1/2."""
-    return jnp.polyval(jnp.asarray(_PHI, r.dtype), r) * r * r
-
-
-def divergence(log_p: Array, log_q: Array) -> Array:
-    """Return KL(p || q) over the last axis by the definition, with 0 log 0 = 0."""
-    present = log_p > -jnp.inf
-    present |= jnp.isnan(log_p)
-    impossible = present & jnp.isneginf(log_q)
-    counted = present & ~impossible
-    gap = jnp.where(counted, log_p, 0) - jnp.where(counted, log_q, 0)
-    terms = jnp.where(counted, jnp.exp(jnp.where(counted, log_p, 0)) * gap, 0)
-    # Added, not selected: the other classes keep their gradient.
-    return jnp.sum(terms, axis=-1) + jnp.where(jnp.any(impossible, axis=-1), jnp.inf, 0)
+    value = jnp.full_like(r, _PHI[0])
+    for coefficient in _PHI[1:]:
+        value = value * r + coefficient
+    return value * r * r
 
 
 def _finite(x: Array) -> Array:
@@ -44,9 +35,10 @@ def _finite(x: Array) -> Array:
 
 
 def _center(x: Array) -> Array:
-    """Subtract the largest logit; -inf stays."""
+    """Subtract the largest logit; -inf stays, and a gap that is too wide for the type is nan."""
     top = jnp.max(x, axis=-1, keepdims=True)
-    return x - _finite(top)
+    gap = x - _finite(top)
+    return jnp.where(jnp.isneginf(gap) & ~jnp.isneginf(x), jnp.nan, gap)
 
 
 def _is_top(x: Array) -> Array:
@@ -256,11 +248,6 @@ def _target_kl_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     by_student = jnp.where(taught, gap, 0) * moved(x, dx)
     by_teacher = jnp.where(finite, jnp.exp(log_p + log_p_rest), 0) * logit_gap * moved(v, dv)
     return target_kl(x, v, t, chosen), by_student + by_teacher
-
-
-def labeled(chosen: Array, values: Array) -> Array:
-    """Return the values, nan where a traced label was no class."""
-    return jnp.where(jnp.any(chosen, axis=-1), values, jnp.nan)
 
 
 def at_one(x: Array) -> Array:

@@ -1,5 +1,6 @@
 """Feature maps of any size: averages over bins, over positions and over all of an example."""
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -39,6 +40,16 @@ def _bins(old: int, size: int) -> np.ndarray:
         first, last = i * old // size, -(-(i + 1) * old // size)
         bins[i, first:last] = 1 / (last - first)
     return bins
+
+
+def flat(x: Array) -> Array:
+    """Return [batch, width] of [batch, ...], an empty batch's too."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+def positions(x: Array) -> Array:
+    """Return [batch, positions, channels] of [batch, ..., channels], an empty batch's too."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
 
 
 def sum_per_example(x: Array) -> Array:

@@ -1,11 +1,14 @@
 """What relates the examples of a batch: pairs, inner products, distances, anchor by anchor."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from kdjax.losses._numerics import exact, norms
 
@@ -35,8 +38,8 @@ class LogitBatch(NamedTuple):
     @property
     def num_classes(self) -> Array:
         """Return how many classes some example has."""
-        counted = (self.exists & self.valid[..., None]).reshape(-1, self.exists.shape[-1])
-        return jnp.maximum(jnp.sum(jnp.any(counted, axis=0)), 1)
+        counted = rows(self.exists & self.valid[..., None])
+        return jnp.maximum(jnp.sum(jnp.any(counted, axis=0), dtype=self.student.dtype), 1)
 
     def probs(self, t: Array) -> tuple[Array, Array, Array, Array]:
         """Return both probabilities, which classes there are, which examples count [..., 1]."""
@@ -47,24 +50,47 @@ class LogitBatch(NamedTuple):
         """Return both probabilities and their exact difference, [examples, num_classes]."""
         q, p, _, valid = self.probs(t)
         gap = exact.probability_gap(self.student, self.teacher, t)
-        q, p, gap = (jnp.where(valid, x, 0).reshape(-1, x.shape[-1]) for x in (q, p, gap))
+        q, p, gap = (rows(jnp.where(valid, x, 0)) for x in (q, p, gap))
         return q, p, gap
+
+
+def rows(x: Array) -> Array:
+    """Return [examples, num_classes] of [..., num_classes], of no examples too."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def whole(x: Array) -> Array:
+    """Return an array that every device has all of, where the axes of the mesh are explicit.
+
+    Rows that are split are so compared with all rows, and what comes of them is split as they are.
+    """
+    split = any(jax.typeof(x).sharding.spec)
+    return jax.reshard(x, PartitionSpec(*[None] * x.ndim)) if split else x
+
+
+def split_like(x: Array, like: Array) -> Array:
+    """Return an array whose axes are split as the first ones of another are."""
+    spec = PartitionSpec(*jax.typeof(like).sharding.spec[: x.ndim])
+    return x if spec == jax.typeof(x).sharding.spec else jax.reshard(x, spec)
 
 
 def pairs(mask: Array) -> Array:
     """Mark the pairs of two different rows that count, [batch, batch]."""
-    return mask[:, None] & mask[None, :] & ~jnp.eye(len(mask), dtype=bool)
+    return mask[:, None] & whole(mask)[None, :] & ~jnp.eye(len(mask), dtype=bool)
 
 
 def gram(x: Array) -> Array:
     """Return the inner products of all pairs of rows, [batch, batch]."""
-    return jnp.einsum("iw,jw->ij", x, x, precision="highest")
+    return jnp.einsum("iw,jw->ij", x, whole(x), precision="highest")
 
 
-def distances(x: Array, mask: Array, *, squared: bool = False, eps: float | Array = 0.0) -> Array:
-    """Return the distances of all pairs of rows, [batch, batch], from differences.
+def distances(
+    x: Array, mask: Array, *, squared: bool = False, eps: float | Array = 0.0
+) -> tuple[Array, Array]:
+    """Return the distances of all pairs of rows, [batch, batch], from differences; and their unit.
 
-    Those from inner products have no digits left where two rows are close.
+    Those from inner products have no digits left where two rows are close. They are measured in
+    units of the size of the rows, so that no square vanishes or overflows.
 
     Args:
         x: [batch, width].
@@ -72,9 +98,14 @@ def distances(x: Array, mask: Array, *, squared: bool = False, eps: float | Arra
         squared: whether to leave out the root.
         eps: squared distances below it count as this much, with gradient 0.
     """
-    squares = over_anchors(lambda row: jnp.sum(jnp.square(row[None, :] - x), axis=-1), x, x.size)
-    squares = jnp.where(pairs(mask), jnp.maximum(squares, eps), 0)
-    return squares if squared else norms.safe_sqrt(squares)
+    unit = norms.unit_of(x, None)
+    x, unit = x / unit, unit[0, 0]
+    every = whole(x)
+    squares = over_anchors(lambda y: jnp.sum(jnp.square(y[None, :] - every), axis=-1), x, x.size)
+    # The root first: XLA makes eps / unit / unit a quotient by the unit's square, which vanishes.
+    least = jnp.minimum(jnp.square(jnp.sqrt(eps) / unit), np.finfo(x.dtype).max ** 0.5)
+    squares = jnp.where(pairs(mask), jnp.maximum(squares, least), 0)
+    return squares if squared else norms.safe_sqrt(squares), unit
 
 
 def gap_in_units(student: Array, teacher: Array, student_unit: Array, teacher_unit: Array) -> Array:
@@ -104,6 +135,7 @@ def over_anchors(fn: Callable[[PyTree], Array], anchors: PyTree, num_elements: i
     if num_rounds <= 1:
         return jax.vmap(fn)(anchors)
     size = -(-batch // min(num_rounds, batch))
+    size = -(-size // _num_shards(anchors)) * _num_shards(anchors)
     num_rounds = -(-batch // size)
 
     def split(x: Array) -> Array:
@@ -115,12 +147,20 @@ def over_anchors(fn: Callable[[PyTree], Array], anchors: PyTree, num_elements: i
     return joined.reshape(size * num_rounds, *joined.shape[2:])[:batch]
 
 
+def _num_shards(anchors: PyTree) -> int:
+    """Return over how many devices the anchors are split by explicit axes of a mesh."""
+    sharding = jax.typeof(jax.tree.leaves(anchors)[0]).sharding
+    axes = sharding.spec[0] or ()
+    return math.prod(sharding.mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
+
+
 def gram_gap(q: Array, p: Array, gap: Array, sums: str) -> Array:
     """Return q q' - p p' as (q - p) q' + p (q - p)', which keeps the digits of q - p."""
-    first = jnp.einsum(sums, gap, q, precision="highest")
-    return first + jnp.einsum(sums, p, gap, precision="highest")
+    first = jnp.einsum(sums, gap, whole(q), precision="highest")
+    return first + jnp.einsum(sums, p, whole(gap), precision="highest")
 
 
 def class_rows(batch: LogitBatch, t: Array) -> Array:
     """Sum the squared differences of a class's correlations with all classes, [num_classes]."""
-    return jnp.sum(jnp.square(gram_gap(*batch.gaps(t), "ic,id->cd")), axis=-1)
+    q, p, gap = map(whole, batch.gaps(t))
+    return jnp.sum(jnp.square(gram_gap(q, p, gap, "ic,id->cd")), axis=-1)

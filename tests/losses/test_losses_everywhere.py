@@ -1,0 +1,198 @@
+"""What holds of every public function: types, labels, empty batches, meshes, wrong numbers."""
+
+import functools
+import inspect
+
+import every
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from kdjax import losses
+
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@functools.cache
+def arguments(name):
+    return jax.tree.map(np.asarray, every.drawn(name, np.random.default_rng(0)))
+
+
+def of_examples(change):
+    """Change what holds one entry for each example, and leave the rest."""
+    return lambda x: change(x) if x.ndim and len(x) == every.BATCH else x
+
+
+def with_gradient(name, args, **hyper):
+    """What a function returns, and the gradient of the sum of its numbers by the first argument."""
+
+    def total(first):
+        out = getattr(losses, name)(first, *args[1:], **every.REQUIRED.get(name, {}), **hyper)
+        leaves = [x for x in jax.tree.leaves(out) if jnp.issubdtype(x.dtype, jnp.floating)]
+        finite = (jnp.where(jnp.isneginf(x), 0, x).astype(jnp.float32) for x in leaves)
+        return sum(map(jnp.sum, finite)), out
+
+    grad, out = jax.grad(total, has_aux=True)(args[0])
+    return out, grad
+
+
+@pytest.mark.parametrize("name", every.NAMES)
+def test_no_type_is_promoted_in_silence(name):
+    """Traced only: what strict promotion refuses, it refuses then."""
+    for dtypes in ([jnp.float32] * 5, [jnp.bfloat16, jnp.float16] * 3):
+        args = [
+            jax.tree.map(lambda x, d=dtype: jnp.asarray(x, d if x.dtype == np.float32 else None), x)
+            for x, dtype in zip(arguments(name), dtypes, strict=False)
+        ]
+        with jax.numpy_dtype_promotion("strict"):
+            _, grad = jax.eval_shape(functools.partial(with_gradient, name), args)
+        assert {x.dtype for x in jax.tree.leaves(grad)} == {jnp.dtype(dtypes[0])}
+
+
+@pytest.mark.parametrize("name", every.NAMES)
+def test_an_empty_batch_has_an_empty_answer(name):
+    none = jax.tree.map(of_examples(lambda x: x[:0]), arguments(name))
+    run = functools.partial(with_gradient, name)
+    (some, _), (out, grad) = (jax.eval_shape(run, args) for args in (arguments(name), none))
+    assert jax.tree.map(jnp.shape, grad) == jax.tree.map(jnp.shape, none[0])
+    shapes = jax.tree.map(of_examples(lambda x: x.update(shape=(0, *x.shape[1:]))), some)
+    assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, shapes)
+
+
+@pytest.mark.parametrize("name", every.NAMES)
+def test_axes_of_the_mesh_may_be_explicit(name):
+    """Split over the batch and over nothing; values come back split as the examples are."""
+    run, args = functools.partial(with_gradient, name), arguments(name)
+    mesh = jax.make_mesh((8,), ("data",))
+
+    def put(x, *names):
+        return jax.device_put(x, jax.NamedSharding(mesh, PartitionSpec(*names)))
+
+    with jax.set_mesh(mesh):
+        jax.eval_shape(run, jax.tree.map(put, args))
+        split = jax.tree.map(lambda x: of_examples(lambda y: put(y, "data"))(put(x)), args)
+        got = jax.jit(run, compiler_options=QUICK)(split)
+    expected = jax.jit(run, compiler_options=QUICK)(args)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), got, expected)
+    first = jax.tree.leaves(got[0])[0]
+    assert len(first.shape) == 0 or first.shape[0] != 8 or first.sharding.spec[0] == "data"
+
+
+def test_labels_of_any_integers_are_the_classes_they_say():
+    """In 8 bits one more than 255 is 0: 300 classes, with labels on both sides of 128 and 44."""
+    rng = np.random.default_rng(0)
+    labels = np.array([0, 44, 100, 127])
+    logits = [3 * rng.normal(size=(4, 300)).astype(np.float32) for _ in range(2)]
+    maps = [rng.normal(size=(4, 1, 1, 5)).astype(np.float32) for _ in range(2)]
+    names = sorted(every.TAKES_LABELS)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(labels):
+        answers = {}
+        for name in names:
+            count = sum(p.default is p.empty for p in parameters_of(name)) - 1
+            if name == "intra_class_variation_loss":
+                args, hyper = (*maps, labels[:, None, None]), {"num_classes": 300}
+            else:
+                args, hyper = (*logits[:count], labels), {}
+            answers[name] = getattr(losses, name)(*args, **hyper)
+        return answers
+
+    expected = run(labels.astype(np.int32))
+    for name, values in run(labels.astype(np.uint8)).items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
+    for dtype in (np.int8, np.int16, np.uint16, np.uint32, np.int64):
+        values = losses.cross_entropy(logits[0], labels.astype(dtype))
+        np.testing.assert_allclose(values, expected["cross_entropy"], rtol=1e-6)
+    nll = -np.take_along_axis(every.log_softmax(np.float64(logits[0])), labels[:, None], 1)[:, 0]
+    np.testing.assert_allclose(expected["cross_entropy"], nll, rtol=1e-5)
+
+
+# What a hyper-parameter may not be, where it may be negative or below 1; None: anything.
+WRONG = {
+    "log_normalizer": np.inf,
+    "overhaul_loss.margin": 1.0,
+    # They scale a gradient, and no value.
+    "reverse_gradient.scale": None,
+    "curriculum_temperature.strength": None,
+}
+RIGHT = {
+    "confidence_quantile": 1.0,
+    "interpolation": 0.4,
+    "log_normalizer": 1.0,
+    "margin": -0.5,
+    "temperature": 2.0,
+    "teacher_temperature": 2.0,
+    "variance": 1.0,
+}
+
+
+def parameters_of(name):
+    return inspect.signature(getattr(losses, name)).parameters.values()
+
+
+def numbers_of(name):
+    """The hyper-parameters of a function that are real numbers, each with one out of its range."""
+    numbers = [p.name for p in parameters_of(name) if str(p.annotation).startswith("float")]
+    found = {key: WRONG.get(f"{name}.{key}", WRONG.get(key, -1.0)) for key in numbers}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+@pytest.mark.parametrize("name", [name for name in every.NAMES if numbers_of(name)])
+def test_numbers_out_of_range_are_refused_where_they_are_known_and_nan_where_not(name):
+    fn, wrong = getattr(losses, name), numbers_of(name)
+    names = [p.name for p in parameters_of(name)]
+    required = {**every.REQUIRED.get(name, {}), **dict(zip(names, arguments(name), strict=False))}
+    defaults = {p.name: p.default for p in parameters_of(name)}
+    given = {
+        key: value
+        for key, value in defaults.items()
+        if value not in (None, inspect.Parameter.empty)
+    }
+    right = {**RIGHT, **given}
+
+    for key, value in wrong.items():
+        for kind in (float, np.float64, np.array, jnp.array):
+            with pytest.raises(ValueError, match=rf"{name}: {key} is {value}, expected in"):
+                fn(**{**required, key: kind(value)})
+
+    # One lane for each, in which it alone is wrong.
+    keys = list(wrong)
+    lanes = {
+        key: np.float32([wrong[key] if k == key else right[key] for k in keys]) for key in keys
+    }
+    answer = jax.vmap(lambda lanes: fn(**{**required, **lanes}))(lanes)
+    for x in jax.tree.leaves(answer):
+        assert not jnp.issubdtype(x.dtype, jnp.floating) or np.all(np.isnan(x)), (keys, x)
+
+
+def test_a_reversed_gradient_of_a_scale_out_of_range_is_nan():
+    scaled = jax.grad(lambda x, scale: losses.reverse_gradient(x, scale))
+    assert np.isnan(jax.jit(scaled)(1.0, -1.0))
+
+
+REGRESSIONS = ("logit_mse_loss", "logit_distance_loss")
+OF_CLASSES = [n for n in every.NAMES if "axis" in inspect.signature(getattr(losses, n)).parameters]
+
+
+@pytest.mark.parametrize("name", [name for name in OF_CLASSES if name not in REGRESSIONS])
+def test_one_class_alone_is_refused(name):
+    args = jax.tree.map(of_examples(lambda x: x[..., :1] if x.ndim == 2 else x), arguments(name))
+    with pytest.raises(ValueError, match=r"has shape \(8, 1\), one class on axis -1.* \[0, z\]"):
+        getattr(losses, name)(*args, **every.REQUIRED.get(name, {}))
+
+
+def test_both_logits_of_a_sigmoid_are_its_binary_divergence():
+    rng = np.random.default_rng(0)
+    z, v = (3 * rng.normal(size=8).astype(np.float32) for _ in range(2))
+    q, p = (1 / (1 + np.exp(-np.float64(x) / 4)) for x in (z, v))
+    expected = 16 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
+    pair = (jnp.stack([jnp.zeros(8), x], -1) for x in (z, v))
+    np.testing.assert_allclose(losses.soft_target_loss(*pair), expected, rtol=1e-5)
+
+
+def test_one_real_number_may_be_regressed():
+    x = jnp.array([[1.0], [3.0]])
+    np.testing.assert_allclose(losses.logit_mse_loss(x, x + 2), [4, 4])
