@@ -4,6 +4,9 @@ Totals are sums over the examples that count. A mask of numbers in place of bool
 the total is sum(weight * value), the count sum(weight), and what weighs nothing adds nothing.
 `calibration` keeps one total per bin, because the calibration error of a whole is not the mean of
 the errors of its parts.
+
+A label that counts and is no class is an error where it is known before the program runs, and makes
+the measure nan where it is traced.
 """
 
 from collections.abc import Mapping
@@ -13,18 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.losses import _inputs
+from kdjax.losses._numbers import known
+from kdjax.losses._numerics import relations
 from kdjax.types import Array, Metrics
 
 __all__ = [
     "accuracy", "agreement", "are_probabilities", "calibration", "counted", "known", "masked_sum",
     "mean_of", "merge", "nll", "squared_error", "to_host", "value", "weights_of",
 ]  # fmt: skip
-
-
-def known(x: Any) -> np.ndarray | None:
-    """Return an array's values where this process has them: None for one that is traced."""
-    hidden = isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True)
-    return None if hidden else np.asarray(x)
 
 
 def are_probabilities(values: np.ndarray) -> bool:
@@ -56,7 +56,7 @@ def weights_of(mask: Array) -> Array:
                 f"mask: a weight is {values[wrong][0]}, expected booleans, or finite weights of 0 "
                 "and more"
             )
-    weights = mask.astype(jnp.promote_types(mask.dtype, jnp.float32))
+    weights = _widen(mask)
     return jnp.where((weights >= 0) & jnp.isfinite(weights), weights, jnp.nan)
 
 
@@ -90,8 +90,7 @@ def masked_sum(values: Array, mask: Array) -> tuple[Array, Array]:
             f"masked_sum: mask has shape {mask.shape}, expected leading axes of {values.shape}"
         )
     weighed, weights = _weighed(values, mask)
-    total = jnp.sum(weighed, dtype=jnp.promote_types(values.dtype, jnp.float32))
-    return total, jnp.sum(weights, dtype=jnp.float32)
+    return jnp.sum(_widen(weighed)), jnp.sum(weights, dtype=jnp.float32)
 
 
 def accuracy(logits: Array, labels: Array, mask: Array) -> tuple[Array, Array]:
@@ -99,14 +98,18 @@ def accuracy(logits: Array, labels: Array, mask: Array) -> tuple[Array, Array]:
 
     Args:
         logits: [batch..., num_classes].
-        labels: integer classes [batch...], or class probabilities [batch..., num_classes].
+        labels: integer classes [batch...], or class probabilities [batch..., num_classes], which
+            sum to 1 and count by their most likely class.
         mask: [batch...], true where an example counts.
 
     Returns:
         The number of hits and the number of examples.
+
+    Raises:
+        TypeError: if the labels are real numbers and no probabilities.
+        ValueError: if there is one class alone, or labels that are not traced are no classes.
     """
-    truth = labels if labels.ndim < logits.ndim else jnp.argmax(labels, axis=-1)
-    return masked_sum((jnp.argmax(logits, axis=-1) == truth).astype(jnp.float32), mask)
+    return masked_sum(_hits(*_read("accuracy", logits, labels, mask)), mask)
 
 
 def agreement(student_logits: Array, teacher_logits: Array, mask: Array) -> tuple[Array, Array]:
@@ -120,24 +123,40 @@ def agreement(student_logits: Array, teacher_logits: Array, mask: Array) -> tupl
     Returns:
         The number of agreements and the number of examples.
     """
-    return accuracy(student_logits, jnp.argmax(teacher_logits, axis=-1), mask)
+    student, teacher = (
+        _inputs.as_classes("agreement", f"{name}_logits", x, -1, None)
+        for name, x in (("student", student_logits), ("teacher", teacher_logits))
+    )
+    same = jnp.argmax(student, axis=-1) == jnp.argmax(teacher, axis=-1)
+    return masked_sum(same.astype(jnp.float32), mask)
 
 
 def nll(logits: Array, labels: Array, mask: Array) -> tuple[Array, Array]:
     """Sum the negative log-likelihood of the labels, in nats.
 
+    -log q[label], or - sum y log q for class probabilities y
+
     Args:
         logits: [batch..., num_classes].
-        labels: integer classes [batch...].
+        labels: integer classes [batch...], or class probabilities [batch..., num_classes], which
+            sum to 1.
         mask: [batch...], true where an example counts.
 
     Returns:
         The total in nats and the number of examples.
+
+    Raises:
+        TypeError: if the labels are real numbers and no probabilities.
+        ValueError: if there is one class alone, or labels that are not traced are no classes.
     """
-    log_probs = jax.nn.log_softmax(_widen(logits), axis=-1)
-    if labels.ndim == logits.ndim:
-        return masked_sum(-jnp.sum(jnp.where(labels > 0, labels * log_probs, 0), axis=-1), mask)
-    picked = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
+    x, truth, _ = _read("nll", logits, labels, mask)
+    log_probs = jax.nn.log_softmax(x, axis=-1)
+    if isinstance(truth, _inputs.Labels):
+        picked = truth.of(jnp.sum(jnp.where(truth.chosen, log_probs, 0), axis=-1))
+    else:
+        nothing = truth == 0
+        terms = truth * jnp.where(nothing, 0, log_probs)
+        picked = jnp.sum(jnp.where(nothing, 0, terms), axis=-1)
     return masked_sum(-picked, mask)
 
 
@@ -174,24 +193,28 @@ def calibration(
 
     Args:
         logits: [batch..., num_classes].
-        labels: integer classes [batch...].
+        labels: integer classes [batch...], or class probabilities [batch..., num_classes], which
+            count by their most likely class.
         mask: true where an example counts; it spans leading axes of the labels.
         num_bins: the number of bins that split (0, 1].
 
     Returns:
         Totals of confidence - correctness, [num_bins], and the number of examples.
 
+    Raises:
+        TypeError: if the labels are real numbers and no probabilities.
+        ValueError: if there is one class alone, or labels that are not traced are no classes.
+
     References:
         Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017,
         arXiv:1706.04599.
     """
-    probs = jax.nn.softmax(_widen(logits), axis=-1)
-    confidence = jnp.max(probs, axis=-1)
-    labels = labels if labels.ndim < logits.ndim else jnp.argmax(labels, axis=-1)
-    correct = jnp.argmax(logits, axis=-1) == labels
+    read = _read("calibration", logits, labels, mask)
+    confidence = jnp.max(jax.nn.softmax(read[0], axis=-1), axis=-1)
     bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
-    gaps, weights = _weighed(confidence - correct, mask)
-    totals = jnp.zeros(num_bins, gaps.dtype).at[bins.ravel()].add(gaps.ravel())
+    gaps, weights = _weighed(confidence - _hits(*read), mask)
+    bins, gaps = (relations.whole(x.ravel()) for x in (bins, gaps))
+    totals = jnp.zeros(num_bins, gaps.dtype).at[bins].add(gaps)
     return totals, jnp.sum(weights, dtype=jnp.float32)
 
 
@@ -233,15 +256,39 @@ def value(metric: tuple[Any, Any]) -> float:
     return float((np.abs(total).sum() if total.ndim else total) / count)
 
 
-def _widen(logits: Array) -> Array:
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+def _read(
+    function: str, logits: Array, labels: Array, mask: Array
+) -> tuple[Array, _inputs.Labels | Array, Array]:
+    """Return logits in float32 or wider, which class is the label or how likely, and the class."""
+    x = _inputs.as_classes(function, "logits", logits, -1, None)
+    counts = counted(_spread(mask, x.shape[:-1]))
+    if _inputs.are_probs(labels):
+        probs = _inputs.as_label_probs(function, labels, x, mask=counts)
+        return x, probs, jnp.argmax(probs, axis=-1)
+    truth = _inputs.as_chosen(function, labels, x, mask=counts)
+    return x, truth, _inputs.as_labels(function, labels)
+
+
+def _hits(x: Array, truth: _inputs.Labels | Array, label: Array) -> Array:
+    """Return 1 where the most likely class is the label, nan where that is no class."""
+    hits = (jnp.argmax(x, axis=-1) == label.astype(jnp.int32)).astype(jnp.float32)
+    return truth.of(hits) if isinstance(truth, _inputs.Labels) else hits
+
+
+def _widen(x: Array) -> Array:
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def _spread(mask: Array, shape: tuple[int, ...]) -> Array:
+    """Return weights, or whether an example counts, in the shape of values."""
+    weights = weights_of(mask)
+    weights = jnp.reshape(weights, weights.shape + (1,) * (len(shape) - weights.ndim))
+    return jnp.broadcast_to(weights, shape)
 
 
 def _weighed(values: Array, mask: Array) -> tuple[Array, Array]:
     """Return values times their weights, and the weights, both in the shape of the values."""
-    weights = weights_of(mask)
-    weights = jnp.reshape(weights, weights.shape + (1,) * (values.ndim - weights.ndim))
-    weights = jnp.broadcast_to(weights, values.shape)
+    weights = _spread(mask, values.shape)
     # Selected before it is multiplied: 0 * nan is nan.
     selected = jnp.where(counted(weights), values, 0)
     if weights.dtype != bool:

@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -99,3 +100,63 @@ def test_probability_labels_count_by_their_most_likely_class():
 
 def test_nothing_counted_is_nan():
     assert np.isnan(metrics.value((0.0, 0.0)))
+
+
+def test_gaps_of_opposite_signs_do_not_cancel():
+    """Half of the examples are sure and wrong, half are unsure and right: both are badly said."""
+    logits = jnp.log(jnp.array([[0.99, 0.01], [0.51, 0.49]]))
+    gaps = metrics.calibration(logits, jnp.array([1, 0]), jnp.ones(2, bool), num_bins=10)
+    np.testing.assert_allclose(metrics.value(gaps), (0.99 + 0.49) / 2, rtol=1e-5)
+
+
+def test_a_confidence_on_an_edge_is_in_the_bin_below():
+    logits = jnp.array([[0.0, 0.0], [0.0, 0.0], [20.0, -20.0]])
+    totals, _ = metrics.calibration(logits, jnp.array([1, 1, 1]), jnp.ones(3, bool), num_bins=2)
+    np.testing.assert_allclose(totals, [1, 1], atol=1e-6)
+
+
+ALL = {"accuracy": metrics.accuracy, "nll": metrics.nll, "calibration": metrics.calibration}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_labels_of_eight_bits(name):
+    logits, mask = 3 * np.random.default_rng(0).normal(size=(4, 300)), jnp.ones(4, bool)
+    labels = np.array([0, 44, 200, 255])
+    got, want = (
+        ALL[name](jnp.float32(logits), jnp.array(labels, d), mask) for d in ("uint8", "int32")
+    )
+    np.testing.assert_array_equal(got[0], want[0])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_label_that_is_no_class_is_named_or_nan_and_may_be_masked(name):
+    measure, logits = ALL[name], jnp.array([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]])
+    labels, mask = jnp.array([255, 1]), jnp.array([False, True])
+    words = f"{name}: labels has 255, expected 0 to 2 for 3 classes; a mask"
+    with pytest.raises(ValueError, match=words):
+        measure(logits, labels, jnp.ones(2, bool))
+    assert np.isnan(np.sum(jax.jit(measure)(logits, labels, jnp.ones(2, bool))[0]))
+    alone = measure(logits[1:], labels[1:], mask[1:])[0]
+    for other in (labels, jnp.array([-1, 1], jnp.int8)):
+        np.testing.assert_allclose(measure(logits, other, mask)[0], alone)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_labels_may_be_probabilities_and_real_numbers_are_refused(name):
+    logits, mask = jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.ones(2, bool)
+    hard = ALL[name](logits, jnp.array([0, 1]), mask)
+    np.testing.assert_allclose(ALL[name](logits, jnp.eye(2), mask)[0], hard[0], rtol=1e-6)
+    for labels in (jnp.ones(2), jnp.ones((2, 2)), jnp.array([[0.0, 1.0], [-1.0, 2.0]])):
+        with pytest.raises(ValueError, match=f"{name}: labels has "):
+            ALL[name](logits, labels, mask)
+    with pytest.raises(ValueError, match=rf"{name}: logits has shape \(2, 1\), one class"):
+        ALL[name](logits[:, :1], jnp.array([0, 1]), mask)
+
+
+def test_likelihood_of_probabilities_against_numpy():
+    logits, probs = np.array([[2.0, 1.0, 0.0]]), np.array([[0.7, 0.3, 0.0]])
+    log_probs = logits - np.log(np.exp(logits).sum())
+    got = metrics.nll(jnp.array([[2.0, 1.0, -jnp.inf]]), jnp.array([[1.0, 0, 0]]), jnp.ones(1) > 0)
+    np.testing.assert_allclose(got[0], np.log1p(np.exp(-1)), rtol=1e-6)
+    got = metrics.nll(jnp.array(logits), jnp.array(probs), jnp.ones(1) > 0)
+    np.testing.assert_allclose(got[0], -np.sum(probs * log_probs), rtol=1e-6)
