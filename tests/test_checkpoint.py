@@ -321,6 +321,64 @@ def test_another_dtype_and_other_leaves_are_named(tmp_path):
         checkpoint.restore(tmp_path, {})
 
 
+OWNER = {"run": "a1", "phase": "distilled", "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({**OWNER, "run": "b2"}, "its run is b2, not a1"),
+        ({**OWNER, "phase": "scratch"}, "its phase is scratch, not distilled"),
+        ({**OWNER, "seed": 0}, "its seed is 0, not 1"),
+        (None, "its run is None, not a1"),
+    ],
+)
+@pytest.mark.parametrize("save", ["now", "soon"])
+def test_a_checkpoint_of_another_training_is_not_taken(tmp_path, other, reason, save):
+    like = {"a": jnp.zeros(2)}
+    checkpoint.save(tmp_path / "own", 3, {"a": jnp.ones(2)}, owner=OWNER)
+    if save == "now":
+        checkpoint.save(tmp_path / "other", 9, {"a": jnp.full(2, 9.0)}, owner=other)
+    else:
+        with checkpoint.saving(tmp_path / "other", owner=other) as save_fn:
+            save_fn(9, {"a": jnp.full(2, 9.0)})
+    shutil.copytree(tmp_path / "other" / "9", tmp_path / "own" / "9")
+    message = f"step 9 in .* is of another training and not used: {reason}"
+    with pytest.warns(checkpoint.CheckpointWarning, match=message):
+        step, found = checkpoint.restore(tmp_path / "own", like, owner=OWNER)
+    assert (step, found["a"].tolist()) == (3, [1, 1])
+    assert checkpoint.restore(tmp_path / "own", like)[0] == 9, "whoever does not ask gets it"
+    with (
+        pytest.warns(checkpoint.CheckpointWarning),
+        pytest.raises(checkpoint.CheckpointError, match=f"{reason}: delete that folder to start"),
+    ):
+        checkpoint.restore(tmp_path / "other", like, owner=OWNER)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_not_taken(tmp_path):
+    for step in (5, 10):
+        checkpoint.save(tmp_path, step, {"a": jnp.full(2, step)})
+    (tmp_path / "10").rename(tmp_path / "20")
+    like = {"a": jnp.zeros(2, jnp.int32)}
+    with pytest.warns(checkpoint.CheckpointWarning, match="its step is 10, not 20"):
+        assert checkpoint.restore(tmp_path, like)[0] == 5
+    with pytest.raises(checkpoint.CheckpointError, match="its step is 10, not 20"):
+        checkpoint.restore(tmp_path, like, step=20)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"null", b"3", b"", b"{", b"{}", b"\xff{}", b'{"sha256": 1}', b"[" * 10**5]
+)
+def test_a_record_that_is_something_else_falls_back_too(tmp_path, content):
+    for step in (5, 10):
+        checkpoint.save(tmp_path, step, {"a": jnp.ones(2)}, score=0.5)
+    (tmp_path / "10" / "record.json").write_bytes(content)
+    with pytest.warns(checkpoint.CheckpointWarning, match=r"step 10 .* record\.json") as caught:
+        assert checkpoint.restore(tmp_path, {"a": jnp.ones(2)})[0] == 5
+    assert "\n" not in str(caught[0].message)
+    assert checkpoint.best_step(tmp_path) == 5
+
+
 def test_a_file_in_place_of_the_directory_is_an_os_error(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(OSError, match=r"cannot write .*taken"):

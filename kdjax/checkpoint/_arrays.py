@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,14 @@ _turns: dict[Path, Iterator[int]] = defaultdict(itertools.count)
 
 class Damaged(Exception):
     """Why a checkpoint cannot be trusted."""
+
+    called = "damaged"
+
+
+class Foreign(Damaged):
+    """Why a sound checkpoint is not the one that is wanted: it was written for something else."""
+
+    called = "of another training"
 
 
 def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
@@ -62,11 +70,16 @@ def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
         raise OSError(f"cannot write {path}: {_reason(error)}") from error
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path, *, whose: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read the manifest of a checkpoint and check every file against it, each process its share.
+
+    Args:
+        path: the checkpoint.
+        whose: what its metadata must say.
 
     Raises:
         Damaged: in all processes, if one of them found a damage.
+        Foreign: in all processes, if it says something else than `whose`.
     """
     manifest, damage = {}, ""
     try:
@@ -74,6 +87,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except Damaged as found:
         damage = str(found)
     _agree(path, damage)
+    for name, wanted in (whose or {}).items():
+        own = manifest["metadata"].get(name)
+        if own != wanted:
+            raise Foreign(f"its {name} is {own}, not {wanted}")
     return manifest
 
 
@@ -109,7 +126,7 @@ def _checked_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(content)
         seal = manifest.pop("sha256")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise Damaged(f"{MANIFEST} is not the JSON that was written") from error
     if seal != digest(manifest):
         raise Damaged(f"{MANIFEST} does not match its own digest")

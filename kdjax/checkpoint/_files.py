@@ -78,6 +78,6 @@ def _score(path: Path) -> float | None:
     try:
         score = json.loads((path / MANIFEST).read_text())["metadata"].get("score")
         return score if score is not None and math.isfinite(score) else None
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         # A damaged manifest: reading that checkpoint would say so.
         return None

@@ -1,6 +1,7 @@
 """Reading what was saved: the newest checkpoint that is sound, on any mesh."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from kdjax.types import PyTree
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint is damaged and an older one is used in its place."""
+    """A checkpoint is damaged, or another's, and an older one is used in its place."""
 
 
 class CheckpointError(ValueError):
@@ -22,10 +23,15 @@ class CheckpointError(ValueError):
 
 
 def restore(
-    directory: str | Path, like: PyTree, *, step: int | None = None
+    directory: str | Path,
+    like: PyTree,
+    *,
+    step: int | None = None,
+    owner: Mapping[str, Any] | None = None,
 ) -> tuple[int, PyTree] | None:
-    """Read the newest checkpoint that is sound, and warn of newer ones that are not.
+    """Read the newest checkpoint that is sound and its own, and warn of newer ones that are not.
 
+    A checkpoint that was written for another step than its name says is not its own.
     Where several processes train together, all of them must call; they may be others, in number
     and with another mesh, than those that saved.
 
@@ -34,12 +40,13 @@ def restore(
         like: arrays or `jax.ShapeDtypeStruct`s of the expected structure; their shardings say
             where the restored arrays go, whatever mesh they were written from.
         step: read the checkpoint of that step and no other; see `best_step`.
+        owner: what `save` was told; a checkpoint of another owner, or of none, is not taken.
 
     Returns:
         The step and the tree, or None if there is no checkpoint.
 
     Raises:
-        CheckpointError: if there are checkpoints and none is sound, or not that of `step`.
+        CheckpointError: if there are checkpoints and none can be used, or not that of `step`.
         ValueError: if a sound one holds other arrays than `like`.
     """
     directory = Path(directory).absolute()
@@ -50,26 +57,31 @@ def restore(
         if step not in steps:
             raise CheckpointError(f"{directory} has no checkpoint of step {step}, only {steps}")
         steps = [step]
+    reasons: list[Damaged] = []
     for at in reversed(steps):
         path = directory / str(at)
         try:
-            leaves = read_manifest(path)["leaves"]
+            leaves = read_manifest(path, whose={"step": at, **(owner or {})})["leaves"]
             _check_structure(path, leaves, like)
             return at, read_arrays(path, leaves, jax.tree.map(_abstract, like))
         except Damaged as damage:
             if step is not None:
-                raise CheckpointError(
-                    f"the checkpoint of step {step} in {directory} is damaged: {damage}"
-                ) from damage
-            unused = f"the checkpoint of step {at} in {directory} is damaged and not used: {damage}"
+                raise CheckpointError(f"{_found(path, damage)}: {damage}") from damage
+            reasons.append(damage)
             if is_leader():
+                unused = f"{_found(path, damage)} and not used: {damage}"
                 warnings.warn(unused, CheckpointWarning, stacklevel=2)
-    if steps:
+    if reasons:
+        kinds = " or ".join(sorted({reason.called for reason in reasons}))
         raise CheckpointError(
-            f"all checkpoints in {directory} are damaged (steps {', '.join(map(str, steps))}): "
-            "delete that folder to start anew"
+            f"all checkpoints in {directory} are {kinds} (steps {', '.join(map(str, steps))}), the "
+            f"last because {reasons[0]}: delete that folder to start anew"
         )
     return None
+
+
+def _found(path: Path, damage: Damaged) -> str:
+    return f"the checkpoint of step {path.name} in {path.parent} is {damage.called}"
 
 
 def _check_structure(path: Path, leaves: dict[str, Leaf], like: PyTree) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ def save(
     keep: int = 2,
     keep_best: bool = False,
     score: float | None = None,
+    owner: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint that is either complete or not there, then remove old ones.
 
@@ -47,17 +48,25 @@ def save(
         keep: how many of the newest checkpoints stay; with two, one can be damaged.
         keep_best: whether the one with the highest score stays too.
         score: how good this one is, for example its accuracy on validation examples.
+        owner: what tells this training from others, such as `{"seed": 1}`, in what JSON can hold:
+            `restore(owner=...)` takes no checkpoint of another.
 
     Raises:
         OSError: if it cannot be written; earlier checkpoints are untouched.
         ValueError: if `keep` is below two.
     """
     _check_keep("save", keep)
-    _save(Path(directory).absolute(), step, tree, keep, keep_best, score)
+    _save(Path(directory).absolute(), step, tree, keep, keep_best, score, owner)
 
 
 @contextlib.contextmanager
-def saving(directory: str | Path, *, keep: int = 2, keep_best: bool = False) -> Iterator[Save]:
+def saving(
+    directory: str | Path,
+    *,
+    keep: int = 2,
+    keep_best: bool = False,
+    owner: Mapping[str, Any] | None = None,
+) -> Iterator[Save]:
     """Write checkpoints in a thread while training goes on.
 
     The call copies the arrays on their devices, so that training may donate them, and returns. One
@@ -68,6 +77,7 @@ def saving(directory: str | Path, *, keep: int = 2, keep_best: bool = False) -> 
         directory: where the checkpoints of one training live; made if need be.
         keep: how many of the newest checkpoints stay; with two, one can be damaged.
         keep_best: whether the one with the highest score stays too.
+        owner: as for `save`.
 
     Yields:
         `save(step, tree, *, score=None)`. What it could not write is raised by its next call, or
@@ -92,7 +102,8 @@ def saving(directory: str | Path, *, keep: int = 2, keep_best: bool = False) -> 
         if saved[-1:] != [step]:
             saved.append(step)
             copies = jax.tree.map(_copy, tree)
-            pending.append(pool.submit(_save, directory, step, copies, keep, keep_best, score))
+            args = step, copies, keep, keep_best, score, owner
+            pending.append(pool.submit(_save, directory, *args))
             if exchange_needs_devices():
                 wait()
 
@@ -108,10 +119,16 @@ def saving(directory: str | Path, *, keep: int = 2, keep_best: bool = False) -> 
 
 
 def _save(
-    directory: Path, step: int, tree: PyTree, keep: int, keep_best: bool, score: float | None
+    directory: Path,
+    step: int,
+    tree: PyTree,
+    keep: int,
+    keep_best: bool,
+    score: float | None,
+    owner: Mapping[str, Any] | None,
 ) -> None:
     scored = {} if score is None or not math.isfinite(score) else {"score": float(score)}
-    write(directory / str(step), tree, {"step": step, **scored})
+    write(directory / str(step), tree, {**(owner or {}), "step": step, **scored})
     if is_leader():
         prune(directory, step, keep, keep_best=keep_best)
     exchange(f"prune {directory}", "done")
