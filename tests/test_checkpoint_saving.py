@@ -201,6 +201,28 @@ def test_two_runs_in_one_directory_and_one_that_died(tmp_path):
     assert restored(tmp_path)[0] == 1
 
 
+def test_a_second_lock_in_one_process_is_refused_and_frees_nothing(tmp_path):
+    with checkpoint.lock(tmp_path):
+        for same in (tmp_path, tmp_path / ".." / tmp_path.name):
+            with pytest.raises(checkpoint.InUse, match=f"in use by process {os.getpid()} on "):
+                checkpoint.lock(same).__enter__()
+        held = subprocess.run(
+            [sys.executable, "-c", HOLD.replace("600", "0"), str(tmp_path)],
+            capture_output=True, text=True, cwd=ROOT,
+        )  # fmt: skip
+        assert "InUse" in held.stderr, "another process is still kept out"
+    with checkpoint.lock(tmp_path):
+        pass
+
+
+def test_what_a_lock_that_is_a_link_leads_to_is_not_touched(tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match=r"\.lock is a symbolic link, expected a file: remove it"):
+        checkpoint.lock(tmp_path).__enter__()
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
 def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
