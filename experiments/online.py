@@ -78,11 +78,11 @@ def train(experiment: Experiment, settings: Settings, kind: str, seed: int) -> V
     state, step = prepared(experiment, settings, kind, seed, first, num_steps)
     label = f"{kind}, seed {seed}"
     directory = run.workdir / "checkpoints" / label.replace(" ", "_").replace(",", "")
-    state = runs.training.restored(directory, state)
+    log = runs.log.TrainingLog(run, kind, seed, label, num_steps)
+    state = runs.training.restored(log, directory, state)
     batches = kdjax.data.train_batches(
         examples, seed=seed, batch_size=size, start_step=kdjax.loop.step_of(state), rows=rows
     )
-    log = runs.log.TrainingLog(run, kind, seed, label, num_steps)
     trained = runs.training.fit(log, state, runs.training.Feed(step, batches), directory)
     own = trained.states[0] if kind == PEER else trained
     return kdjax.types.Variables(own.params["student"], own.model_state)

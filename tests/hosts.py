@@ -23,6 +23,8 @@ import toys
 
 from kdjax import checkpoint, data, distributed, loop, many, sharding, step
 from kdjax.distributed import _watchdog
+from kdjax.runs import distill, experiment, flags
+from kdjax.runs.settings import DataSettings
 from kdjax.types import Variables
 
 NUM_STEPS, SAVE_EVERY, TIMEOUT, NUM_DEVICES = 12, 5, 15.0, 8
@@ -43,6 +45,7 @@ class Scenario(NamedTuple):
     absent: int | None = None
     timeout: float = TIMEOUT
     without_store: bool = False
+    differ: str = ""
 
 
 SCENARIOS = {
@@ -62,6 +65,8 @@ SCENARIOS = {
     "one never comes": Scenario(4, (1, 2, 4), "d", absent=3, timeout=8.0),
     "preempted": Scenario(2, (1, 2, 4), "stopped", victim=1, number=signal.SIGTERM, at=3),
     "resumed by four": Scenario(4, (1, 2, 4), "stopped"),
+    "other flags": Scenario(2, (2, 4, 1), "flags", differ="flags"),
+    "other data": Scenario(2, (2, 4, 1), "data", differ="data"),
     "four": Scenario(4, (8, 1, 1), "four"),
     "one of four dies": Scenario(4, (8, 1, 1), "four killed", victim=2),
     "four again": Scenario(4, (8, 1, 1), "four killed"),
@@ -121,6 +126,9 @@ def train(out, scenario, me, port):
             process_id=me,
             timeout=scenario.timeout,
         )
+    if scenario.differ:
+        open_differing(out, scenario, me)
+        return
     sizes = dict(zip(("data", "fsdp", "tensor"), scenario.mesh, strict=True))
     mesh = sharding.make_mesh(**sizes)
     model, optimizer = toys.norm_model(), optax.sgd(0.1, momentum=0.9)
@@ -154,6 +162,15 @@ def train(out, scenario, me, port):
     if (scenario.victim, scenario.at, scenario.number) == (me, NUM_STEPS, ASLEEP):
         threading.Event().wait()
     report(out, model, state, mesh, start)
+
+
+def open_differing(out, scenario, me):
+    """Open a run whose processes were started with other flags, or see other data."""
+    own = {"temperature": 2.0 + me} if scenario.differ == "flags" else {}
+    sets_of = DataSettings(name="toy", dir=out / f"data{me}")
+    asked = distill.Settings(data=sets_of, workdir=out / scenario.directory, batch_size=8, **own)
+    with flags.plain_errors(resume_with=""), experiment.opened(asked):
+        print("opened", flush=True)
 
 
 def report(out, model, state, mesh, start):

@@ -95,14 +95,73 @@ def test_rows_state_the_gain_over_labels_alone():
     assert scratch[1] == scratch[4] == ""
 
 
-def test_the_log_tells_the_last_epoch_from_the_best():
-    rows = [
-        {"phase": "kd x 3", "seed": 0, "split": split, "step": at, "accuracy": accuracy}
-        for split, values in (("test", (0.3, 0.5, 0.4)), ("validation", (0.2, 0.1, 0.6)))
-        for at, accuracy in zip((10, 20, 30), values, strict=True)
-    ]
-    entry = compare._entry(rows[::-1], Trial("kd", 3.0, (0,)))
-    assert entry == Entry("kd", 3.0, (40.0,), (50.0,), (60.0,))
+@pytest.fixture
+def ended(tmp_path):
+    """The log of a training of three epochs that has ended."""
+    run = Run(workdir.MetricsLog(tmp_path / "metrics.jsonl"))
+    for at, test, validation in ((10, 0.3, 0.2), (20, 0.5, 0.1), (30, 0.4, 0.6)):
+        own = {"phase": "kd x 3", "seed": 0, "step": at}
+        run.log.append(**own, split="test", accuracy=test)
+        run.log.append(**own, split="validation", accuracy=validation)
+    run.log.append(phase="kd x 3", seed=0, step=30, split=compare.FINISHED)
+    return run
+
+
+TRIAL = Trial("kd", 3.0, (0,))
+
+
+def test_the_log_tells_the_last_epoch_from_the_best(ended):
+    assert compare._entry(ended, TRIAL) == Entry("kd", 3.0, (40.0,), (50.0,), (60.0,))
+
+
+@pytest.mark.parametrize("at", range(6))
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda line: b"",
+        lambda line: line[: len(line) // 2] + b"\n",
+        lambda line: line.replace(b"0.", b"0.9"),
+        lambda line: b"\xff" + line,
+        lambda line: b"[]\n",
+        lambda line: b"null\n",
+        lambda line: line + line,
+    ],
+)
+def test_no_figure_stands_in_for_one_that_is_lost(ended, at, harm):
+    path = ended.log.path
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:at], harm(lines[at]), *lines[at + 1 :]]))
+    with pytest.raises(
+        ValueError, match=r"metrics\.jsonl has lost lines of kd x 3, seed 0: .*delete"
+    ):
+        compare._entry(Run(workdir.MetricsLog(path)), TRIAL)
+
+
+def test_a_lost_line_is_not_made_up_for_by_the_next(ended):
+    path = ended.log.path
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], *lines[3:-1]]))
+    again = Run(workdir.MetricsLog(path))
+    again.log.append(phase="kd x 3", seed=0, step=30, split=compare.FINISHED)
+    with pytest.raises(ValueError, match="has lost lines"):
+        compare._entry(again, TRIAL)
+    again.log.rewind("kd x 3", 0, 0)
+    assert again.log.rows() == []
+
+
+def test_the_lines_of_another_run_are_none_of_this_one(ended):
+    other = workdir.MetricsLog(ended.log.path, run="b0")
+    assert other.rows() == []
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", '{"entries": [{}]}', '{"entries": 3}'])
+def test_a_damaged_comparison_is_one_line(tmp_path, content):
+    (tmp_path / "comparison.json").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"comparison\.json is damaged .*: run python -m"
+    ) as raised:
+        compare.read(tmp_path / "comparison.json")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_training_that_diverges_is_tabled_and_not_tried_again(monkeypatch, tmp_path):

@@ -193,6 +193,39 @@ def test_a_signal_saves_and_prints_the_command_that_goes_on(number, data_dir, tm
     assert any((directory / "checkpoints" / "scratch-0").iterdir())
 
 
+def test_checkpoints_of_others_are_refused_by_one_line(finished, data_dir, tmp_path, capsys):
+    def tried(play_fn):
+        directory = tmp_path / play_fn.__name__
+        shutil.copytree(finished[0], directory)
+        (directory / "finished").unlink()
+        play_fn(directory)
+        flags = ["--data.dir", data_dir, "--workdir", directory, *SMALL]
+        with (
+            pytest.raises(SystemExit),
+            pytest.warns(checkpoint.CheckpointWarning),
+        ):
+            distill.main([*map(str, flags)])
+        return capsys.readouterr().err.splitlines()
+
+    def of_another_seed(directory):
+        shutil.rmtree(directory / "checkpoints" / "scratch-1")
+        shutil.copytree(
+            directory / "checkpoints" / "scratch-0", directory / "checkpoints/scratch-1"
+        )
+
+    def of_another_phase(directory):
+        shutil.rmtree(directory / "checkpoints" / "scratch-1")
+        source = directory / "checkpoints" / "teacher-0"
+        shutil.copytree(source, directory / "checkpoints" / "scratch-1")
+
+    for play, reason in (
+        (of_another_seed, "its seed is 0, not 1"),
+        (of_another_phase, "its phase"),
+    ):
+        (line,) = tried(play)
+        assert line.startswith("error: all checkpoints in") and reason in line
+
+
 def test_another_mesh_resumes_and_agrees(finished, data_dir, tmp_path):
     directory = tmp_path / "mesh"
     flags = f"{QUICK_COMPILATION} {EIGHT_DEVICES}"

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import sets
 from hosts import NUM_STEPS, TIMEOUT
 
 from kdjax import data, distributed, sharding
@@ -101,6 +102,23 @@ def test_private_parts_of_jax_that_have_moved_are_not_an_error(parts, monkeypatc
     _watchdog.start(60.0)
     assert capsys.readouterr().err.count("\n") == 1
     assert not _watchdog._watching.is_set()
+
+
+@NAMED
+def test_processes_of_other_flags_or_data_do_not_train_together(tmp_path):
+    for me in (0, 1):
+        splits = {"train": sets.rows(40, seed=me), "test": sets.rows(9)}
+        sets.prepare(tmp_path / f"data{me}", splits)
+    found = play(tmp_path, "other flags", "other data")
+    for name, said in (
+        ("other flags", "process 0 has --temperature 2.0, process 1 has 3.0"),
+        ("other data", "process 0 has data.train.images "),
+    ):
+        lines = "".join(found[name]["err"])
+        assert f"error: {said}" in lines and "start all processes of a run alike" in lines
+        assert 2 in found[name]["status"] and 0 not in found[name]["status"]
+        assert found[name]["out"] == ["", ""] and "Traceback" not in lines
+    assert not (tmp_path / "flags").exists() and not (tmp_path / "data").exists()
 
 
 @NAMED

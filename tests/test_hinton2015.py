@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +23,9 @@ from experiments.hinton2015.study import (
     opened,
     write,
 )
-from kdjax import checkpoint, models
+from kdjax import checkpoint, data, models
 from kdjax.loop import Stopped
-from kdjax.runs import evaluation
+from kdjax.runs import evaluation, workdir
 from kdjax.runs.numbers import mean_and_deviation
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +117,65 @@ def test_report_leaves_what_it_has_not_found(tmp_path):
         ]
 
 
+@pytest.fixture
+def one_result(tmp_path):
+    """A work directory with one result, as a script would have written it."""
+    claim = Claim("right", "1 %", (2.0, 4.0), unit="%", bar=1.0, at_least=True)
+    facts = {"Commit": "c", "Device": "d", "Training time": "1 s", "Command": "python"}
+    of = {"title": "Section 4: new", "section": "ensemble", "facts": facts}
+    result = {**of, "claims": [dataclasses.asdict(claim)], "tables": [], "figures": {}, "notes": []}
+    (tmp_path / "ensemble").mkdir()
+    path = tmp_path / "ensemble" / "result.json"
+    workdir.write_json(path, workdir.sealed(result))
+    return path
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"[]",
+        lambda content: b"null",
+        lambda content: b"\xff",
+        lambda content: content[:-40],
+        lambda content: content.replace(b"4.0", b"1.0"),
+        lambda content: b'{"section": "ensemble"}',
+        lambda content: b'{"section": "ensemble", "claims": [{}]}',
+        lambda content: json.dumps({**json.loads(content), "section": "mnist"}).encode(),
+        lambda content: b'{"section": "mnist"}',
+    ],
+)
+def test_a_damaged_result_is_one_line(one_result, damage):
+    one_result.write_bytes(damage(one_result.read_bytes()))
+    with pytest.raises(
+        ValueError, match=r"result\.json is damaged .*: run python -m .*ensemble"
+    ) as e:
+        report.run(report.Settings(workdir=one_result.parents[1]))
+    assert "\n" not in str(e.value)
+
+
+def test_a_file_of_the_users_is_replaced_whole_and_in_its_own_lines(one_result, monkeypatch):
+    results = one_result.parents[1] / "RESULTS.md"
+    whole = f"a\r\n{report.BEGIN}\n{report.END}\r\nb\r\n".encode()
+    results.write_bytes(whole)
+    settings = report.Settings(workdir=one_result.parents[1], results=results)
+
+    def fail(path, content):
+        if path == results:
+            raise OSError("cannot write")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="cannot write"):
+        patch.setattr(workdir, "write_whole", fail)
+        report.run(settings)
+    assert results.read_bytes() == whole
+    report.run(settings)
+    found = results.read_bytes()
+    assert found.startswith(b"a\r\n<!--") and found.endswith(b"-->\r\nb\r\n")
+    assert b"3.0 \xc2\xb1 1.4" in found
+    results.write_bytes(b"\xff" + whole)
+    with pytest.raises(ValueError, match=r"RESULTS\.md .*expected text in UTF-8"):
+        report.run(settings)
+
+
 def test_wrong_use_is_one_line(tmp_path):
     missing = run("report", "--workdir", tmp_path, check=False)
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1
@@ -148,6 +208,58 @@ def test_interrupted_group_ends_in_the_same_bytes(tmp_path):
         jax.tree.leaves(whole.variables), jax.tree.leaves(resumed.variables), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_group_whose_asking_is_gone_is_not_taken(tmp_path):
+    with pytest.raises(Stopped):
+        train(make_study(tmp_path, lambda: True))
+    (tmp_path / "group" / "asked.json").unlink()
+    with pytest.raises(ValueError, match=r"has no asked\.json to tell whose its state is"):
+        train(make_study(tmp_path))
+
+
+def test_a_group_begun_for_another_directory_does_not_go_on(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(Stopped):
+            train(make_study(tmp_path / name, lambda: True))
+    shutil.rmtree(tmp_path / "b" / "group" / "state")
+    shutil.copytree(tmp_path / "a" / "group" / "state", tmp_path / "b" / "group" / "state")
+    with (
+        pytest.warns(checkpoint.CheckpointWarning),
+        pytest.raises(checkpoint.CheckpointError, match=r"its run is .*: delete that folder"),
+    ):
+        train(make_study(tmp_path / "b"))
+
+
+def test_networks_are_measured_on_the_data_that_they_were_trained_for(tmp_path, monkeypatch):
+    make_study(tmp_path)
+    load = data.load
+
+    def other(*args, **kwargs):
+        found = load(*args, **kwargs)
+        return found._replace(test=found.test._replace(label=found.test.label[::-1]))
+
+    monkeypatch.setattr(data, "load", other)
+    with pytest.raises(ValueError, match=r"the data\.test\.labels was "):
+        make_study(tmp_path)
+
+
+def test_a_work_directory_of_distill_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"to tell whose its config\.json is"):
+        make_study(tmp_path)
+
+
+def test_tables_name_the_commit_of_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir, "commit", lambda: "aaa")
+    train(make_study(tmp_path))
+    monkeypatch.setattr(workdir, "commit", lambda: "bbb")
+    study = make_study(tmp_path)
+    train(study)
+    write(study, "Title", Findings([Claim("right", "", (1.0,))]), command="python")
+    facts = json.loads((tmp_path / "test" / "result.json").read_text())["facts"]
+    assert facts["Commit"] == "aaa" and facts["Training began"].startswith("20")
 
 
 def test_group_of_another_recipe_is_not_reused(tmp_path):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.hinton2015.study import Recipe, Study
+from experiments.hinton2015.study import Recipe, Study, Trainings
 from kdjax import checkpoint, many, models, step, teachers, terms
 from kdjax.models import NetworkSpec
 from kdjax.objective import combine
@@ -20,6 +20,8 @@ from kdjax.runs.settings import OptimizerSettings
 from kdjax.runs.training import Training
 from kdjax.types import Array, Model, Objective, PyTree, Teacher, Variables
 
+ASKED = "asked.json"
+"""What is trained in a folder, and by what."""
 EVAL_BATCH_SIZE = 1000
 ObjectiveFn = Callable[[Any], Objective]
 
@@ -137,6 +139,7 @@ def train(
     if kept(directory / "trained") is None:
         with checkpoint.lock(directory):
             claim(directory, asked)
+            workdir.begin(directory / ASKED, **evaluation.trained_by(study.run.mesh))
             plan = _plan(cohort, name, settings, objective_fn, teacher or teachers.absent())
             variables, seconds = training.train_together(
                 study.run, plan, seeds, settings=settings, directory=directory / "state", **watch
@@ -145,7 +148,8 @@ def train(
             shutil.rmtree(directory / "state", ignore_errors=True)
     claim(directory, asked)
     variables, found = checkpoint.load_variables(directory / "trained")
-    study.trainings[name] = len(seeds), found["seconds"]
+    by = workdir.trained_by(directory / ASKED)
+    study.trainings[name] = Trainings(len(seeds), found["seconds"], by)
     return Networks(models.build(spec), variables)
 
 
@@ -168,10 +172,12 @@ def claim(directory: Path, asked: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if it was something else.
     """
-    path, otherwise = directory / "asked.json", "networks trained otherwise"
-    if not path.exists() and kept(directory / "trained"):
-        raise ValueError(f"{directory} holds {otherwise}: {path.name} is missing")
-    workdir.claim(path, workdir.plain(asked), otherwise=otherwise, prefix="")
+    workdir.claim(
+        *(directory / ASKED, workdir.plain(asked)),
+        otherwise="networks trained otherwise",
+        prefix="",
+        orphans=("trained", "state", "specialist_*"),
+    )
 
 
 def predict(run: Run, model: Model, variables: Variables, images: np.ndarray) -> np.ndarray:

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from experiments.hinton2015 import networks
-from experiments.hinton2015.study import PanelRecipe, Study
+from experiments.hinton2015.study import PanelRecipe, Study, Trainings
 from kdjax import checkpoint, models, specialists, step, teachers
 from kdjax.models import Network, NetworkSpec
-from kdjax.runs import recipes, teaching, training
+from kdjax.runs import evaluation, recipes, teaching, training, workdir
 from kdjax.runs.evaluation import Run
 from kdjax.runs.training import Training
 from kdjax.types import PyTree, Teacher, Variables
@@ -63,11 +63,13 @@ def obtain(study: Study, recipe: PanelRecipe, generalist: Network, seed: int) ->
     if not all(networks.kept(folder) for folder in folders):
         with checkpoint.lock(room):
             networks.claim(room, asked)
+            workdir.begin(room / networks.ASKED, **evaluation.trained_by(study.run.mesh))
             _train_missing(study, recipe, generalist, seed, folders)
     networks.claim(room, asked)
     found = [checkpoint.load_variables(folder) for folder in folders]
     seconds = sum(metadata["seconds"] for _, metadata in found)
-    study.trainings[name] = len(found), seconds
+    by = workdir.trained_by(room / networks.ASKED)
+    study.trainings[name] = Trainings(len(found), seconds, by)
     spec = dataclasses.replace(generalist.spec, num_classes=recipe.set_size + 1)
     class_sets = np.array([metadata["classes"] for _, metadata in found])
     shifts = [metadata["shift"] for _, metadata in found]

@@ -160,7 +160,8 @@ def watch(cohort: Cohort, few: np.ndarray, path: Path) -> Callable[[int, Variabl
         count, parts = hinton2015.networks.errors, (study.test, held_out)
         test, held = (count(now.logits(study.run, x.image), x.label) for x in parts)
         old = runs.workdir.read_json(path) or {}
-        runs.workdir.write_json(path, {**old, str(at): {"test": test, "held_out": held}})
+        now = {**old, str(at): {"test": test, "held_out": held}}
+        runs.workdir.write_json(path, runs.workdir.sealed(now))
 
     return watch_fn
 
@@ -174,9 +175,10 @@ def read_curve(path: Path) -> Curve:
     rows = runs.workdir.read_json(path)
     if rows is None:
         raise FileNotFoundError(f"{path} is missing: remove {path.parent} to train again")
-    steps = sorted(map(int, rows))
-    test, held = (np.array([rows[str(s)][k] for s in steps]) for k in ("test", "held_out"))
-    return Curve(steps, test, held)
+    with runs.workdir.reading(path):
+        steps = sorted(map(int, rows))
+        test, held = (np.array([rows[str(s)][k] for s in steps]) for k in ("test", "held_out"))
+        return Curve(steps, test, held)
 
 
 def recovered(

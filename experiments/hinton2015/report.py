@@ -45,14 +45,16 @@ class Settings:
     )
 
 
-def collect(workdir: Path) -> list[dict[str, Any]]:
+def collect(workdir: Path) -> dict[str, dict[str, Any]]:
     """Read the results of all sections that are finished, in the paper's order.
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if one is damaged.
     """
-    found = [runs.workdir.read_json(workdir / name / "result.json") for name in SECTIONS]
-    results = [result for result in found if result is not None]
+    paths = {name: workdir / name / "result.json" for name in SECTIONS}
+    found = {name: runs.workdir.read_json(p, mend=_mend(name)) for name, p in paths.items()}
+    results = {name: result for name, result in found.items() if result is not None}
     if not results:
         raise FileNotFoundError(
             f"{workdir} holds no results: run python -m experiments.hinton2015.mnist first"
@@ -62,19 +64,31 @@ def collect(workdir: Path) -> list[dict[str, Any]]:
 
 def run(settings: Settings) -> None:
     """Write the page, and the Markdown if asked."""
-    say, results = runs.console.say, collect(settings.workdir)
-    sections = [study.page_section(r, settings.workdir / r["section"]) for r in results]
+    say, results, sections, texts = runs.console.say, collect(settings.workdir), [], {}
+    for name, result in results.items():
+        folder = settings.workdir / name
+        with runs.workdir.reading(folder / "result.json", mend=_mend(name)):
+            if result["section"] != name:
+                raise ValueError(f"it is that of {result['section']}")
+            sections.append(study.page_section(result, folder))
+            texts[name] = study.markdown(result), study.summary_rows(result)
     page = settings.page or settings.workdir / "report.html"
     say(f"page: {runs.report.write_page(page, runs.report.Page(TITLE, sections, LEDE))}")
     heading = study.markdown_heading(("script", "what", "paper", "kdjax"))
-    for name, path, text_fn, head, start, gap in (
-        ("results", settings.results, study.markdown, "", "### ", "\n\n"),
-        ("summary", settings.summary, study.summary_rows, heading, "| `", "\n"),
+    for i, (name, path, head, start, gap) in enumerate(
+        (
+            ("results", settings.results, "", "### ", "\n\n"),
+            ("summary", settings.summary, heading, "| `", "\n"),
+        )
     ):
         if path is not None:
-            texts = {result["section"]: text_fn(result) for result in results}
-            _replace_part(path, texts, heading=head, start=start, gap=gap)
+            own = {section: both[i] for section, both in texts.items()}
+            _replace_part(path, own, heading=head, start=start, gap=gap)
             say(f"{name}: {path}")
+
+
+def _mend(section: str) -> str:
+    return f"run python -m experiments.hinton2015.{section} again"
 
 
 def _replace_part(
@@ -93,7 +107,9 @@ def _replace_part(
     Raises:
         ValueError: if the file has no marks.
     """
-    content = path.read_text()
+    # Bytes, so that line ends stay as they are.
+    with runs.workdir.reading(path, mend="expected text in UTF-8"):
+        content = path.read_bytes().decode()
     before, begin, rest = content.partition(BEGIN)
     part, end, after = rest.partition(END)
     if not begin or not end:
@@ -104,7 +120,8 @@ def _replace_part(
             found.setdefault(name[1], []).append(old.strip())
     merged = {**{name: gap.join(olds) for name, olds in found.items()}, **texts}
     parts = [heading, *(merged.get(name, "") for name in SECTIONS)]
-    path.write_text(f"{before}{BEGIN}\n\n{gap.join(filter(None, parts))}\n\n{END}{after}")
+    whole = f"{before}{BEGIN}\n\n{gap.join(filter(None, parts))}\n\n{END}{after}"
+    runs.workdir.write_whole(path, whole.encode())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import html
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import kdjax
 from kdjax import runs
@@ -139,6 +139,14 @@ class Findings:
     notes: Sequence[str] = ()
 
 
+class Trainings(NamedTuple):
+    """Networks that were trained together: how many, in which time, and what is noted of that."""
+
+    count: int
+    seconds: float
+    trained_by: Sequence[Mapping[str, str]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
     """Data and a place: what the body of a script works with."""
@@ -152,8 +160,8 @@ class Study:
     image_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    trainings: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
-    """Networks and seconds of every training that the script used, by name."""
+    trainings: dict[str, Trainings] = dataclasses.field(default_factory=dict)
+    """Every training that the script used, by name."""
 
     @property
     def root(self) -> Path:
@@ -220,8 +228,13 @@ def opened(
     (root / section).mkdir(parents=True, exist_ok=True)
     mine = {"quick": asked.quick, "data.validation_fraction": fraction, "seed": asked.seed}
     path = root / f"data-{name.replace('/', '-')}.json"
-    runs.workdir.claim(path, mine, otherwise="networks of other settings")
-    run = runs.experiment.open_run(root, stop_fn)
+    claimed = runs.workdir.claim(
+        *(path, mine),
+        otherwise="networks of other settings",
+        content=runs.fingerprints.of_data(dataset),
+        orphans=("config.json",),
+    )
+    run = runs.experiment.open_run(root, stop_fn, claimed)
     test = dataset.validation if fraction else dataset.test
     names, shape = dataset.label_names, dataset.image_shape
     mean, std = (tuple(float(x) for x in values) for values in (dataset.mean, dataset.std))
@@ -235,6 +248,7 @@ def write(study: Study, title: str, found: Findings, *, command: str) -> None:
         dataclasses.replace(c, paper="", bar=None) if study.quick else c for c in found.claims
     ]
     times = {"Training time": _times(study.trainings)}
+    trained_by = [by for own in study.trainings.values() for by in own.trained_by]
     result = {
         "title": title,
         "section": study.section,
@@ -242,7 +256,7 @@ def write(study: Study, title: str, found: Findings, *, command: str) -> None:
         "tables": [dataclasses.asdict(table) for table in found.tables],
         "figures": {name: caption for name, (_, caption) in found.figures.items()},
         "notes": list(found.notes),
-        "facts": runs.experiment.facts(study.run, command, **times),
+        "facts": {"Command": command, **times, **runs.experiment.origin(trained_by)},
     }
     text = "\n".join(
         f"{what:<62} {paper:>18} {ours:>16} {wanted:>8}  {met}".rstrip()
@@ -254,7 +268,7 @@ def write(study: Study, title: str, found: Findings, *, command: str) -> None:
         figures = {name: (draw(), caption) for name, (draw, caption) in found.figures.items()}
         return runs.report.Page(title, [_section(result, figures)])
 
-    runs.report.publish(folder, result, text, page, summary_name="result.json")
+    runs.report.publish(folder, runs.workdir.sealed(result), text, page, summary_name="result.json")
 
 
 def claim_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -319,12 +333,12 @@ def _section(
     )
 
 
-def _times(trainings: Mapping[str, tuple[int, float]]) -> str:
+def _times(trainings: Mapping[str, Trainings]) -> str:
     """List how long trainings took, of this run or of an earlier one in the same folder."""
-    total = sum(seconds for _, seconds in trainings.values())
+    total = sum(own.seconds for own in trainings.values())
     parts = [
-        f"{name} {seconds:.0f} s ({count} {'nets' if count > 1 else 'net'})"
-        for name, (count, seconds) in trainings.items()
+        f"{name} {own.seconds:.0f} s ({own.count} {'nets' if own.count > 1 else 'net'})"
+        for name, own in trainings.items()
     ]
     return f"{total:.0f} s: {', '.join(parts)}"
 

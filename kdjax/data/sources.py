@@ -52,6 +52,7 @@ class Dataset(NamedTuple):
     mean: np.ndarray
     std: np.ndarray
     splits: str
+    version: str = ""
 
 
 def load(
@@ -112,7 +113,7 @@ def load(
     source = f"split {test_split}" if test_split else f"{_TEST_FRACTION:.0%} of split {train_split}"
     splits = f"training and validation from split {train_split}, test from {source}"
     of_data = shape, num_classes, label_names, mean, std, splits
-    return Dataset(name, train, validation, test, *of_data)
+    return Dataset(name, train, validation, test, *of_data, str(info.version))
 
 
 def _cut(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         console,
         evaluation,
         experiment,
+        fingerprints,
         generator,
         log,
         measures,
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "console", "evaluation", "experiment", "generator", "log", "measures", "methods",
-    "networks", "numbers", "page", "recipes", "report", "teaching", "training", "workdir",
+    "console", "evaluation", "experiment", "fingerprints", "generator", "log", "measures",
+    "methods", "networks", "numbers", "page", "recipes", "report", "teaching", "training", "workdir",
 ]  # fmt: skip
 
 

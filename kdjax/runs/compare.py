@@ -28,7 +28,7 @@ from kdjax.runs.numbers import numbers
 from kdjax.runs.settings import METHOD, NOT_NEGATIVE, POSITIVE, MethodSettings
 
 if TYPE_CHECKING:
-    from kdjax.runs.evaluation import Arrays
+    from kdjax.runs.evaluation import Arrays, Run
     from kdjax.runs.experiment import Experiment
     from kdjax.runs.report import Page
     from kdjax.runs.teaching import TeacherResult
@@ -210,7 +210,8 @@ def report(
         figures = {"comparison": (figure, CAPTION)}
         return runs.report.results_page(title, _lede(entries), table, figures, known, notes=[NOTE])
 
-    summary = {"facts": known, "entries": [entry._asdict() for entry in entries]}
+    found = {"facts": known, "entries": [entry._asdict() for entry in entries]}
+    summary = runs.workdir.sealed(found)
     directory = experiment.run.workdir
     runs.report.publish(directory, summary, table, page, summary_name="comparison.json")
 
@@ -248,14 +249,17 @@ def read(path: Path) -> list[Entry]:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged.
     """
-    result = runs.workdir.read_json(path)
+    again = "run python -m experiments.compare again on the same work directory"
+    result = runs.workdir.read_json(path, mend=again)
     if result is None:
         raise FileNotFoundError(f"{path} does not exist: python -m experiments.compare writes it")
-    return [
-        Entry(e["method"], e["scale"], *(tuple(numbers(e[name])) for name in Entry._fields[2:]))
-        for e in result["entries"]
-    ]
+    with runs.workdir.reading(path, mend=again):
+        return [
+            Entry(e["method"], e["scale"], *(tuple(numbers(e[name])) for name in Entry._fields[2:]))
+            for e in result["entries"]
+        ]
 
 
 def _train(experiment: Experiment, teacher: TeacherResult, examples: Arrays, trial: Trial) -> Entry:
@@ -264,7 +268,8 @@ def _train(experiment: Experiment, teacher: TeacherResult, examples: Arrays, tri
     done = _ends(run.log.rows())
     # What diverged is worth another try where its bad steps are skipped.
     good = (FINISHED,) if settings.on_nonfinite == "skip" else ENDS
-    missing = [seed for seed in trial.seeds if done.get((trial.phase, seed)) not in good]
+    ended = {seed: done.get((trial.phase, seed), ("", 0))[0] for seed in trial.seeds}
+    missing = [seed for seed, end in ended.items() if end not in good]
     if missing:
         plan = _plan(experiment, teacher, examples, trial)
         # Short epochs would take less time than their measurement.
@@ -280,7 +285,7 @@ def _train(experiment: Experiment, teacher: TeacherResult, examples: Arrays, tri
                 end = DIVERGED
             run.log.append(phase=trial.phase, seed=seed, step=plan.num_steps, split=end)
         runs.training.forget_programs()
-    return _entry(run.log.rows(), trial)
+    return _entry(run, trial)
 
 
 def _plan(
@@ -310,27 +315,28 @@ def save_best(experiment: Experiment, teacher: TeacherResult, entries: Iterable[
     runs.console.say(f"student: {directory}, of {best.method}")
 
 
-def _ends(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], str]:
-    """Return how the trainings ended at last, by phase and seed."""
-    return {(row["phase"], row["seed"]): row["split"] for row in rows if row["split"] in ENDS}
+def _ends(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], tuple[str, int]]:
+    """Return how the trainings ended at last, and at which step, by phase and seed."""
+    ends = [row for row in rows if row.get("split") in ENDS]
+    return {(row["phase"], row["seed"]): (row["split"], row["step"]) for row in ends}
 
 
-def _entry(rows: Sequence[dict[str, Any]], trial: Trial) -> Entry:
-    lost = {key for key, end in _ends(rows).items() if end == DIVERGED}
+def _entry(run: Run, trial: Trial) -> Entry:
+    """Read the figures of a trial whose trainings have ended; all their lines must be there."""
+    ends = _ends(run.log.rows())
 
-    def accuracies(split: str, seed: int) -> list[float]:
-        if (trial.phase, seed) in lost:
-            return [float("nan")]
-        found = [
-            (row["step"], 100 * row["accuracy"])
-            for row in rows
-            if (row["phase"], row["seed"], row["split"]) == (trial.phase, seed, split)
-        ]
-        return [accuracy for _, accuracy in sorted(found)] or [float("nan")]
+    def rows(seed: int) -> list[dict[str, Any]]:
+        end, step = ends[trial.phase, seed]
+        return run.log.whole(trial.phase, seed, step) if end == FINISHED else []
 
-    test = [accuracies("test", seed) for seed in trial.seeds]
+    def accuracies(rows: list[dict[str, Any]], split: str) -> list[float]:
+        return [100 * row["accuracy"] for row in rows if row["split"] == split] or [math.nan]
+
+    by_seed = [rows(seed) for seed in trial.seeds]
+    with runs.workdir.reading(run.log.path):
+        test = [accuracies(own, "test") for own in by_seed]
+        validation = tuple(accuracies(own, "validation")[-1] for own in by_seed)
     last, best = tuple(values[-1] for values in test), tuple(map(max, test))
-    validation = tuple(accuracies("validation", seed)[-1] for seed in trial.seeds)
     return Entry(trial.method, trial.scale, last, best, validation)
 
 

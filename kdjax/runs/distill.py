@@ -42,10 +42,10 @@ def run(settings: Settings, command: str) -> None:
         command: what goes on with the same work directory.
     """
     settings = presets.applied(settings)
-    if runs.experiment.is_finished(settings):
-        return
     with runs.experiment.opened(settings) as experiment:
         own, decided = experiment.run, experiment.settings
+        if runs.experiment.is_finished(own):
+            return
         teacher = runs.teaching.obtain_teacher(experiment)
         examples = runs.teaching.student_examples(experiment)
         scratch = runs.teaching.plan_scratch(experiment, examples)
@@ -64,6 +64,7 @@ def run(settings: Settings, command: str) -> None:
         best = runs.measures.best_of(distilled, summary["distilled"])
         kdjax.models.save_network(own.workdir / "student", best.spec, best.variables)
         runs.page.write(experiment, teacher, summary, command)
+        runs.experiment.finish(own)
 
 
 def main(args: list[str] | None = None, program: str = "python -m experiments.distill") -> None:

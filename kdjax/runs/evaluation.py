@@ -12,7 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kdjax import data, loop, sharding, teachers
-from kdjax.runs.workdir import MetricsLog
+from kdjax._version import __version__
+from kdjax.distributed import is_leader
+from kdjax.runs import workdir
+from kdjax.runs.workdir import Claim, MetricsLog
 from kdjax.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
 
 Arrays = Mapping[str, Any]
@@ -28,6 +31,7 @@ class Run:
     mesh: Mesh
     log: MetricsLog
     stop_fn: Callable[[], bool]
+    claim: Claim | None = None
     log_every: int = 50
     eval_every: int | None = None
     checkpoint_every: int | None = None
@@ -37,9 +41,33 @@ class Run:
     workers: int = 0
     steps_per_call: int | None = None
 
+    def owner(self, phase: str, seed: int | None) -> dict[str, Any] | None:
+        """Return what tells the checkpoints of a training from those of others.
+
+        None where the directory is of a version that did not say so.
+        """
+        if self.claim is None or self.claim.run is None:
+            return None
+        return {"run": self.claim.run, "phase": phase, "seed": seed}
+
+    def begin(self) -> None:
+        """Note in the work directory by what its networks are trained from now on."""
+        if self.claim is not None and is_leader():
+            workdir.begin(self.claim.path, **trained_by(self.mesh))
+
     def layout_fn(self, tree: PyTree) -> PyTree:
         """Return where arrays of ours live: a training's state, a network's variables."""
         return sharding.shardings(tree, self.mesh, sharding.NETWORK_RULES)
+
+
+def trained_by(mesh: Mesh) -> dict[str, str]:
+    """Return by what networks are trained in this process: commit, device and versions."""
+    device = mesh.devices.flat[0]
+    return {
+        "commit": workdir.commit(),
+        "device": f"{mesh.size} x {device.device_kind} ({device.platform})",
+        "versions": f"kdjax {__version__}, jax {jax.__version__}",
+    }
 
 
 def measure(run: Run, eval_step: Any, variables: Variables, arrays: Arrays) -> dict[str, Any]:

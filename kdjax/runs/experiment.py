@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from kdjax._version import __version__
 from kdjax.checkpoint import lock
 from kdjax.loop import stop_on_signals
 from kdjax.models import Network
-from kdjax.runs import methods, networks, workdir
+from kdjax.runs import fingerprints, methods, networks, processes, workdir
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Run
 from kdjax.runs.networks import spec_of
@@ -32,20 +33,26 @@ class Experiment:
     given_teacher: Network | None
 
 
-def is_finished(settings: RunSettings) -> bool:
-    """Whether the work directory holds this run, finished; its table is shown again then."""
-    assert settings.workdir is not None
-    summary = workdir.read_json(settings.workdir / "summary.json")
-    config = workdir.read_json(settings.workdir / "config.json")
-    drawn = (settings.workdir / "report.html").exists()
-    if summary is None or config is None or not drawn:
+def is_finished(run: Run) -> bool:
+    """Whether the work directory holds this run, finished; its table is shown again then.
+
+    A summary that is not the one that was written is made again, from the checkpoints.
+    """
+    path, finished = run.workdir / "summary.json", run.workdir / "finished"
+    if not (path.exists() and finished.exists()):
         return False
-    asked = workdir.plain(dataclasses.asdict(settings))
-    if workdir.changed_setting(config["requested"], asked):
+    if finished.read_bytes() != _finished(run):
+        say(f"{path} is damaged or of another run: it is made again from the checkpoints")
         return False
-    say(format_table(summary))
-    say(f"finished: nothing left to do in {settings.workdir}")
+    say(format_table(json.loads(path.read_bytes())))
+    say(f"finished: nothing left to do in {run.workdir}")
     return True
+
+
+def finish(run: Run) -> None:
+    """Seal the summary of a run, when all that it leaves behind is written."""
+    if distributed.is_leader():
+        workdir.write_whole(run.workdir / "finished", _finished(run))
 
 
 @contextlib.contextmanager
@@ -59,6 +66,7 @@ def opened(settings: RunSettings) -> Iterator[Experiment]:
         The experiment; see `open_experiment`.
     """
     with stop_on_signals() as stop_fn:
+        processes.agree("settings", dataclasses.asdict(settings), prefix="--")
         dataset = load_dataset(settings)
         if stop_fn():
             raise KeyboardInterrupt
@@ -112,8 +120,8 @@ def open_experiment(
         The experiment.
 
     Raises:
-        ValueError: if the directory holds a run with other settings, or a setting does not fit the
-            data or the devices.
+        ValueError: if the directory holds a run with other settings, data or teacher, if processes
+            that train together differ in theirs, or a setting does not fit the data or the devices.
         OSError: if the directory cannot be written, or another run is at work in it.
     """
     settings = resolve(asked, dataset)
@@ -123,18 +131,22 @@ def open_experiment(
     # Before the directory is claimed: a teacher that does not fit must not leave a trace.
     given_teacher = _checked_networks(settings, dataset)
     with lock(settings.workdir):
-        if _claim(settings.workdir, asked, settings):
+        claimed = _claim(dataset, asked, settings)
+        if claimed.resumed:
             say(f"resuming the run in {settings.workdir}")
-        log = _log(settings.workdir)
+        log = _log(settings.workdir, claimed.run)
         own = {"mesh": mesh, "log": log, "stop_fn": stop_fn, "workers": settings.data.workers}
+        own["claim"] = claimed
         run = narrowed(Run, settings, **own)
         _describe(asked, settings, dataset, run)
         yield Experiment(settings, dataset, run, given_teacher)
 
 
-def open_run(directory: Path, stop_fn: Callable[[], bool]) -> Run:
+def open_run(
+    directory: Path, stop_fn: Callable[[], bool], claim: workdir.Claim | None = None
+) -> Run:
     """Return a run on all devices, with a log in a directory and everything else by default."""
-    return Run(directory, sharding.make_mesh(), _log(directory), stop_fn)
+    return Run(directory, sharding.make_mesh(), _log(directory, None), stop_fn, claim)
 
 
 def facts(run: Run, command: str, **own: str) -> dict[str, str]:
@@ -146,16 +158,27 @@ def facts(run: Run, command: str, **own: str) -> dict[str, str]:
         **own: what else a reader has to know, by name.
 
     Returns:
-        Text by name: command, commit and device, what is given, and versions.
+        Text by name: command, what is given, and what `origin` says of the work directory.
     """
-    device = jax.devices()[0]
-    return {
-        "Command": command,
-        "Commit": workdir.commit(),
-        "Device": f"{run.mesh.size} x {device.device_kind} ({device.platform})",
-        **own,
-        "Versions": f"kdjax {__version__}, jax {jax.__version__}",
-    }
+    noted = workdir.trained_by(run.claim.path) if run.claim else []
+    return {"Command": command, **own, **origin(noted)}
+
+
+def origin(trained_by: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return by what networks were trained, whatever makes a table of them later.
+
+    Args:
+        trained_by: what was noted while they were, see `workdir.begin`.
+
+    Returns:
+        Text by name: commit, device, versions and time; several where trainings went on elsewhere.
+    """
+
+    def said(name: str) -> str:
+        return ", ".join(dict.fromkeys(by[name] for by in trained_by)) or "not known"
+
+    names = {"Commit": "commit", "Device": "device", "Versions": "versions"}
+    return {**{name: said(key) for name, key in names.items()}, "Training began": said("time")}
 
 
 def _checked_networks(settings: Resolved, dataset: data.Dataset) -> Network | None:
@@ -174,30 +197,49 @@ def _checked_networks(settings: Resolved, dataset: data.Dataset) -> Network | No
     return given
 
 
-def _log(directory: Path) -> workdir.MetricsLog:
-    return workdir.MetricsLog(directory / "metrics.jsonl", writes=distributed.is_leader())
+def _log(directory: Path, run: str | None) -> workdir.MetricsLog:
+    path, writes = directory / "metrics.jsonl", distributed.is_leader()
+    return workdir.MetricsLog(path, writes=writes, run=run)
 
 
-def _claim(directory: Path, asked: RunSettings, settings: Resolved) -> bool:
-    """Let process 0 claim the work directory, and the others see that it is the same for them.
+def _finished(run: Run) -> bytes:
+    """Digest the summary as that of this run."""
+    own = run.claim.run if run.claim else None
+    return f"{own} {fingerprints.of_path(run.workdir / 'summary.json')}\n".encode()
 
-    Returns:
-        Whether a run is resumed.
-    """
-    resumed, path = False, directory / "config.json"
+
+def _claim(dataset: data.Dataset, asked: RunSettings, settings: Resolved) -> workdir.Claim:
+    """Let process 0 claim the work directory, and the others see that it is the same for them."""
+    directory, path = settings.workdir, settings.workdir / "config.json"
+    requested, decided = (workdir.plain(dataclasses.asdict(x)) for x in (asked, settings))
+    # What was decided, and what a script asks besides.
+    config = {**requested, **decided}
+    content = {
+        "data": fingerprints.of_data(dataset),
+        "teacher": fingerprints.of_path(settings.teacher.checkpoint),
+    }
+    processes.agree("content", {**content, "kdjax": __version__, "code": fingerprints.of_code()})
+    said, claimed = "", workdir.Claim(path, False, None)
     if distributed.is_leader():
         directory.mkdir(parents=True, exist_ok=True)
-        requested, decided = (workdir.plain(dataclasses.asdict(x)) for x in (asked, settings))
-        # What was decided, and what a script asks besides.
-        config, otherwise = {**requested, **decided}, "a run with other settings"
-        resumed = workdir.claim(path, config, otherwise=otherwise, requested=requested)
-    distributed.exchange("claim", "done")
+        usual = workdir.flatten(workdir.plain(dataclasses.asdict(type(asked)())))
+        given = workdir.flatten(requested)
+        claimed = workdir.claim(
+            *(path, config),
+            otherwise="a run with other settings",
+            content=content,
+            defaults=[n for n in workdir.flatten(config) if given.get(n) == usual.get(n)],
+            orphans=("checkpoints", "metrics.jsonl", "summary.json"),
+            requested=requested,
+        )
+        said = claimed.run or ""
+    claimed = claimed._replace(run=distributed.exchange("claim", said)[0] or None)
     if not path.exists():
         raise ValueError(
             f"--workdir {directory} must be on a file system that all processes share: process "
             f"{jax.process_index()} does not see what process 0 has written there"
         )
-    return resumed
+    return claimed
 
 
 def _mesh(settings: Resolved) -> Mesh:

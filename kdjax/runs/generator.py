@@ -120,11 +120,11 @@ def plan(
 def train(run: Run, plan: Plan, seed: int) -> "State":
     """Train generator and student from a seed, or from where an earlier run left them."""
     directory = run.workdir / "checkpoints" / f"data-free-{seed}"
-    state = training.restored(directory, plan.init(jax.random.key(seed), plan.teacher))
+    log = TrainingLog(run, "data-free", seed, f"student, seed {seed}", plan.num_steps)
+    state = training.restored(log, directory, plan.init(jax.random.key(seed), plan.teacher))
     # The step makes its own images.
     one_step = functools.partial(plan.step, teacher_variables=plan.teacher)
     feed = training.Feed(one_step, itertools.repeat({}))
-    log = TrainingLog(run, "data-free", seed, f"student, seed {seed}", plan.num_steps)
     trained: State = training.fit(log, state, feed, directory)
     return trained
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,24 @@ class TrainingLog:
         self.notes = {"train": ""}
         self.update: Callable[[int, str], None] = lambda step, note: None
 
+    @property
+    def owner(self) -> dict[str, Any] | None:
+        """What tells the checkpoints of the training from those of others."""
+        return self.run.owner(self.phase, self.seed)
+
     def goes_on(self, start: int) -> None:
         """Drop what was logged behind the step that training goes on from."""
         self.run.log.rewind(self.phase, self.seed, start)
         if start:
             done = "is trained" if start == self.num_steps else f"goes on from step {start}"
             say(f"{self.label:<14} {done} (read from its checkpoint)")
+        if start < self.num_steps:
+            self.run.begin()
         self.began = time.perf_counter() - self.run.log.seconds(self.phase, self.seed)
+
+    def ended(self, directory: Path) -> None:
+        """Raise a ValueError where lines of the training, kept in a directory, are lost."""
+        self.run.log.whole(self.phase, self.seed, self.num_steps, kept=directory)
 
     def write(self, at: int, split: str, measured: Mapping[str, Any]) -> None:
         """Log metrics of a split, and show them."""

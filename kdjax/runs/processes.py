@@ -1,12 +1,18 @@
-"""One process of several: joining those that train together."""
+"""One process of several: joining those that train together, and that they mean the same run."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+from kdjax.runs import workdir
 from kdjax.runs.settings import DistributedSettings
+
+# Where a process finds things, and how it reads them, is its own affair.
+OWN_SETTINGS = ("workdir", "data.dir", "data.workers")
 
 
 @contextlib.contextmanager
@@ -45,3 +51,31 @@ def together(settings: DistributedSettings) -> Iterator[Callable[[], None]]:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
         yield join
+
+
+def agree(about: str, known: Mapping[str, Any], *, prefix: str = "") -> None:
+    """Hold what this process knows against what the others do; all of them must call.
+
+    Args:
+        about: what it is about, in a word.
+        known: nested, as JSON holds it.
+        prefix: what comes before the name of the first entry that differs.
+
+    Raises:
+        ValueError: in all processes, naming the first entry that differs, and who differs.
+    """
+    from kdjax import distributed
+
+    mine = {
+        name: value
+        for name, value in workdir.flatten(workdir.plain(known)).items()
+        if name not in OWN_SETTINGS and not name.startswith("distributed.")
+    }
+    first, *others = map(json.loads, distributed.exchange(f"agree {about}", json.dumps(mine)))
+    for process, other in enumerate(others, 1):
+        if other != first:
+            name = min(n for n in first | other if first.get(n) != other.get(n))
+            raise ValueError(
+                f"process 0 has {prefix}{name.replace('_', '-')} {first.get(name)}, process "
+                f"{process} has {other.get(name)}: start all processes of a run alike"
+            )

@@ -142,14 +142,14 @@ def train_together(
         loop.NonFiniteLoss: if a member's loss was nan or infinite.
         loop.Stopped: if the run was asked to stop; the state is saved.
     """
-    states = restored(directory, sharding.replicate(_made_alike(training, seeds), run.mesh))
+    log = TrainingLog(run, training.phase, None, training.phase, training.num_steps)
+    states = restored(log, directory, sharding.replicate(_made_alike(training, seeds), run.mesh))
     examples = sharding.replicate(dict(training.examples), run.mesh)
     program = _program(training)
     source = jax.tree.map(jnp.asarray, training.teacher.variables)
     held = Partial(program, settings=settings, examples=examples, variables=source)
     most = min(STEPS_PER_CALL, training.num_steps)
     feed = Feed(held, _rows_together(training, seeds, loop.step_of(states)), most)
-    log = TrainingLog(run, training.phase, None, training.phase, training.num_steps)
 
     def watch(at: int, states: TrainState) -> dict[str, Any]:
         assert watch_fn is not None
@@ -202,9 +202,9 @@ def forget_programs() -> None:
     jax.clear_caches()
 
 
-def restored(directory: Path, state: Any) -> Any:
-    """Return the newest state of a directory, or this one where there is none."""
-    found = checkpoint.restore(directory, state)
+def restored(log: TrainingLog, directory: Path, state: Any) -> Any:
+    """Return the newest state that a directory has of a training, or this one where it is empty."""
+    found = checkpoint.restore(directory, state, owner=log.owner)
     return found[1] if found else state
 
 
@@ -233,16 +233,18 @@ def fit(
     Raises:
         loop.NonFiniteLoss: if a loss was nan or infinite.
         loop.Stopped: if the run was asked to stop; the state is saved.
+        ValueError: if lines of its log are damaged or gone.
     """
     run, start = log.run, loop.step_of(state)
     log.goes_on(start)
     if start == log.num_steps:
+        log.ended(directory)
         return state
-    best = [-np.inf]
+    best, kept = [-np.inf], {"keep": run.keep_last, "keep_best": run.keep_best}
     with (
         contextlib.ExitStack() as stack,
         progress(log.label, start, log.num_steps) as log.update,
-        checkpoint.saving(directory, keep=run.keep_last, keep_best=run.keep_best) as save_fn,
+        checkpoint.saving(directory, **kept, owner=log.owner) as save_fn,
     ):
         train_step = feed.train_step
         if run.profile:
@@ -258,7 +260,7 @@ def fit(
                     best[0] = score
                     save_fn(at, state, score=score)
 
-        return loop.fit(
+        state = loop.fit(
             train_step,
             state,
             feed.batches,
@@ -272,6 +274,8 @@ def fit(
             save_fn=save_fn,
             stop_fn=run.stop_fn,
         )
+    log.ended(directory)
+    return state
 
 
 def _validate(run: Run, training: Training, at: int, state: TrainState) -> dict[str, Any]:
@@ -409,7 +413,7 @@ def _restored_or_made(
     step.check_batch(batch, outputs)
     args = jax.random.key(seed), batch, outputs, training.start
     like = sharding.abstract(make, *args, layout_fn=run.layout_fn)
-    found = checkpoint.restore(directory, like)
+    found = checkpoint.restore(directory, like, owner=run.owner(training.phase, seed))
     state: TrainState = (
         found[1] if found else sharding.initialize(make, *args, layout_fn=run.layout_fn)
     )

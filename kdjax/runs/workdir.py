@@ -1,15 +1,24 @@
-"""A work directory: what was asked, what was measured, and whether it may go on."""
+"""A work directory: whose it is, what was asked and measured, and whether it may go on."""
 
 import contextlib
+import functools
+import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+import uuid
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from kdjax._version import __version__
+
+FORMAT = 2
+"""Of what this version writes into a directory; 1 had neither fingerprints nor seals."""
 # What may differ between a run and its continuation, because no number of a training depends on
 # it: where the run takes place, what it keeps and logs, how it uses memory and processes. A loss
 # that is not finite may just have stopped the run. Methods and scales of a comparison are trainings
@@ -19,6 +28,19 @@ FREE_SETTINGS = (
     *("methods", "num_best", "scales", "data.workers", "rematerialise", "steps_per_call"),
 )
 FREE_GROUPS = ("mesh.", "distributed.")
+# What the file of a claimed folder holds beside settings.
+_RECORDS = ("requested", "format", "kdjax", "run", "content", "trained_by")
+
+
+class Claim(NamedTuple):
+    """A folder that is claimed: its file, whether it was before, and what its run is known by.
+
+    Folders of older versions have no such name.
+    """
+
+    path: Path
+    resumed: bool
+    run: str | None
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -38,11 +60,18 @@ def plain(value: Any) -> Any:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is either complete or as it was."""
+    """Write a file that is either complete or as it was; a link stays one.
+
+    Raises:
+        OSError: naming the file.
+    """
+    path = path.resolve()
     partial = path.with_name(path.name + ".partial")
     with _naming(path):
         try:
             partial.write_bytes(content)
+            if path.exists():
+                shutil.copymode(path, partial)
             os.replace(partial, path)
         except OSError:
             with contextlib.suppress(OSError):
@@ -77,43 +106,98 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file, None if there is none.
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Put a digest beside what is about to be written: `read_json` takes nothing else then."""
+    whole = json.loads(_json(content))
+    return {**whole, "sha256": _digest(whole)}
+
+
+def read_json(path: Path, *, mend: str | None = None) -> dict[str, Any] | None:
+    """Read a JSON object, None if there is none.
+
+    Args:
+        path: the file.
+        mend: what to do where it is damaged. Default: to delete the folder.
 
     Raises:
-        ValueError: if it is no JSON.
+        ValueError: if it is none, or another than was written.
     """
     if not path.exists():
         return None
+    with reading(path, mend=mend):
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {json.dumps(content)[:20]}, expected an object")
+        # Files of older versions have no seal.
+        seal = content.pop("sha256", "nothing" if "format" in content else None)
+        if seal not in (None, _digest(content)):
+            raise ValueError("it does not match its own digest")
+    return content
+
+
+@contextlib.contextmanager
+def reading(path: Path, *, mend: str | None = None) -> Iterator[None]:
+    """Turn what a damaged file does to its reader into one line.
+
+    Raises:
+        ValueError: naming the file, the reason and what to do.
+    """
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{error}" if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        todo = mend or f"put a copy of it back, or delete {path.parent} to start anew"
+        line = " ".join(reason.split())[:120]
+        raise ValueError(f"{path} is damaged ({line}): {todo}") from error
 
 
-def changed_setting(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "--") -> str | None:
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def changed_setting(
+    old: dict[str, Any],
+    new: dict[str, Any],
+    *,
+    prefix: str = "--",
+    free: Collection[str] = (),
+    defaults: Collection[str] = (),
+) -> str | None:
     """Name the first setting that differs, apart from those that may.
 
     Args:
         old: nested settings of the run that the directory holds.
         new: those of the run that wants to go on in it.
         prefix: what comes before a setting's name.
+        free: which may, beside `FREE_SETTINGS` and `FREE_GROUPS`.
+        defaults: which have their default now, as they had where `old` does not know them.
 
     Returns:
         "--flag was OLD, is now NEW", or None.
     """
     before, after = flatten(old), flatten(new)
     for name in sorted(before.keys() | after.keys()):
-        free = name in FREE_SETTINGS or name.startswith(FREE_GROUPS)
-        if not free and before.get(name) != after.get(name):
-            flag = name.replace("_", "-")
-            return f"{prefix}{flag} was {before.get(name)}, is now {after.get(name)}"
+        flag = prefix + name.replace("_", "-")
+        if name not in after:
+            return f"{flag} was {before[name]}, which this command or version does not have"
+        may = name in (*FREE_SETTINGS, *free) or name.startswith(FREE_GROUPS)
+        known = name in before or name not in defaults
+        if known and not may and before.get(name) != after[name]:
+            return f"{flag} was {before.get(name)}, is now {after[name]}"
     return None
 
 
 def claim(
-    path: Path, settings: dict[str, Any], *, otherwise: str, prefix: str = "--", **beside: Any
-) -> bool:
+    path: Path,
+    settings: dict[str, Any],
+    *,
+    otherwise: str,
+    prefix: str = "--",
+    content: dict[str, Any] | None = None,
+    defaults: Collection[str] = (),
+    orphans: Collection[str] = (),
+    **beside: Any,
+) -> Claim:
     """Write into a folder what it is for, or hold these settings against what is written there.
 
     Args:
@@ -121,27 +205,76 @@ def claim(
         settings: nested, as JSON holds them.
         otherwise: what to say of the folder where they differ from what is written.
         prefix: what comes before the name of the first setting that does.
+        content: fingerprints of what the settings' paths lead to; where they are kept, data may
+            move, and be nothing else.
+        defaults: settings that an older folder need not know, because they have their default.
+        orphans: patterns of files that mean nothing in a folder without the JSON file.
         **beside: what else is written into a new file; it is not compared.
 
     Returns:
-        Whether the folder was claimed already.
+        The claim.
 
     Raises:
-        ValueError: naming the first setting that differs.
+        ValueError: naming the first setting or content that differs, or the orphan.
     """
     old = read_json(path)
     if old is None:
-        write_json(path, {**settings, **beside})
-        return False
-    compared = {name: value for name, value in old.items() if name not in beside}
-    changed = changed_setting(compared, settings, prefix=prefix)
+        if left := [found.name for pattern in orphans for found in path.parent.glob(pattern)]:
+            raise ValueError(
+                f"{path.parent} has no {path.name} to tell whose its {left[0]} is: "
+                "take another folder, or delete what it holds"
+            )
+        made = {"format": FORMAT, "kdjax": __version__, "content": content}
+        run = uuid.uuid4().hex[:16]
+        write_json(path, sealed({**settings, **beside, **made, "run": run}))
+        return Claim(path, False, run)
+    with reading(path):
+        if old.get("format", 1) > FORMAT:
+            raise ValueError(f"kdjax {__version__} is older than {old['kdjax']}, which wrote it")
+        held = {name: value for name, value in old.items() if name not in _RECORDS}
+        changed = changed_setting(
+            *(held, settings), prefix=prefix, free=_moved(old, settings), defaults=defaults
+        )
+        known = old.get("content")
     if changed:
         raise ValueError(f"{path.parent} holds {otherwise}: {changed}")
-    return True
+    if known is not None and content is not None:
+        changed = changed_setting(known, content, prefix="the ", defaults=flatten(content))
+        if changed:
+            raise ValueError(f"{path.parent} holds a run on other content: {changed}")
+    return Claim(path, True, old.get("run"))
 
 
+def _moved(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return which paths may differ: what they lead to has a fingerprint."""
+    if old.get("content") is None:
+        return []
+    teachers = (flatten(settings).get("teacher.checkpoint") for settings in (old, new))
+    return ["data.dir", *(["teacher.checkpoint"] if None not in teachers else [])]
+
+
+def begin(path: Path, **by: str) -> None:
+    """Note in a claimed folder by what its networks are trained from now on, and the time."""
+    config = read_json(path)
+    # Of an older folder it is not known what began it.
+    if config is None or "format" not in config:
+        return
+    noted = config.get("trained_by", [])
+    last = {name: value for name, value in noted[-1].items() if name != "time"} if noted else {}
+    if last != by:
+        now = {**by, "time": time.strftime("%Y-%m-%d %H:%M %Z")}
+        write_json(path, sealed({**config, "trained_by": [*noted, now]}))
+
+
+def trained_by(path: Path) -> list[dict[str, str]]:
+    """Read what `begin` has noted, in order; nothing of a folder of an older version."""
+    with reading(path):
+        return list((read_json(path) or {}).get("trained_by", []))
+
+
+@functools.cache
 def commit() -> str:
-    """Name the commit that runs, marked where files differ from it."""
+    """Name the commit that runs, marked where files differ from it, as it was at the first call."""
     try:
         command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
         own, silent = Path(__file__).parent, subprocess.DEVNULL
@@ -153,47 +286,100 @@ def commit() -> str:
 class MetricsLog:
     """Appends to `metrics.jsonl`: one JSON object a line, with phase, seed, step and time.
 
-    Of several processes only the one that is told so writes.
+    A line has its number among those of its training, and a checksum, so that one that is damaged
+    or gone is missed. Of several processes only the one that is told so writes.
     """
 
-    def __init__(self, path: Path, *, writes: bool = True):
+    def __init__(self, path: Path, *, writes: bool = True, run: str | None = None):
         self.path, self.writes = path, writes
+        self._start = zlib.crc32((run or "").encode())
+        self._last: dict[tuple[str, int | None], int] | None = None
 
     def append(self, **row: Any) -> None:
         """Write one line, with the wall time in seconds since the epoch."""
         if not self.writes:
             return
-        line = _json({**row, "wall_time": round(time.time(), 3)})
+        if self._last is None:
+            self._last = {}
+            for old in self.rows():
+                self._last[_training(old)] = self._number(old)
+        number = self._last[_training(row)] = self._number(row)
+        numbered = {**row, "wall_time": round(time.time(), 3), "row": number}
         with _naming(self.path), self.path.open("a") as file:
-            file.write(line + "\n")
+            file.write(self._line(numbered))
 
     def seconds(self, phase: str, seed: int | None) -> float:
         """Return how long a training has taken until its last line, interruptions left out."""
-        own = [r for r in self.rows() if (r["phase"], r["seed"]) == (phase, seed)]
+        own = [r for r in self.rows() if _training(r) == (phase, seed)]
         return max((row.get("seconds", 0.0) for row in own), default=0.0)
 
     def total_seconds(self) -> float:
         """Return how long all trainings have taken together, interruptions left out."""
-        trainings = {(row["phase"], row["seed"]) for row in self.rows()}
+        trainings = set(map(_training, self.rows()))
         return sum(self.seconds(*training) for training in trainings)
 
     def rewind(self, phase: str, seed: int | None, step: int) -> None:
         """Drop the lines of a phase behind a step: it is about to be trained again from there."""
         if not self.writes or not self.path.exists():
             return
-        kept = [
-            r for r in self.rows() if (r["phase"], r["seed"]) != (phase, seed) or r["step"] <= step
-        ]
-        write_whole(self.path, "".join(_json(row) + "\n" for row in kept).encode())
+        kept = [r for r in self.rows() if _training(r) != (phase, seed) or r["step"] <= step]
+        write_whole(self.path, "".join(map(self._line, kept)).encode())
+        self._last = None
 
     def rows(self) -> list[dict[str, Any]]:
-        """Read all complete lines; a line that a kill tore apart is left out."""
+        """Read all sound lines; one that a kill tore apart, or that is damaged, is left out."""
         rows = []
         for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
+            with contextlib.suppress(
+                ValueError, KeyError, TypeError, AttributeError, RecursionError
+            ):
+                rows.append(self._checked(json.loads(line)))
         return rows
+
+    def whole(
+        self, phase: str, seed: int | None, step: int, *, kept: Path | None = None
+    ) -> list[dict[str, Any]]:
+        """Return all lines of a training, which end at a step.
+
+        Args:
+            phase: of the training.
+            seed: of the training.
+            step: its last.
+            kept: where its checkpoints are. Default: a folder beside the log.
+
+        Raises:
+            ValueError: if one of the lines is damaged or gone.
+        """
+        kept = kept or self.path.parent / "checkpoints" / f"{phase}-{seed}"
+        own = [r for r in self.rows() if _training(r) == (phase, seed)]
+        # Lines of older versions have no number.
+        found = (own[-1]["step"], own[-1].get("row", len(own))) if own else None
+        if self.writes and found != (step, len(own)):
+            raise ValueError(
+                f"{self.path} has lost lines of {phase}, seed {seed}: put a copy of it back, or "
+                f"delete {kept} to train that again"
+            )
+        return own
+
+    def _number(self, row: dict[str, Any]) -> int:
+        """Return the number of a row among those of its training, the next where it has none."""
+        assert self._last is not None
+        return int(row.get("row", self._last.get(_training(row), 0) + 1))
+
+    def _line(self, row: dict[str, Any]) -> str:
+        return _json({**row, "check": self._check(row)}) + "\n"
+
+    def _check(self, row: dict[str, Any]) -> str:
+        return f"{zlib.crc32(_json(row).encode(), self._start):08x}"
+
+    def _checked(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a row without its checksum; raise a ValueError where that differs."""
+        if row.pop("check", None) not in (self._check(row), None):
+            raise ValueError("damaged")
+        _training(row), int(row["step"])
+        return row
+
+
+def _training(row: dict[str, Any]) -> tuple[str, int | None]:
+    """Return whose a row is."""
+    return row["phase"], row["seed"]
