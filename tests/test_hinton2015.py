@@ -138,6 +138,7 @@ def one_result(tmp_path):
         lambda content: b"\xff",
         lambda content: content[:-40],
         lambda content: content.replace(b"4.0", b"1.0"),
+        lambda content: content.replace(b"4.0", b"1.0").replace(b"sha256", b"sha255"),
         lambda content: b'{"section": "ensemble"}',
         lambda content: b'{"section": "ensemble", "claims": [{}]}',
         lambda content: json.dumps({**json.loads(content), "section": "mnist"}).encode(),

@@ -176,7 +176,7 @@ def read_curve(path: Path) -> Curve:
     if rows is None:
         raise FileNotFoundError(f"{path} is missing: remove {path.parent} to train again")
     with runs.workdir.reading(path):
-        steps = sorted(map(int, rows))
+        steps = sorted(int(name) for name in rows if name.isdecimal())
         test, held = (np.array([rows[str(s)][k] for s in steps]) for k in ("test", "held_out"))
         return Curve(steps, test, held)
 

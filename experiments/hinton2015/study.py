@@ -231,7 +231,7 @@ def opened(
     claimed = runs.workdir.claim(
         *(path, mine),
         otherwise="networks of other settings",
-        content=runs.fingerprints.of_data(dataset),
+        content={"data": runs.fingerprints.of_data(dataset)},
         orphans=("config.json",),
     )
     run = runs.experiment.open_run(root, stop_fn, claimed)

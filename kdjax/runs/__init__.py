@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "console", "evaluation", "experiment", "fingerprints", "generator", "log", "measures",
-    "methods", "networks", "numbers", "page", "recipes", "report", "teaching", "training", "workdir",
+    "methods", "networks", "numbers", "page", "recipes", "report", "teaching", "training",
+    "workdir",
 ]  # fmt: skip
 
 

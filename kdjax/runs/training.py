@@ -240,11 +240,13 @@ def fit(
     if start == log.num_steps:
         log.ended(directory)
         return state
-    best, kept = [-np.inf], {"keep": run.keep_last, "keep_best": run.keep_best}
+    best = [-np.inf]
     with (
         contextlib.ExitStack() as stack,
         progress(log.label, start, log.num_steps) as log.update,
-        checkpoint.saving(directory, **kept, owner=log.owner) as save_fn,
+        checkpoint.saving(
+            directory, keep=run.keep_last, keep_best=run.keep_best, owner=log.owner
+        ) as save_fn,
     ):
         train_step = feed.train_step
         if run.profile:

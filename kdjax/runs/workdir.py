@@ -107,8 +107,8 @@ def _finite(content: Any) -> Any:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Put a digest beside what is about to be written: `read_json` takes nothing else then."""
-    whole = json.loads(_json(content))
+    """Put format and digest beside what is about to be written: `read_json` takes nothing else."""
+    whole = json.loads(_json({"format": FORMAT, **content}))
     return {**whole, "sha256": _digest(whole)}
 
 
@@ -224,7 +224,7 @@ def claim(
                 f"{path.parent} has no {path.name} to tell whose its {left[0]} is: "
                 "take another folder, or delete what it holds"
             )
-        made = {"format": FORMAT, "kdjax": __version__, "content": content}
+        made = {"kdjax": __version__, "content": content}
         run = uuid.uuid4().hex[:16]
         write_json(path, sealed({**settings, **beside, **made, "run": run}))
         return Claim(path, False, run)
