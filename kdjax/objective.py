@@ -23,6 +23,11 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
     Where `inputs.mask` holds numbers, examples weigh as much: sum(m * values) / sum(m). Terms
     themselves are told who counts, `mask > 0`: in what relates examples each that counts is one.
 
+    A mask of pixels, [batch, height, width], or of tokens weighs the values of terms that have one
+    for each. What has one per example, as losses of feature maps do, is averaged over the examples
+    of which anything counts. Where a mask of tokens, [batch, tokens], meets features of tokens,
+    [batch, tokens, width], tokens are the examples of all terms, and padding has no say.
+
     Args:
         terms: the losses by name.
         weights: for each name a number or a schedule of the step.
@@ -50,7 +55,7 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
 
     def init(key: Array, inputs: TermInputs) -> Variables:
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
-        inputs = inputs._replace(mask=counted(weights_of(inputs.mask)))
+        inputs, _ = _seen(inputs)
         variables = {}
         for name in names:
             with _named(name, inputs):
@@ -63,13 +68,12 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
     def apply(
         params: PyTree, state: PyTree, inputs: TermInputs, *, step: Array | int = 0
     ) -> tuple[Array, PyTree, Metrics]:
-        loss, mask = jnp.zeros((), jnp.float32), weights_of(inputs.mask)
-        seen = inputs._replace(mask=counted(mask))
+        loss, (seen, mask) = jnp.zeros((), jnp.float32), _seen(inputs)
         new_state, metrics = {}, {}
         for name in names:
             with _named(name, inputs):
                 values, new_state[name] = terms[name].apply(params[name], state[name], seen)
-            total, count = masked_sum(_per_example(name, values, mask), mask)
+            total, count = masked_sum(values, _at_grain_of(name, values, mask))
             metrics[f"loss/{name}"] = (total, count)
             loss = loss + mean_of(_at(weights[name], step) * total, count)
         num_valid = jnp.sum(mask, dtype=jnp.float32)
@@ -94,10 +98,29 @@ def _named(name: str, inputs: TermInputs) -> Iterator[None]:
         ) from error
 
 
-def _per_example(name: str, values: Array, mask: Array) -> Array:
+def _seen(inputs: TermInputs) -> tuple[TermInputs, Array]:
+    """Return what terms see, who counts among it, and the weights of all."""
+    weights = weights_of(inputs.mask)
+    shape = weights.shape
+    features = [
+        x for of in (inputs.student, inputs.teacher) if of is not None for x in of.features.values()
+    ]
+    if len(shape) == 2 and features and all(x.shape[:-1] == shape for x in features):
+
+        def flat(x: Array) -> Array:
+            return x.reshape(-1, *x.shape[2:]) if x.shape[:2] == shape else x
+
+        inputs, weights = jax.tree.map(flat, (inputs, weights))
+    return inputs._replace(mask=counted(weights)), weights
+
+
+def _at_grain_of(name: str, values: Array, mask: Array) -> Array:
+    """Return the mask as the values have it: for each, or for each example."""
+    if values.ndim < mask.ndim and values.shape == mask.shape[:1]:
+        return jnp.any(mask > 0, axis=tuple(range(1, mask.ndim)))
     if values.shape[: mask.ndim] != mask.shape:
         raise ValueError(
             f"combine: term {name!r} returned values of shape {values.shape}, "
             f"expected one value per example, {mask.shape} like the mask"
         )
-    return values
+    return mask

@@ -7,7 +7,7 @@ import optax
 import pytest
 import toys
 
-from kdjax import step, teachers, terms
+from kdjax import losses, step, teachers, terms
 from kdjax.objective import combine
 from kdjax.types import Outputs, Teacher, Term, TermInputs, Variables
 
@@ -171,3 +171,69 @@ def test_ensemble_and_stored_explain_misuse():
         teachers.ensemble([one], temperature=0.0)
     with pytest.raises(ValueError, match="no 'teacher_logits'"):
         teachers.stored().apply((), {"image": jnp.zeros(1)})
+
+
+def featured(shape, seed):
+    rng = np.random.default_rng(seed)
+    return Outputs(
+        jnp.asarray(rng.normal(size=(*shape, 5))), {"f": jnp.asarray(rng.normal(size=(*shape, 3)))}
+    )
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_losses_of_features_look_at_the_tokens_that_count_alone(weights):
+    rng = np.random.default_rng(0)
+    mask = np.arange(6) < np.array([[2], [6], [3], [0]])
+    if weights:
+        mask = mask * rng.uniform(0.5, 2, mask.shape).astype(np.float32)
+    student, teacher = featured((4, 6), 1), featured((4, 6), 2)
+    objective = combine(
+        {
+            "at": terms.of(losses.projected_feature_loss, student="f", teacher="f"),
+            "soft": terms.soft_targets(),
+        },
+        {"at": 1.0, "soft": 1.0},
+    )
+
+    def measured(student, teacher):
+        batch = {"label": jnp.zeros((4, 6), int)}
+        _, _, metrics = objective.apply(
+            {"at": {}, "soft": {}},
+            {"at": {}, "soft": {}},
+            TermInputs(batch, student, teacher, mask),
+        )
+        return [float(np.divide(*metrics[f"loss/{name}"])) for name in ("at", "soft")]
+
+    found = measured(student, teacher)
+    squares = np.square(np.asarray(student.features["f"]) - teacher.features["f"]).mean(-1)
+    soft = losses.soft_target_loss(student.logits, teacher.logits)
+    expected = [np.sum(mask * values) / np.sum(mask) for values in (squares, soft)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    other = jax.tree.map(
+        lambda x: jnp.where(jnp.asarray(mask)[..., None] > 0, x, 7), (student, teacher)
+    )
+    np.testing.assert_array_equal(measured(*other), found)
+
+
+def test_losses_of_maps_are_averaged_over_images_where_pixels_are_masked():
+    mask = np.random.default_rng(0).random((4, 2, 2)) < 0.5
+    mask[0], mask[1, 0, 0] = False, True
+    student, teacher = featured((4, 2, 2), 1), featured((4, 2, 2), 2)
+    objective = combine(
+        {
+            "at": terms.of(losses.attention_transfer_loss, student="f", teacher="f"),
+            "sp": terms.of(losses.similarity_preserving_loss, student="f", teacher="f"),
+            "soft": terms.soft_targets(),
+        },
+        {"at": 1.0, "sp": 1.0, "soft": 1.0},
+    )
+    none = {"at": {}, "sp": {}, "soft": {}}
+    _, _, metrics = objective.apply(none, none, TermInputs({}, student, teacher, mask))
+    one, two, some = student.features["f"], teacher.features["f"], mask.any((1, 2))
+    expected = {
+        "at": losses.attention_transfer_loss(one, two)[some].mean(),
+        "sp": losses.similarity_preserving_loss(one, two, mask=some)[some].mean(),
+        "soft": losses.soft_target_loss(student.logits, teacher.logits)[mask].mean(),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(np.divide(*metrics[f"loss/{name}"]), value, rtol=1e-5)

@@ -6,7 +6,15 @@ from typing import Any
 import jax
 
 from kdjax import losses
-from kdjax.terms._reading import Paths, feature_of, pair_paths, paths_of, teacher_of, total
+from kdjax.terms._reading import (
+    Paths,
+    examples_of,
+    feature_of,
+    pair_paths,
+    paths_of,
+    teacher_of,
+    total,
+)
 from kdjax.terms._signature import Signature, signature_of
 from kdjax.types import Array, Outputs, PyTree, Term, TermInputs, Variables
 
@@ -203,6 +211,8 @@ def _reader(
 ) -> Reader:
     """Return what fills a parameter."""
     side = _side(name)
+    if name == "mask" and paths:
+        return lambda x: examples_of(x.mask)
     if side:
         network, chosen = _NETWORKS[side], paths[side]
         if isinstance(chosen, str):

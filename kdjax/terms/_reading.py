@@ -70,6 +70,11 @@ def pair_paths(term: str, student: Paths, teacher: Paths) -> list[tuple[str, str
     return list(zip(students, teachers, strict=True))
 
 
+def examples_of(mask: Array) -> Array:
+    """Return which examples count, [batch], whatever a mask tells of their parts."""
+    return jnp.any(mask, axis=tuple(range(1, mask.ndim))) if mask.ndim > 1 else mask
+
+
 def rows_of(term: str, inputs: TermInputs, student: str, teacher: str) -> tuple[Array, Array]:
     """Return both features as rows, [batch, width], float32 or wider, for a map to learn on.
 
@@ -79,7 +84,7 @@ def rows_of(term: str, inputs: TermInputs, student: str, teacher: str) -> tuple[
     def rows(x: Array) -> Array:
         flat = x.reshape(len(x), -1)
         wide = flat.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return jnp.where(inputs.mask[:, None], wide, 0)
+        return jnp.where(examples_of(inputs.mask)[:, None], wide, 0)
 
     own, taught = pair_of(term, inputs, student, teacher)
     return rows(own), rows(jax.lax.stop_gradient(taught))
