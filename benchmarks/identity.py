@@ -148,10 +148,17 @@ def contents() -> dict[str, Play]:
         label[-1] = (label[-1] + 1) % 10
         return found._replace(validation=found.validation._replace(label=label))
 
+    def then(
+        first: Callable[[Path], None], change_fn: Callable[[data.Dataset], data.Dataset]
+    ) -> Play:
+        def play(directory: Path) -> Any:
+            first(directory)
+            return other_data(change_fn)
+
+        return play
+
     return {
-        f"other {change.__name__}, {state}": lambda directory, change=change, first=first: (
-            first(directory) or other_data(change)
-        )
+        f"other {change.__name__}, {state}": then(first, change)
         for change in (images, labels, test, one_label)
         for state, first in (("finished", lambda _: None), ("unfinished", unfinished))
     }
@@ -214,8 +221,12 @@ def processes(scratch: Path, *own: str) -> str:
     flags += ["--distributed.num-processes", "2", "--distributed.process-id"]
     commands = [[*flags, "0"], [*flags, "1", *own]]
     head = [sys.executable, "-m", "experiments.distill"]
-    pipe = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen([*head, *command], **pipe) for command in commands]
+    started = [
+        subprocess.Popen(
+            [*head, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for command in commands
+    ]
     said = "".join(process.communicate()[1] for process in started)
     if 0 in {process.returncode for process in started}:
         return "silent"

@@ -160,8 +160,8 @@ def watch(cohort: Cohort, few: np.ndarray, path: Path) -> Callable[[int, Variabl
         count, parts = hinton2015.networks.errors, (study.test, held_out)
         test, held = (count(now.logits(study.run, x.image), x.label) for x in parts)
         old = runs.workdir.read_json(path) or {}
-        now = {**old, str(at): {"test": test, "held_out": held}}
-        runs.workdir.write_json(path, runs.workdir.sealed(now))
+        measured = {**old, str(at): {"test": test, "held_out": held}}
+        runs.workdir.write_json(path, runs.workdir.sealed(measured))
 
     return watch_fn
 

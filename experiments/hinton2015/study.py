@@ -142,7 +142,7 @@ class Findings:
 class Trainings(NamedTuple):
     """Networks that were trained together: how many, in which time, and what is noted of that."""
 
-    count: int
+    num_nets: int
     seconds: float
     trained_by: Sequence[Mapping[str, str]]
 
@@ -337,7 +337,7 @@ def _times(trainings: Mapping[str, Trainings]) -> str:
     """List how long trainings took, of this run or of an earlier one in the same folder."""
     total = sum(own.seconds for own in trainings.values())
     parts = [
-        f"{name} {own.seconds:.0f} s ({own.count} {'nets' if own.count > 1 else 'net'})"
+        f"{name} {own.seconds:.0f} s ({own.num_nets} {'nets' if own.num_nets > 1 else 'net'})"
         for name, own in trainings.items()
     ]
     return f"{total:.0f} s: {', '.join(parts)}"

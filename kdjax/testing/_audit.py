@@ -112,16 +112,16 @@ def _for_examples(objective: Objective, batch: Batch, size: int) -> tuple[Object
     """Keep what is one for the whole batch, such as a scalar, from checks that change examples."""
     whole = {name: x for name, x in batch.items() if getattr(x, "shape", (size,))[:1] != (size,)}
 
-    def seen(x: TermInputs) -> TermInputs:
-        return x._replace(batch={**x.batch, **whole})
+    def seen(inputs: TermInputs) -> TermInputs:
+        return inputs._replace(batch={**inputs.batch, **whole})
 
-    def init(key: Array, x: TermInputs) -> Variables:
-        return objective.init(key, seen(x))
+    def init(key: Array, inputs: TermInputs) -> Variables:
+        return objective.init(key, seen(inputs))
 
     def apply(
-        params: PyTree, state: PyTree, x: TermInputs, *, step: Array | int = 0
+        params: PyTree, state: PyTree, inputs: TermInputs, *, step: Array | int = 0
     ) -> tuple[Array, PyTree, Metrics]:
-        return objective.apply(params, state, seen(x), step=step)
+        return objective.apply(params, state, seen(inputs), step=step)
 
     rest = {name: x for name, x in batch.items() if name not in whole}
     return Objective(init, apply, objective.couples_batch), rest
