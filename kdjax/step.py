@@ -256,7 +256,7 @@ def make_eval_step(
         `batch["mask"]` says, in training as here.
 
     Raises:
-        ValueError: from the step, if there is no label and no metric is given.
+        ValueError: from the step, if nothing is known for such labels and no metric is given.
     """
 
     @functools.partial(jax.jit, static_argnums=2)
@@ -265,20 +265,20 @@ def make_eval_step(
         inputs = fed(inputs_fn, batch)
         outputs, _ = model.apply(*variables, inputs, train=False)
         logits, mask = outputs.logits, mask_of(batch, examples_in(inputs))
-        found: Metrics = {}
-        if "label" in batch:
-            fns = _OF_NUMBERS if real else _OF_CLASSES
-            found = {name: fn(logits, batch["label"], mask) for name, fn in fns.items()}
+        labels = batch.get("label")
+        fns = _fitting(logits, labels, real)
+        if not fns and not metrics:
+            label = "no label" if labels is None else f"label {labels.dtype}{labels.shape}"
+            raise ValueError(
+                f"make_eval_step: there is {label} beside logits {logits.shape}, for which no "
+                f"measure is known; the batch has {sorted(batch)}; pass metrics={{name: function}}"
+            )
+        found = {name: fn(logits, labels, mask) for name, fn in fns.items()}
         if "teacher_logits" in batch and logits.shape[-1] > 1:
             found["agreement"] = measures.agreement(logits, batch["teacher_logits"], mask)
         return {**found, **measured(metrics or {}, batch, outputs, mask)}
 
     def eval_step(variables: Variables, batch: Batch) -> Metrics:
-        if "label" not in batch and not metrics:
-            raise ValueError(
-                f"make_eval_step: the batch has no 'label', only {sorted(batch)}; pass metrics= "
-                "for what needs none"
-            )
         found: Metrics = evaluated(variables, batch, _are_numbers(batch.get("label")))
         return found
 
@@ -289,6 +289,18 @@ _OF_CLASSES = {
     "accuracy": measures.accuracy, "nll": measures.nll, "ece": measures.calibration,
 }  # fmt: skip
 _OF_NUMBERS = {"mse": measures.squared_error}
+
+
+def _fitting(logits: Array, labels: Any, real: bool) -> Mapping[str, Callable[..., Any]]:
+    """Return what can be measured of logits against labels, by name."""
+    if labels is None:
+        return {}
+    one = logits.shape[-1] == 1
+    if real:
+        fits = labels.shape == logits.shape or (one and labels.shape == logits.shape[:-1])
+        return _OF_NUMBERS if fits else {}
+    axes = logits.ndim if jnp.issubdtype(labels.dtype, jnp.floating) else logits.ndim - 1
+    return _OF_CLASSES if labels.shape == logits.shape[:axes] and not one else {}
 
 
 def _are_numbers(labels: Any) -> bool:

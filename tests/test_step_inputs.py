@@ -1,5 +1,7 @@
 """What a step is given means what it is taken for, or one line says what does not."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import toys
 from optax import contrib
 
-from kdjax import loop, many, metrics, sharding, step, teachers, terms
+from kdjax import _steps, loop, many, metrics, sharding, step, teachers, terms
 from kdjax.losses import cross_entropy, distance_relation_loss
 from kdjax.objective import combine
 from kdjax.testing import audit
@@ -182,11 +184,12 @@ def test_doubles_leave_the_types_of_the_state_alone():
             assert jax.tree.map(lambda x: x.dtype, call(state, *fed)[0]) == types
 
 
-def test_a_term_may_read_the_scalar():
+def test_a_term_may_read_what_is_one_for_the_whole_batch():
     def mixed(x):
-        return x.batch["lam"] * cross_entropy(x.student.logits, x.batch["label"])
+        share = x.batch["lam"] * x.batch["weights"][x.batch["label"]]
+        return share * cross_entropy(x.student.logits, x.batch["label"])
 
-    batch = {**toys.batch_of(8), "lam": np.float32(0.25)}
+    batch = {**toys.batch_of(8), "lam": np.float32(0.25), "weights": np.ones(5, np.float32)}
     found = [
         trained(batch, objective=combine({"m": term}, {"m": 1.0}), options={"num_micro_batches": n})
         for n in (1, 2)
@@ -223,6 +226,11 @@ def test_another_librarys_batch_is_refused_by_name(batch, words):
     with pytest.raises((TypeError, ValueError), match=words) as raised:
         step.with_teacher(step.make_train_step(*parts), teacher)(state, batch)
     assert "\n" not in str(raised.value)
+
+
+def test_examples_are_counted_in_what_the_network_is_fed():
+    fed = {"a": jnp.zeros(()), "b": jnp.zeros((3, 2)), "c": jnp.zeros(7)}
+    assert _steps.examples_in(fed) == 3
 
 
 def test_file_names_are_refused_at_the_first_batch():
@@ -382,10 +390,21 @@ def test_metrics_of_ones_own_are_measured_in_training_and_evaluation():
         np.testing.assert_allclose(measured["top 2"], expected, rtol=1e-6)
         assert (measured["sum"], "accuracy" in measured) == (0.25, True)
     unlabeled = {"image": GOOD["image"]}
-    with pytest.raises(ValueError, match="make_eval_step: the batch has no 'label', only"):
+    with pytest.raises(ValueError, match="make_eval_step: there is no label beside"):
         step.make_eval_step(model)(before, unlabeled)
+    for label in (np.zeros((8, 3), int), np.zeros(8, np.float32)):
+        with pytest.raises(
+            ValueError, match=rf"for label {re.escape(str(label.shape))} of .* logi"
+        ):
+            step.make_eval_step(model)(before, {**GOOD, "label": label})
+        mine = step.make_eval_step(model, metrics={"n": lambda b, o: o.logits[:, 0]})
+        assert mine(before, {**GOOD, "label": label}).keys() == {"n"}
     only = step.make_eval_step(model, metrics={"n": lambda b, o: jnp.ones(len(o.logits))})
     assert {name: metrics.value(x) for name, x in only(before, unlabeled).items()} == {"n": 1.0}
+
+
+def soft_objective():
+    return combine({"soft": terms.soft_targets()}, {"soft": 1.0})
 
 
 def test_labels_are_measured_as_what_they_are():
@@ -429,6 +448,8 @@ def test_labels_are_measured_as_what_they_are():
     np.testing.assert_allclose(measured["real"]["mse"], squares.mean(), rtol=1e-5)
     np.testing.assert_allclose(measured["one"]["mse"], squares[:, 0].mean(), rtol=1e-5)
     assert measured["one"] == measured["two"]
+    ordinal = trained({**GOOD, "label": real[:, 0]}, objective=soft_objective())[1]
+    assert ordinal.keys() == {"loss", "loss/soft", "agreement"}
 
 
 def test_the_audit_names_what_its_inputs_are_not():
