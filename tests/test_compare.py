@@ -150,8 +150,12 @@ def test_a_lost_line_is_not_made_up_for_by_the_next(ended):
 
 
 def test_the_lines_of_another_run_are_none_of_this_one(ended):
-    other = workdir.MetricsLog(ended.log.path, run="b0")
-    assert other.rows() == []
+    path = ended.log.path
+    for run in ("a1", "b0"):
+        workdir.MetricsLog(path, run=run).append(phase="kd", seed=0, step=1, of=run)
+        (row,) = (r for r in workdir.MetricsLog(path, run=run).rows() if r["phase"] == "kd")
+        assert row["of"] == run
+    assert len(workdir.MetricsLog(path).rows()) == 9, "whoever does not ask gets all"
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "{", '{"entries": [{}]}', '{"entries": 3}'])

@@ -223,7 +223,7 @@ def test_checkpoints_of_others_are_refused_by_one_line(finished, data_dir, tmp_p
         (of_another_phase, "its phase"),
     ):
         (line,) = tried(play)
-        assert line.startswith("error: all checkpoints in") and reason in line
+        assert line.startswith("error: ") and "all checkpoints in" in line and reason in line
 
 
 def test_another_mesh_resumes_and_agrees(finished, data_dir, tmp_path):
@@ -641,7 +641,8 @@ def test_one_run_per_directory(data_dir, tmp_path):
         done = run(data_dir, tmp_path / "w")
     assert done.returncode == 2
     assert done.stderr == (
-        f"error: {tmp_path / 'w'} is in use by process {os.getpid()} on {os.uname().nodename}\n"
+        f"error: --workdir {tmp_path / 'w'}: {tmp_path / 'w'} is in use by process {os.getpid()} "
+        f"on {os.uname().nodename}\n"
     )
     assert not (tmp_path / "w" / "config.json").exists()
 

@@ -297,7 +297,7 @@ def test_a_group_whose_write_was_cut_short_goes_on(tmp_path):
     assert networks.kept(tmp_path / "group" / "trained") is None
     assert len(jax.tree.leaves(train(make_study(tmp_path)).variables)) == 4
     (tmp_path / "group" / "asked.json").unlink()
-    with pytest.raises(ValueError, match=r"asked\.json is missing"):
+    with pytest.raises(ValueError, match=r"no asked\.json to tell whose its trained/0 is"):
         train(make_study(tmp_path))
 
 

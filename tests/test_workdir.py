@@ -225,6 +225,7 @@ def test_a_summary_is_shown_again_only_as_it_was_written(folders, tmp_path, caps
         assert not experiment.is_finished(found.run)
         workdir.write_json(path, summary)
         assert not experiment.is_finished(found.run), "it was written and not all that follows"
+        (tmp_path / "report.html").write_text("")
         experiment.finish(found.run)
         assert experiment.is_finished(found.run)
         for damage in DAMAGES.values():
@@ -236,7 +237,7 @@ def test_a_summary_is_shown_again_only_as_it_was_written(folders, tmp_path, caps
     printed = capsys.readouterr().out
     assert printed.count("finished: nothing left to do") == 2
     with experiment.opened(dataclasses.replace(here, workdir=tmp_path / "b")) as other:
-        for name in ("summary.json", "finished"):
+        for name in ("summary.json", "finished", "report.html"):
             shutil.copy(tmp_path / name, tmp_path / "b" / name)
         assert not experiment.is_finished(other.run), "it is that of another run"
 

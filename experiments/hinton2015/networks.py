@@ -176,7 +176,7 @@ def claim(directory: Path, asked: Mapping[str, Any]) -> None:
         *(directory / ASKED, workdir.plain(asked)),
         otherwise="networks trained otherwise",
         prefix="",
-        orphans=("trained", "state", "specialist_*"),
+        orphans=("trained/[0-9]", "state", "specialist_*"),
     )
 
 

@@ -39,7 +39,7 @@ def is_finished(run: Run) -> bool:
     A summary that is not the one that was written is made again, from the checkpoints.
     """
     path, finished = run.workdir / "summary.json", run.workdir / "finished"
-    if not (path.exists() and finished.exists()):
+    if not all(p.exists() for p in (path, finished, run.workdir / "report.html")):
         return False
     if finished.read_bytes() != _finished(run):
         say(f"{path} is damaged or of another run: it is made again from the checkpoints")

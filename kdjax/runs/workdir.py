@@ -219,9 +219,10 @@ def claim(
     """
     old = read_json(path)
     if old is None:
-        if left := [found.name for pattern in orphans for found in path.parent.glob(pattern)]:
+        folder = path.parent
+        if left := [found for pattern in orphans for found in folder.glob(pattern)]:
             raise ValueError(
-                f"{path.parent} has no {path.name} to tell whose its {left[0]} is: "
+                f"{folder} has no {path.name} to tell whose its {left[0].relative_to(folder)} is: "
                 "take another folder, or delete what it holds"
             )
         made = {"kdjax": __version__, "content": content}
@@ -286,13 +287,13 @@ def commit() -> str:
 class MetricsLog:
     """Appends to `metrics.jsonl`: one JSON object a line, with phase, seed, step and time.
 
-    A line has its number among those of its training, and a checksum, so that one that is damaged
-    or gone is missed. Of several processes only the one that is told so writes.
+    A line has its number among those of its training, a checksum, and the name of the run that
+    wrote it, so that one that is damaged, gone or another's is missed. Of several processes only
+    the one that is told so writes.
     """
 
     def __init__(self, path: Path, *, writes: bool = True, run: str | None = None):
-        self.path, self.writes = path, writes
-        self._start = zlib.crc32((run or "").encode())
+        self.path, self.writes, self.run = path, writes, run
         self._last: dict[tuple[str, int | None], int] | None = None
 
     def append(self, **row: Any) -> None:
@@ -367,17 +368,21 @@ class MetricsLog:
         return int(row.get("row", self._last.get(_training(row), 0) + 1))
 
     def _line(self, row: dict[str, Any]) -> str:
-        return _json({**row, "check": self._check(row)}) + "\n"
-
-    def _check(self, row: dict[str, Any]) -> str:
-        return f"{zlib.crc32(_json(row).encode(), self._start):08x}"
+        whole = {**row, "run": self.run}
+        return _json({**whole, "check": _checksum(whole)}) + "\n"
 
     def _checked(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return a row without its checksum; raise a ValueError where that differs."""
-        if row.pop("check", None) not in (self._check(row), None):
+        """Return a row as it was given; raise a ValueError where it is damaged or another run's."""
+        if row.pop("check", None) not in (_checksum(row), None):
             raise ValueError("damaged")
+        if self.run not in (row.pop("run", self.run), None):
+            raise ValueError("of another run")
         _training(row), int(row["step"])
         return row
+
+
+def _checksum(row: dict[str, Any]) -> str:
+    return f"{zlib.crc32(_json(row).encode()):08x}"
 
 
 def _training(row: dict[str, Any]) -> tuple[str, int | None]:
