@@ -204,10 +204,14 @@ def updated(
     What optimizers may ask for beside it, such as `value`, the loss, is in `seen`.
     """
     optimizer = optax.with_extra_args_support(optimizer)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad=grads, **seen)
+    # Optimizers of optax count on promotion: decay ** count.
+    with jax.numpy_dtype_promotion("standard"):
+        found = optimizer.update(grads, state.opt_state, state.params, grad=grads, **seen)
+        updates, opt_state = found
+        params = optax.apply_updates(state.params, updates)
     return state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         model_state=carried[0],
         term_state=carried[1],
         opt_state=opt_state,

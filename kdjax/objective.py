@@ -83,7 +83,11 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
 
 
 def _at(weight: Weight, step: Array | int) -> Array | float:
-    return weight(jnp.asarray(step)) if callable(weight) else weight
+    if not callable(weight):
+        return weight
+    # Schedules of optax count on promotion: step / num_steps.
+    with jax.numpy_dtype_promotion("standard"):
+        return weight(jnp.asarray(step))
 
 
 @contextlib.contextmanager

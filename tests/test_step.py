@@ -336,3 +336,20 @@ def test_between_the_step_and_its_objective_there_is_only_this_module(split):
     before = names[: names.index("objective.py")]
     assert before == ["step.py"] * 3, ours
     assert [name for _, name in ours[:3]] == ["step", "train_step", "loss_fn"]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_keeps_to_strict_promotion_whatever_its_optimizer_does(parts):
+    batch, model, optimizer = toys.batch_of(8), toys.linear_model(), optax.adamw(1e-3)
+    weights = {"soft": optax.linear_schedule(0.0, 1.0, 5), "hard": 1.0}
+    objective = combine({"soft": terms.soft_targets(), "hard": terms.cross_entropy()}, weights)
+    teacher = toys.teacher_for(batch)
+    outputs = teacher.apply(teacher.variables, batch)
+    found = []
+    for promotion in ("standard", "strict"):
+        with jax.numpy_dtype_promotion(promotion):
+            key = jax.random.key(0)
+            state = step.init_train_state(key, model, objective, optimizer, batch, outputs)
+            made = step.make_train_step(model, objective, optimizer, num_micro_batches=parts)
+            found.append(step.with_teacher(made, teacher)(state, batch)[0])
+    jax.tree.map(np.testing.assert_array_equal, found[0].params, found[1].params)
