@@ -76,7 +76,10 @@ def _info() -> SimpleNamespace:
 
     image = features.Image(shape=(8, 8, 1))
     label = features.ClassLabel(names=[str(digit) for digit in range(10)])
-    splits = {split: SimpleNamespace(num_bytes=x.nbytes) for split, (x, _) in _parts().items()}
+    splits = {
+        split: SimpleNamespace(num_bytes=x.nbytes, num_examples=len(x))
+        for split, (x, _) in _parts().items()
+    }
     return SimpleNamespace(
         features={"image": image, "label": label},
         supervised_keys=("image", "label"),

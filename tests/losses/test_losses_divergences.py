@@ -395,7 +395,7 @@ MISUSE = [
     ),
     (
         ValueError,
-        "universal_logit_loss: temperature is 0",
+        "universal_logit_loss: teacher_temperature is 0",
         lambda: losses.universal_logit_loss(X, X, teacher_temperature=0),
     ),
     (
