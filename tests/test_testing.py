@@ -21,7 +21,7 @@ def laws_broken(error):
     return {line[2:].split(": ")[0] for line in lines if line.startswith("- ")}
 
 
-# Good losses.
+# Good losses; those of kdjax.losses are held to it in tests/losses.
 
 
 def draw_two_stages(rng):
@@ -30,14 +30,8 @@ def draw_two_stages(rng):
 
 
 GOOD = {
-    "soft_target_loss": (soft, {"reference": reference.soft_target_loss, "order": 2}),
-    "kd_loss": (kd, {"reference": reference.kd_loss}),
     "bound": (functools.partial(kd, temperature=2.0), {}),
     "label_probs": (flawed.noisy_label_loss, {}),
-    "hint_loss": (losses.hint_loss, {"reference": reference.hint_loss}),
-    "kl_divergence": (losses.kl_divergence, {"reference": reference.kl_divergence}),
-    "reverse": (losses.reverse_kl_divergence, {}),
-    "no teacher": (losses.cross_entropy, {"reference": reference.cross_entropy}),
     "relation": (flawed.relation_loss, {}),
     "several maps": (flawed.two_stage_loss, {"inputs": draw_two_stages, "zero_at_equality": False}),
 }
