@@ -99,10 +99,8 @@ def check_labels(
     if labels is None or labels.dtype.kind not in "iu" or labels.shape != shape[:-1]:
         return
     mask, wrong = mask_of(batch, len(labels)), (labels < 0) | (labels >= shape[-1])
-    counts = measures.known(measures.counted(mask))
-    if counts is None:
-        return
-    found = labels[wrong & counts.reshape(counts.shape + (1,) * (wrong.ndim - counts.ndim))]
+    counts = measures.known(measures.counted(measures.spread(mask, labels.shape)))
+    found = labels[wrong & counts] if counts is not None else labels[:0]
     if not found.size:
         return
     student = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), like)
@@ -145,8 +143,7 @@ def seen_by_terms(
     def gated(x: Array) -> Array:
         if x.shape[: mask.ndim] != mask.shape:
             return x
-        chosen = jnp.broadcast_to(counts.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x.shape)
-        return jnp.where(chosen, x, jax.lax.stop_gradient(x))
+        return jnp.where(measures.spread(counts, x.shape), x, jax.lax.stop_gradient(x))
 
     student = student if "mask" not in batch else jax.tree.map(gated, student)
     return TermInputs(batch, student, teacher, mask)
@@ -206,8 +203,9 @@ def updated(
     optimizer = optax.with_extra_args_support(optimizer)
     # Optimizers of optax count on promotion: decay ** count.
     with jax.numpy_dtype_promotion("standard"):
-        found = optimizer.update(grads, state.opt_state, state.params, grad=grads, **seen)
-        updates, opt_state = found
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, grad=grads, **seen
+        )
         params = optax.apply_updates(state.params, updates)
     return state.replace(
         step=state.step + 1,

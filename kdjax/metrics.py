@@ -23,7 +23,7 @@ from kdjax.types import Array, Metrics
 
 __all__ = [
     "accuracy", "agreement", "are_probabilities", "calibration", "counted", "known", "masked_sum",
-    "mean_of", "merge", "nll", "squared_error", "to_host", "value", "weights_of",
+    "mean_of", "merge", "nll", "spread", "squared_error", "to_host", "value", "weights_of",
 ]  # fmt: skip
 
 
@@ -63,6 +63,24 @@ def weights_of(mask: Array) -> Array:
 def counted(mask: Array) -> Array:
     """Return which examples count: the mask itself, or where a weight is more than 0."""
     return mask if mask.dtype == bool else mask > 0
+
+
+def spread(mask: Array, shape: tuple[int, ...]) -> Array:
+    """Return weights, or whether an example counts, for each of its values.
+
+    Args:
+        mask: as for `weights_of`.
+        shape: of the values, [batch..., ...].
+
+    Returns:
+        Booleans or weights of that shape.
+
+    Raises:
+        ValueError: as `weights_of`.
+    """
+    weights = weights_of(mask)
+    weights = jnp.reshape(weights, weights.shape + (1,) * (len(shape) - weights.ndim))
+    return jnp.broadcast_to(weights, shape)
 
 
 def mean_of(total: Array, count: Array) -> Array:
@@ -261,7 +279,7 @@ def _read(
 ) -> tuple[Array, _inputs.Labels | Array, Array]:
     """Return logits in float32 or wider, which class is the label or how likely, and the class."""
     x = _inputs.as_classes(function, "logits", logits, -1, None)
-    counts = counted(_spread(mask, x.shape[:-1]))
+    counts = counted(spread(mask, x.shape[:-1]))
     if _inputs.are_probs(labels):
         probs = _inputs.as_label_probs(function, labels, x, mask=counts)
         return x, probs, jnp.argmax(probs, axis=-1)
@@ -279,16 +297,9 @@ def _widen(x: Array) -> Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def _spread(mask: Array, shape: tuple[int, ...]) -> Array:
-    """Return weights, or whether an example counts, in the shape of values."""
-    weights = weights_of(mask)
-    weights = jnp.reshape(weights, weights.shape + (1,) * (len(shape) - weights.ndim))
-    return jnp.broadcast_to(weights, shape)
-
-
 def _weighed(values: Array, mask: Array) -> tuple[Array, Array]:
     """Return values times their weights, and the weights, both in the shape of the values."""
-    weights = _spread(mask, values.shape)
+    weights = spread(mask, values.shape)
     # Selected before it is multiplied: 0 * nan is nan.
     selected = jnp.where(counted(weights), values, 0)
     if weights.dtype != bool:

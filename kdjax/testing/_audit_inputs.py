@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from kdjax._steps import check_batch, mask_of
-from kdjax.metrics import are_probabilities, counted
+from kdjax.metrics import are_probabilities, counted, spread
 from kdjax.teachers import check_logits
 from kdjax.testing._harness import Check, Verdict
 from kdjax.types import TermInputs
@@ -28,8 +28,7 @@ def label(given: TermInputs) -> Verdict:
         return None, "the batch has no label"
     labels, shape = np.asarray(given.batch["label"]), given.student.logits.shape
     if labels.dtype.kind in "iu" and labels.shape == shape[:-1]:
-        valid = np.asarray(counted(mask_of(given.batch, shape[0])))
-        valid = valid.reshape(valid.shape + (1,) * (labels.ndim - valid.ndim))
+        valid = np.asarray(counted(spread(mask_of(given.batch, shape[0]), labels.shape)))
         wrong = labels[((labels < 0) | (labels >= shape[-1])) & valid]
         if wrong.size:
             return False, (
