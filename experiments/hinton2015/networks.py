@@ -136,7 +136,8 @@ def train(
         "examples": checkpoint.params_sha256(dict(examples)),
         "objective": objective_fn.__name__,
     }
-    if kept(directory / "trained") is None:
+    found = kept(directory / "trained")
+    if found is None:
         with checkpoint.lock(directory):
             claim(directory, asked)
             workdir.begin(directory / ASKED, **evaluation.trained_by(study.run.mesh))
@@ -146,10 +147,11 @@ def train(
             )
             checkpoint.save_variables(directory / "trained", variables, {"seconds": seconds})
             shutil.rmtree(directory / "state", ignore_errors=True)
+        found = checkpoint.load_variables(directory / "trained")
     claim(directory, asked)
-    variables, found = checkpoint.load_variables(directory / "trained")
+    variables, metadata = found
     by = workdir.trained_by(directory / ASKED)
-    study.trainings[name] = Trainings(len(seeds), found["seconds"], by)
+    study.trainings[name] = Trainings(len(seeds), metadata["seconds"], by)
     return Networks(models.build(spec), variables)
 
 

@@ -60,13 +60,14 @@ def obtain(study: Study, recipe: PanelRecipe, generalist: Network, seed: int) ->
     name = f"{study.section}/panel_{seed}"
     room = study.root / name
     folders = [room / f"specialist_{i:02d}" for i in range(recipe.num_sets)]
-    if not all(networks.kept(folder) for folder in folders):
+    found = _kept(folders)
+    if len(found) < len(folders):
         with checkpoint.lock(room):
             networks.claim(room, asked)
             workdir.begin(room / networks.ASKED, **evaluation.trained_by(study.run.mesh))
             _train_missing(study, recipe, generalist, seed, folders)
+        found = _kept(folders)
     networks.claim(room, asked)
-    found = [checkpoint.load_variables(folder) for folder in folders]
     seconds = sum(metadata["seconds"] for _, metadata in found)
     by = workdir.trained_by(room / networks.ASKED)
     study.trainings[name] = Trainings(len(found), seconds, by)
@@ -74,6 +75,11 @@ def obtain(study: Study, recipe: PanelRecipe, generalist: Network, seed: int) ->
     class_sets = np.array([metadata["classes"] for _, metadata in found])
     shifts = [metadata["shift"] for _, metadata in found]
     return Panel(spec, class_sets, [variables for variables, _ in found], shifts)
+
+
+def _kept(folders: list[Path]) -> list[tuple[Variables, dict[str, Any]]]:
+    """Read the specialists that are trained."""
+    return [own for own in map(networks.kept, folders) if own is not None]
 
 
 def start_of(generalist: Variables, classes: np.ndarray, shift: float) -> Variables:
