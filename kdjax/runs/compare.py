@@ -307,7 +307,6 @@ def save_best(experiment: Experiment, teacher: TeacherResult, entries: Iterable[
     at = max(range(len(best.validation)), key=lambda i: _rank(best.validation[i : i + 1]))
     seed = experiment.settings.seeds[at]
     examples = runs.teaching.student_examples(experiment)
-    examples = runs.teaching.with_answers(experiment, teacher, examples)
     plan = _plan(experiment, teacher, examples, Trial(best.method, best.scale, (seed,)))
     network = plan.network(runs.training.train(experiment.run, plan, seed))
     directory = experiment.run.workdir / "student"

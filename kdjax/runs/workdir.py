@@ -311,13 +311,11 @@ class MetricsLog:
 
     def seconds(self, phase: str, seed: int | None) -> float:
         """Return how long a training has taken until its last line, interruptions left out."""
-        own = [r for r in self.rows() if _training(r) == (phase, seed)]
-        return max((row.get("seconds", 0.0) for row in own), default=0.0)
+        return self._seconds().get((phase, seed), 0.0)
 
     def total_seconds(self) -> float:
         """Return how long all trainings have taken together, interruptions left out."""
-        trainings = set(map(_training, self.rows()))
-        return sum(self.seconds(*training) for training in trainings)
+        return sum(self._seconds().values())
 
     def rewind(self, phase: str, seed: int | None, step: int) -> None:
         """Drop the lines of a phase behind a step: it is about to be trained again from there."""
@@ -361,6 +359,13 @@ class MetricsLog:
                 f"delete {kept} to train that again"
             )
         return own
+
+    def _seconds(self) -> dict[tuple[str, int | None], float]:
+        """Return how long each training has taken."""
+        taken: dict[tuple[str, int | None], float] = {}
+        for row in self.rows():
+            taken[_training(row)] = max(taken.get(_training(row), 0.0), row.get("seconds", 0.0))
+        return taken
 
     def _number(self, row: dict[str, Any]) -> int:
         """Return the number of a row among those of its training, the next where it has none."""
