@@ -294,14 +294,14 @@ FAULTS = (
     Fault(
         "unread-before-saving",
         "kdjax/loop.py",
-        "                calls.read()\n",
-        "",
+        "        calls.read()\n",
+        "        pass\n",
         "tests/test_loop.py",
     ),
     Fault(
         "padding-predicted",
         "kdjax/loop.py",
-        "gathered(own)[gathered(mask)]",
+        "gathered(own)[gathered(mask) > 0]",
         "gathered(own)",
         "tests/test_loop.py tests/test_step.py",
     ),
@@ -346,8 +346,8 @@ FAULTS = (
     Fault(
         "step-of-checkpoint",
         "kdjax/checkpoint/_saving.py",
-        '{"step": step, **scored}',
-        '{"step": 0, **scored}',
+        '"step": step, **scored}',
+        '"step": 0, **scored}',
         "tests/test_checkpoint.py tests/test_checkpoint_saving.py",
     ),
     Fault(
