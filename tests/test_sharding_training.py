@@ -167,8 +167,11 @@ def assert_close(got, expected, *, rtol, atol):
     jax.tree_util.tree_map_with_path(compare, got, expected)
 
 
-@pytest.mark.parametrize("network", STUDENTS)
-@pytest.mark.parametrize("sizes", MESHES, ids=lambda s: "x".join(map(str, s)))
+# Every mesh with one network, every network on the mesh of all axes.
+PAIRS = [*(("transformer", sizes) for sizes in MESHES), ("mlp", (2, 2, 2)), ("resnet", (2, 2, 2))]
+
+
+@pytest.mark.parametrize(("network", "sizes"), PAIRS)
 def test_every_mesh_trains_like_one_device(network, sizes):
     got, expected = train(network, sizes, SGD), train(network, (1, 1, 1), SGD)
     assert_close(got.state, expected.state, rtol=1e-4, atol=1e-5)

@@ -36,30 +36,14 @@ CHECKS = {
         SAME,
         {},
     ),
-    "affinity": (terms.of(losses.affinity_loss, student="a", teacher="a"), SAME, {}),
-    "cosine": (
-        terms.of(losses.cosine_loss, student=["a", "hidden"], teacher=["a", "hidden"]),
-        SAME,
-        {},
-    ),
     "inter_channel_correlation": (
         terms.inter_channel_correlation(["stage_2", "stage_3"], ["stage_2", "stage_1"]),
         term_inputs,
         {"learns": True},
     ),
-    "class_attention": (
-        terms.of(losses.class_attention_loss, student="class_maps", teacher="class_maps"),
-        functools.partial(inputs, class_maps="4x4x6|8x8x6"),
-        {},
-    ),
     "intra_class_variation": (
         terms.of(losses.intra_class_variation_loss, student="map", teacher="map", num_classes=3),
         segmentation,
-        {},
-    ),
-    "simkd": (
-        terms.of(losses.projected_feature_loss, student="a", teacher="b"),
-        functools.partial(inputs, a="4x4x6|2x2x6", b="2x2x6"),
         {},
     ),
     "masked_generation": (

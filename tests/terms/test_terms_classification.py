@@ -11,21 +11,10 @@ from kdjax import losses, terms
 from kdjax.testing import check_term, term_inputs
 from kdjax.types import TermInputs, Variables
 
+# The losses themselves are held to the same laws; of what lifts them, one of each kind.
 STATELESS = {
     "dkd": terms.of(losses.dkd_loss, temperature=2.0),
-    "nkd": terms.of(losses.nkd_loss),
-    "wsld": terms.of(losses.wsld_loss),
-    "ttm": terms.of(losses.ttm_loss),
-    "wttm": terms.of(losses.wttm_loss),
-    "logit_mse": terms.of(losses.logit_mse_loss),
-    "logit_distance": terms.of(losses.logit_distance_loss),
-    "hard_targets": terms.of(losses.hard_target_loss, smoothing=0.1),
-    "dist": terms.of(losses.dist_loss),
     "batch_correlation": terms.of(losses.batch_correlation_loss),
-    "class_correlation": terms.of(losses.class_correlation_loss),
-    "multi_level": terms.of(losses.multi_level_loss, temperatures=(1.0, 4.0)),
-    "direction_relation": terms.of(losses.direction_relation_loss),
-    "virtual_teacher": terms.of(losses.virtual_teacher_loss),
     "standardized": terms.standardized(terms.soft_targets()),
 }
 

@@ -20,9 +20,7 @@ HIDDEN = dict(zip(("student", "teacher"), PATHS, strict=True))
 SP = losses.similarity_preserving_loss
 CRD = functools.partial(terms.crd, *PATHS, num_examples=12, num_negatives=5, width=4)
 CHECKS = {
-    "distance_relation": (terms.of(losses.distance_relation_loss, **HIDDEN), {}),
     "angle_relation": (terms.of(losses.angle_relation_loss, **HIDDEN), {}),
-    "hard_dark_rank": (terms.of(losses.hard_dark_rank_loss, **HIDDEN), {}),
     "hard_dark_rank, normalised": (
         terms.normalized(terms.of(losses.hard_dark_rank_loss, **HIDDEN)),
         {},
@@ -31,8 +29,6 @@ CHECKS = {
         terms.of(losses.similarity_preserving_loss, student="stage_2", teacher="stage_3"),
         {},
     ),
-    "correlation_congruence": (terms.of(losses.correlation_congruence_loss, **HIDDEN), {}),
-    "probabilistic_transfer": (terms.of(losses.probabilistic_transfer_loss, **HIDDEN), {}),
     "consecutive_correlation": (
         terms.consecutive_correlation("stage_3", "hidden", width=3),
         {"learns": True},
