@@ -27,6 +27,7 @@ from kdjax._steps import (
     mask_of,
     measured,
     seen_by_terms,
+    student_of,
     updated,
     view_of,
 )
@@ -37,6 +38,7 @@ from kdjax.types import (
     Metrics,
     Model,
     Objective,
+    OnlineTeacher,
     Outputs,
     PyTree,
     Teacher,
@@ -64,6 +66,7 @@ def init_train_state(
     *,
     inputs_fn: InputsFn = itemgetter("image"),
     variables: Variables | None = None,
+    average: OnlineTeacher | None = None,
 ) -> TrainState:
     """Make the state that training starts from.
 
@@ -81,6 +84,7 @@ def init_train_state(
         variables: where the student starts, trained before; by default it is drawn. The optimizer
             starts there too, which matters where its state holds copies of the parameters. They
             are copied.
+        average: what `make_train_step` gets as `average`, if anything.
 
     Returns:
         A state at step 0.
@@ -91,7 +95,7 @@ def init_train_state(
             or `variables` are of another network.
     """
     check_batch(batch, teacher_outputs)
-    parts = student, objective, optimizer, inputs_fn
+    parts = student, objective, optimizer, inputs_fn, average
     state: TrainState
     state, like = _state_from(parts, key, batch, teacher_outputs, variables)
     check_labels(objective, state, batch, teacher_outputs, like)
@@ -108,6 +112,7 @@ def make_train_step(
     inputs_fn: InputsFn = itemgetter("image"),
     layout_fn: sharding.LayoutFn | None = None,
     metrics: Mapping[str, MetricFn] | None = None,
+    average: OnlineTeacher | None = None,
 ) -> TrainStep:
     """Compile training: forward, loss, gradient, update.
 
@@ -131,6 +136,8 @@ def make_train_step(
             where every device holds the whole state.
         metrics: more to measure in training, by name: functions of the batch and the student's
             outputs.
+        average: what keeps a moving average of the student in the state's `teacher_state`, such as
+            `kdjax.teachers.ema(student)`: variables to evaluate and to export.
 
     Returns:
         `train_step(state, batch, teacher_outputs) -> (state, metrics)`, jitted; the state's
@@ -181,7 +188,11 @@ def make_train_step(
             "value_fn": lambda params: loss(params, *rest)[0],
         }
         grads = sharding.hold(grads, layout_fn)
-        new = sharding.hold(updated(state, optimizer, grads, carried, **seen), layout_fn)
+        new = updated(state, optimizer, grads, carried, **seen)
+        if average is not None:
+            moved = average.update(state.teacher_state, student_of(new), new.step)
+            new = new.replace(teacher_state=moved)
+        new = sharding.hold(new, layout_fn)
         return _unless_nonfinite(state, new, grads, found) if skip_nonfinite else (new, found)
 
     return train_step
@@ -315,14 +326,14 @@ def _are_numbers(labels: Any) -> bool:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _state_from(
-    parts: tuple[Model, Objective, optax.GradientTransformation, InputsFn],
+    parts: tuple[Model, Objective, optax.GradientTransformation, InputsFn, OnlineTeacher | None],
     key: Array,
     batch: Batch,
     teacher_outputs: Outputs | None,
     given: Variables | None,
 ) -> tuple[TrainState, Outputs]:
     """Make a state, and empty arrays with the shapes of the student's outputs."""
-    student, objective, optimizer, inputs_fn = parts
+    student, objective, optimizer, inputs_fn, average = parts
     student_key, term_key, step_key = jax.random.split(key, 3)
     images = fed(inputs_fn, batch)
     variables = student.init(student_key, images)
@@ -334,6 +345,8 @@ def _state_from(
     params = {"student": variables.params, "terms": terms.params}
     step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
     state = TrainState(step, params, variables.state, terms.state, opt_state, step_key)
+    if average is not None:
+        state = state.replace(teacher_state=average.init(variables))
     return state, jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), outputs)
 
 

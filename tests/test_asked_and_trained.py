@@ -1,5 +1,6 @@
 """What the command line asks for is what is trained: small runs against plain formulas."""
 
+import re
 from types import SimpleNamespace
 
 import jax
@@ -50,20 +51,37 @@ def held_to(params, limit):
 
 
 @jax.numpy_rank_promotion("allow")
-def by_hand(plan, seeds, optimizer, num_steps, *, batch_size, limit=None, **teaching):
+def by_hand(
+    plan,
+    seeds,
+    optimizer,
+    num_steps,
+    *,
+    batch_size,
+    limit=None,
+    smoothing=0,
+    weights=None,
+    average=None,
+    **teaching,
+):
     """Train a perceptron from where the library starts it, in its order of the examples."""
     images, hot = jnp.asarray(plan.examples["image"]), jax.nn.one_hot(plan.examples["label"], 10)
+    label = (1 - smoothing) * hot + smoothing / 10
+    weights = hot @ (jnp.ones(10) if weights is None else jnp.asarray(weights))
 
     def loss(params, rows):
         z = logits_of(params, images[rows], plan.spec)
-        hard = -jnp.sum(hot[rows] * jax.nn.log_softmax(z), -1)
+        hard = -jnp.sum(label[rows] * jax.nn.log_softmax(z), -1)
+        return jnp.sum(weights[rows] * values(params, rows, z, hard)) / jnp.sum(weights[rows])
+
+    def values(params, rows, z, hard):
         if not teaching:
-            return jnp.mean(hard)
+            return hard
         t, share = teaching["temperature"], teaching["soft_weight"]
         v = logits_of(teaching["teacher"], images[rows], teaching["spec"])
         p, log_q = jax.nn.softmax(v / t), jax.nn.log_softmax(z / t)
         soft = t**2 * jnp.sum(p * (jax.nn.log_softmax(v / t) - log_q), -1)
-        return jnp.mean(share * soft + (1 - share) * hard)
+        return share * soft + (1 - share) * hard
 
     @jax.jit
     def one_step(params, state, rows):
@@ -75,12 +93,18 @@ def by_hand(plan, seeds, optimizer, num_steps, *, batch_size, limit=None, **teac
     found, made = [], (plan.model, plan.objective, plan.optimizer, few, outputs)
     for seed in seeds:
         params = step.init_train_state(jax.random.key(seed), *made).params["student"]
-        state = optimizer.init(params)
+        state, mean = optimizer.init(params), params
         rows = data.train_rows(len(hot), seed=seed, batch_size=batch_size)
-        for _ in range(num_steps):
+        for i in range(num_steps):
             params, state = one_step(params, state, next(rows)["index"])
-        found.append(params)
+            share = 1 - min(1 - 1 / (i + 2), average or 0)
+            mean = jax.tree.map(lambda m, p, s=share: m + s * (p - m), mean, params)
+        found.append(mean)
     return found
+
+
+def kernels(params):
+    return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
 def dropping(peak, num_steps):
@@ -112,7 +136,7 @@ def test_sgd_at_a_low_temperature_within_limits(trained, monkeypatch):
     ]  # fmt: skip
 
     def sgd(peak, num_steps):
-        decay = optax.add_decayed_weights(0.02)
+        decay = optax.add_decayed_weights(0.02, kernels)
         return optax.chain(decay, optax.sgd(dropping(peak, num_steps), momentum=0.9)), num_steps
 
     (teacher, _, taught), (scratch, _, _), (distilled, _, _), *_ = found
@@ -141,7 +165,7 @@ def test_adamw_with_larger_batches_and_usual_rates(trained):
 
     def adamw(num_steps):
         schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, 1, num_steps)
-        return optax.adamw(schedule, weight_decay=0.1), num_steps
+        return optax.adamw(schedule, weight_decay=0.1, mask=kernels), num_steps
 
     agree(taught, *by_hand(teacher, [0], *adamw(10), batch_size=256))
     lesson = {"temperature": 7.0, "soft_weight": 0.9, "teacher": taught, "spec": teacher.spec}
@@ -163,3 +187,37 @@ def test_answers_are_kept_only_where_views_stay_the_same(augment, monkeypatch):
     examples = {"image": np.zeros((2, 4, 4, 1), np.uint8), "label": np.zeros(2, int)}
     found = teaching.with_answers(experiment, SimpleNamespace(network=None), examples)
     assert (found == "kept") == (augment in ((), ("none",))), found
+
+
+def test_the_knobs_of_recipes(trained):
+    weights = [2.0, 1.0, 1.0, 0.5, 1.0, 3.0, 0.0, 1.0, 1.0, 1.0]
+    flags = ["--label-smoothing", 0.2, "--class-weights", *weights, "--average", 0.8]
+    flags += ["--optimizer.clip-norm", 0.3, "--optimizer.warmup-steps", 3, "--epochs", 5]
+    flags += ["--num-seeds", 1, "--teacher.epochs", 1, "--batch-size", 64]
+    (teacher, _, taught), *students = trained(*flags)[0]
+
+    def adamw(num_steps):
+        schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 3, num_steps)
+        return optax.chain(optax.clip_by_global_norm(0.3), optax.adamw(schedule, weight_decay=0))
+
+    common = {"batch_size": 64, "weights": weights}
+    agree(taught, *by_hand(teacher, [0], adamw(19), 19, **common))
+    common |= {"smoothing": 0.2, "average": 0.8}
+    lesson = {"temperature": 4.0, "soft_weight": 0.9, "teacher": taught, "spec": teacher.spec}
+    for (plan, _, params), extra in zip(students, ({}, lesson), strict=True):
+        agree(params, *by_hand(plan, [0], adamw(8), 8, **common, **extra))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--class-weights", 1, 2], "--class-weights are .* expected 10"),
+        (["--class-weights", *[1] * 10, "--balanced-classes"], "--balanced-classes makes"),
+        (["--augment", "mixup", "--method", "dkd"], "--augment mixup gives an image two classes"),
+    ],
+)
+def test_knobs_that_do_not_fit_are_one_line(trained, capfd, flags, words):
+    with pytest.raises(SystemExit) as stopped:
+        trained(*flags)
+    assert stopped.value.code == 2
+    assert re.search(words, capfd.readouterr().err)

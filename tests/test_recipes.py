@@ -1,5 +1,7 @@
 """Optimizers and views are what the flags say, by the formulas."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,3 +140,70 @@ def test_views_of_parts_of_pixels_move_at_all_and_no_further(name):
     view_fn = recipes.make_views((name,), crop_padding=1, jitter_pixels=2)
     moved = np.asarray(view_fn(jax.random.key(1), {"image": jnp.asarray(center)})["image"])
     assert np.any(moved[:, 2:4] > 0) and not np.any(moved[:, 0]) and not np.any(moved[:, 8])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_biases_scales_and_tokens_are_spared_unless_all_decay(name):
+    params = {
+        "kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.ones(2),
+        "tokens": {"position": jnp.ones((1, 3, 2)), "class_token": jnp.ones((1, 1, 2))},
+    }  # fmt: skip
+    for mask, decaying in (("kernels", {"['kernel']"}), ("all", None)):
+        settings = OptimizerSettings(name, 0.1, 0.1, "steps", weight_decay_mask=mask)
+        optimizer = recipes.make_optimizer(settings, batch_size=1, num_steps=10, norm_limit=None)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        moved = {
+            jax.tree_util.keystr(path)
+            for path, x in jax.tree.leaves_with_path(updates)
+            if np.any(np.asarray(x))
+        }
+        every = {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)}
+        assert moved == (every if decaying is None else decaying)
+
+
+def test_a_long_gradient_is_scaled_back_and_a_short_one_left():
+    settings = OptimizerSettings("sgd", 1.0, schedule="steps", momentum=0.0, nesterov=False)
+    free, grads = taken(settings, taking=1)
+    norm = np.linalg.norm(grads[0])
+    for limit, scale in ((norm / 2, 0.5), (2 * norm, 1.0)):
+        clipped, _ = taken(dataclasses.replace(settings, clip_norm=float(limit)), taking=1)
+        np.testing.assert_allclose(clipped - 1, scale * (free - 1), rtol=1e-5)
+
+
+def test_momentum_is_what_the_flag_says():
+    settings = OptimizerSettings("sgd", 0.1, schedule="steps", nesterov=False, momentum=0.5)
+    found, grads = taken(settings, taking=2)
+    np.testing.assert_allclose(found[1], 1 - 0.1 * (1.5 * grads[0] + grads[1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["steps", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_the_rate_grows_over_the_steps_of_the_warm_up(schedule, warmup):
+    settings = OptimizerSettings(
+        "sgd", 0.1, 0.0, schedule, nesterov=False, momentum=0.0, warmup_steps=warmup
+    )
+    found, grads = taken(settings, taking=20)
+    moves = np.diff(np.concatenate([np.ones((1, 3, 2)), found]), axis=0)
+    rates = np.mean(-moves / grads, axis=(1, 2))
+    np.testing.assert_allclose(rates[:warmup], 0.1 * np.arange(warmup) / 10, atol=2e-4)
+    assert rates[warmup] == pytest.approx(0.1, rel=1e-2)
+
+
+def test_what_mixes_comes_after_what_moves_and_classes_are_weighed():
+    mixing = recipes.Mixing(4, 1.0, 1.0, True)
+    weights = np.array([1.0, 2.0, 3.0, 4.0])
+    view_fn = recipes.make_views(
+        ("mixup", "flip"),
+        crop_padding=1,
+        jitter_pixels=1,
+        mixing=mixing,
+        class_weights=weights,
+    )
+    label = jnp.arange(8) % 4
+    images = jnp.ones((8, 4, 4, 1)) * jnp.arange(8.0)[:, None, None, None]
+    seen = view_fn(jax.random.key(0), {"image": images, "label": label})
+    np.testing.assert_allclose(seen["label"].sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(seen["mask"], seen["label"] @ weights, rtol=1e-5)
+    assert np.any(np.asarray(seen["image"])[:, 0, 0, 0] % 1 > 0.01)
+    assert recipes.changes_images(("mixup",)) and not recipes.changes_images(("none",))

@@ -10,14 +10,25 @@ from kdjax.data.batches import (
     train_rows,
 )
 from kdjax.data.crops import center_crop, random_crop, stretch
+from kdjax.data.mixtures import balanced_weights, class_weighted, cutmix, mixup, one_of
 from kdjax.data.records import LazyImages, LazyLabels, is_lazy
 from kdjax.data.sources import Dataset, Examples, load, take
 from kdjax.data.streaming import prefetch
-from kdjax.data.views import all_shifts, augment, flip, jitter, pad_and_crop, translate, warp
+from kdjax.data.views import (
+    all_shifts,
+    augment,
+    erase,
+    flip,
+    jitter,
+    pad_and_crop,
+    translate,
+    warp,
+)
 
 __all__ = [
-    "Dataset", "Examples", "LazyImages", "LazyLabels", "all_shifts", "augment", "batch_indices",
-    "center_crop", "eval_batches", "example_order", "flip", "is_lazy", "jitter", "load",
+    "Dataset", "Examples", "LazyImages", "LazyLabels", "all_shifts", "augment",
+    "balanced_weights", "batch_indices", "center_crop", "class_weighted", "cutmix", "erase",
+    "eval_batches", "example_order", "flip", "is_lazy", "jitter", "load", "mixup", "one_of",
     "pad_and_crop", "prefetch", "random_crop", "stretch", "take", "train_batch",
     "train_batches", "train_rows", "translate", "warp",
 ]  # fmt: skip

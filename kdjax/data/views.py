@@ -134,6 +134,60 @@ def _between(size: int, num_points: int) -> Array:
     return jnp.maximum(0, 1 - jnp.abs(at[:, None] - jnp.arange(num_points)[None]))
 
 
+def erase(
+    key: Array,
+    images: Array,
+    *,
+    share: float = 0.5,
+    area: tuple[float, float] = (0.02, 0.33),
+    proportions: tuple[float, float] = (0.3, 3.3),
+) -> Array:
+    """Paint a rectangle of some images in their mean color.
+
+    Args:
+        key: a PRNG key.
+        images: [batch, height, width, channels].
+        share: how often an image loses a rectangle.
+        area: least and most of the image that it takes, as shares; what would stand over the edge
+            is moved inside.
+        proportions: least and most of height over width, drawn alike in logarithms.
+
+    Returns:
+        Images of the same shape and type.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    References:
+        Zhong, Zheng, Kang, Li, Yang, "Random Erasing Data Augmentation", 2017, arXiv:1708.04896.
+
+    Differs from the paper: a rectangle that does not fit is narrowed to the image instead of drawn
+    again, and its color is the image's mean, not noise.
+    """
+    low, high = proportions
+    if not (0 <= share <= 1 and 0 < area[0] <= area[1] <= 1 and 0 < low <= high):
+        raise ValueError(
+            f"erase: share is {share}, area {area}, proportions {proportions}; expected shares in "
+            "[0, 1] and positive proportions, the smaller one first"
+        )
+    batch, height, width, _ = images.shape
+    keys = jax.random.split(key, 4)
+    of_area = jax.random.uniform(keys[0], (batch,), minval=area[0], maxval=area[1])
+    logs = jax.random.uniform(keys[1], (batch,), minval=math.log(low), maxval=math.log(high))
+    sides = jnp.stack([jnp.sqrt(of_area * jnp.exp(s * logs)) for s in (1, -1)], axis=1)
+    sides = jnp.minimum(sides, 1)
+    corner = jax.random.uniform(keys[2], (batch, 2)) * (1 - sides)
+    is_erased = jax.random.bernoulli(keys[3], share, (batch, 1))
+
+    def inside(i: int, size: int) -> Array:
+        at = (jnp.arange(size) + 0.5)[None] / size - corner[:, i : i + 1]
+        return (at >= 0) & (at < sides[:, i : i + 1]) & is_erased
+
+    rectangle = inside(0, height)[:, :, None, None] & inside(1, width)[:, None, :, None]
+    mean = jnp.mean(images.astype(jnp.float32), axis=(1, 2), keepdims=True)
+    return jnp.where(rectangle, mean.astype(images.dtype), images)
+
+
 def all_shifts(images: np.ndarray, *, max_shift: int = 2) -> np.ndarray:
     """Make every image that `jitter` may make: a teacher answers them all once, then rests.
 

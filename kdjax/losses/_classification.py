@@ -4,6 +4,7 @@ The temperature and the z-scores that soft targets are made with are here too.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from kdjax.losses import _inputs, _numbers
@@ -181,6 +182,7 @@ def cross_entropy(
     logits: Array,
     labels: Array,
     *,
+    label_smoothing: float | Array = 0.0,
     ignore_label: int | None = None,
     axis: int = -1,
     where: Array | None = None,
@@ -193,6 +195,8 @@ def cross_entropy(
         logits: [..., num_classes], any floating type; -inf removes a class.
         labels: integer classes [...], or class probabilities [..., num_classes], which sum to 1;
             constant.
+        label_smoothing: e in [0, 1]: (1 - e) y + e / classes takes the place of y, with the classes
+            that are there (section 7 of Szegedy et al., 2015, arXiv:1512.00567).
         ignore_label: the integer label of examples that do not count, such as -100 or 255: their
             value is 0. A mean divides by the number of the others.
         axis: the class axis.
@@ -203,8 +207,8 @@ def cross_entropy(
 
     Raises:
         TypeError: if the logits are not of a floating type, or the labels neither that nor integer.
-        ValueError: if the shapes do not fit, there is one class alone, or labels that are not
-            traced are no classes, or no probabilities.
+        ValueError: if the shapes do not fit, there is one class alone, labels that are not traced
+            are no classes, or no probabilities, or the smoothing is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -215,8 +219,12 @@ def cross_entropy(
     References:
         Good, "Rational Decisions", 1952, doi:10.1111/j.2517-6161.1952.tb00104.x.
     """
-    x = _inputs.as_classes("cross_entropy", "logits", logits, axis, where)
-    values, chosen = _hard("cross_entropy", x, labels, axis, ignore_label)
+    name = "cross_entropy"
+    x = _inputs.as_classes(name, "logits", logits, axis, where)
+    values, chosen = _hard(name, x, labels, axis, ignore_label)
+    e = _numbers.as_number(name, "label_smoothing", label_smoothing, x.dtype, _numbers.SHARE)
+    if _numbers.known(label_smoothing) is None or np.any(label_smoothing):
+        values = (1 - e) * values + e * _uniform(x)
     return values if chosen is None else chosen.of(values)
 
 
@@ -283,6 +291,13 @@ def kd_loss(
     else:
         values = weight * soft + (1 - weight) * hard
     return values if chosen is None else chosen.of(values)
+
+
+def _uniform(x: Array) -> Array:
+    """Return the cross-entropy with equal probabilities of all classes that are there."""
+    log_probs, there = exact.log_softmax(x, exact.at_one(x)), ~jnp.isneginf(x)
+    count = jnp.maximum(jnp.sum(there, axis=-1), 1).astype(x.dtype)
+    return -jnp.sum(jnp.where(there, log_probs, 0), axis=-1) / count
 
 
 def _hard(

@@ -28,7 +28,10 @@ NETWORKS: Mapping[str, Callable[..., Model]] = {
     "resnet18": _residual.resnet18, "resnet34": _residual.resnet34, "vit_mu": _transformer.vit_mu,
     "vit_ti": _transformer.vit_ti, "vit_s": _transformer.vit_s, "vit_b": _transformer.vit_b,
 }  # fmt: skip
-_OWN_FIELDS = {"mlp": ("widths", "dropout", "input_dropout"), "vit": ("patch_size", "dropout")}
+_OWN_FIELDS = {
+    "mlp": ("widths", "dropout", "input_dropout"),
+    "vit": ("patch_size", "dropout", "drop_path"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,7 @@ class NetworkSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dropout: float = 0.0
+    drop_path: float = 0.0
     input_dropout: float = 0.0
     precision: str = "float32"
     patch_size: int = 0

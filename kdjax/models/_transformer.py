@@ -52,6 +52,7 @@ class EncoderBlock(nn.Module):
     num_heads: int
     mlp_width: int
     dropout: float = 0.0
+    drop_path: float = 0.0
     dtype: DType = None
 
     @nn.compact
@@ -59,6 +60,9 @@ class EncoderBlock(nn.Module):
         """Return [batch, tokens, width of x]."""
         norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         drop = functools.partial(nn.Dropout, self.dropout, deterministic=not train)
+        path = functools.partial(
+            nn.Dropout, self.drop_path, broadcast_dims=(1, 2), deterministic=not train
+        )
         attention = nn.MultiHeadDotProductAttention(
             self.num_heads,
             dtype=self.dtype,
@@ -67,10 +71,10 @@ class EncoderBlock(nn.Module):
             name="attention",
         )
         y = attention(norm(name="norm_1")(x))
-        x = x + drop(name="drop_1")(y)
+        x = x + path(name="path_1")(drop(name="drop_1")(y))
         feed_forward = FeedForward(self.mlp_width, self.dropout, self.dtype, name="mlp")
         y = feed_forward(norm(name="norm_2")(x), train=train)
-        dropped: Array = drop(name="drop_2")(y)
+        dropped: Array = path(name="path_2")(drop(name="drop_2")(y))
         return x + dropped
 
 
@@ -105,6 +109,7 @@ class VisionTransformer(nn.Module):
     num_heads: int
     mlp_width: int
     dropout: float = 0.0
+    drop_path: float = 0.0
     dtype: DType = None
 
     @nn.compact
@@ -118,8 +123,10 @@ class VisionTransformer(nn.Module):
         x = Tokens(name="tokens")(x)
         x = nn.Dropout(self.dropout, deterministic=not train, name="drop_tokens")(x)
         for i in range(self.depth):
+            # The first block is always there, the last one is the least often.
+            rates = self.dropout, self.drop_path * i / max(1, self.depth - 1)
             sizes = self.num_heads, self.mlp_width
-            x = EncoderBlock(*sizes, self.dropout, self.dtype, name=f"block_{i}")(x, train=train)
+            x = EncoderBlock(*sizes, *rates, self.dtype, name=f"block_{i}")(x, train=train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         x = Embedding(name="embedding")(x)
         return head(self.num_classes, self.dtype, kernel_init=_INIT)(x)
@@ -134,6 +141,7 @@ def vit(
     num_heads: int,
     mlp_width: int | None = None,
     dropout: float = 0.0,
+    drop_path: float = 0.0,
     dtype: DType = None,
     features: Features = (),
 ) -> Model:
@@ -150,6 +158,9 @@ def vit(
         num_heads: attention heads.
         mlp_width: hidden units of a block's perceptron, four times the width by default.
         dropout: rate on the tokens, on hidden units and on what a block adds.
+        drop_path: rate at which an image skips the two branches of the last block; it grows with
+            the depth from 0 at the first (stochastic depth, Huang, Sun, Liu, Sedra, Weinberger,
+            2016, arXiv:1603.09382).
         dtype: what the layers compute in, for example `jnp.bfloat16`; parameters, the softmax of
             the attention and the logits are float32 all the same. None: the inputs' type, float32
             at least.
@@ -170,9 +181,10 @@ def vit(
             raise ValueError(f"vit: {name} is {size}, expected at least 1")
     if width % num_heads:
         raise ValueError(f"vit: width is {width}, expected a multiple of num_heads, {num_heads}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"vit: dropout is {dropout}, expected a rate in [0, 1)")
-    module = VisionTransformer(**sizes, dropout=dropout, dtype=dtype)
+    for name, rate in (("dropout", dropout), ("drop_path", drop_path)):
+        if not 0 <= rate < 1:
+            raise ValueError(f"vit: {name} is {rate}, expected a rate in [0, 1)")
+    module = VisionTransformer(**sizes, dropout=dropout, drop_path=drop_path, dtype=dtype)
     return from_linen(module, features=features, paths=_paths(depth))
 
 

@@ -275,8 +275,36 @@ def _check_examples(asked: RunSettings, settings: Resolved, dataset: data.Datase
         raise ValueError(
             f"--steps-per-call {settings.steps_per_call}: examples that stream are on no device"
         )
+    _check_mixtures(settings)
+    _check_weights(settings, dataset, lazy)
     if "resized-crop" in {*settings.augment, *settings.teacher.augment} and not lazy:
         raise ValueError("--augment resized-crop needs --data.streaming: it crops what is read")
+
+
+def _check_mixtures(settings: Resolved) -> None:
+    """Raise a ValueError if the method cannot learn from images that are mixed."""
+    mixers = [name for name in settings.augment if name in ("mixup", "cutmix")]
+    for method in methods.methods_in(settings.method) if mixers else ():
+        if methods.METHODS[method].needs & (methods.Need.LABELS | methods.Need.INDEX):
+            raise ValueError(
+                f"--augment {mixers[0]} gives an image two classes, and --method {method} needs "
+                "one for each"
+            )
+
+
+def _check_weights(settings: Resolved, dataset: data.Dataset, lazy: bool) -> None:
+    """Raise a ValueError where class weights do not fit."""
+    weights = settings.class_weights
+    if weights is not None and settings.balanced_classes:
+        raise ValueError("--balanced-classes makes the weights that --class-weights gives")
+    if weights is not None and (len(weights) != dataset.num_classes or not any(weights)):
+        raise ValueError(
+            f"--class-weights are {weights}, expected {dataset.num_classes} of which one is not 0"
+        )
+    if settings.balanced_classes and lazy:
+        raise ValueError(
+            "--balanced-classes counts the labels, and these stream; give --class-weights"
+        )
 
 
 def _check_batches(settings: Resolved, mesh: Mesh) -> None:

@@ -38,6 +38,7 @@ class Setup(NamedTuple):
     num_steps: int
     temperature: float = 4.0
     soft_weight: float = 0.9
+    label_smoothing: float = 0.0
 
     def share(self, of: float) -> int:
         """Return how many steps a share of the training is, at least one."""
@@ -111,7 +112,8 @@ def objective_of(name: str, setup: Setup, *, scale: float = 1.0) -> Objective:
         weighted = _weighted(method, setup)
         labels.append(weighted.pop("hard")[1])
         found |= weighted
-    found["hard"] = terms.cross_entropy(), max(labels, key=float)
+    hard = terms.cross_entropy(label_smoothing=setup.label_smoothing)
+    found["hard"] = hard, max(labels, key=float)
     return combine(
         {term: loss for term, (loss, _) in found.items()},
         {term: _scaled(w, 1.0 if term == "hard" else scale) for term, (_, w) in found.items()},

@@ -26,6 +26,7 @@ def spec_of(settings: Resolved, dataset: Dataset, network: NetworkSettings) -> N
         mean=tuple(float(x) for x in dataset.mean),
         std=tuple(float(x) for x in dataset.std),
         dropout=network.dropout,
+        drop_path=network.drop_path,
         input_dropout=network.input_dropout,
         precision=settings.precision,
         patch_size=_patch_size(network, dataset.image_shape),

@@ -69,7 +69,9 @@ def repdistiller(settings: SettingsT, pair: PairName) -> SettingsT:
         data=replace(settings.data, name="cifar100", student_examples=None),
         teacher=replace(settings.teacher, name=chosen.teacher, learning_rate=_TEACHER_RATE),
         student=replace(settings.student, name=chosen.student),
-        optimizer=OptimizerSettings("sgd", rate, 5e-4, schedule="steps", nesterov=False),
+        optimizer=OptimizerSettings(
+            "sgd", rate, 5e-4, schedule="steps", nesterov=False, weight_decay_mask="all"
+        ),
         epochs=240,
         batch_size=64,
         augment=("crop", "flip"),
@@ -105,7 +107,7 @@ def imagenet(settings: SettingsT) -> SettingsT:
     if student.startswith("vit_"):
         optimizer = OptimizerSettings("adamw", 5e-4 * batch_size / 512, 0.05)
     else:
-        optimizer = OptimizerSettings("sgd", 0.1 * batch_size / 256, 1e-4)
+        optimizer = OptimizerSettings("sgd", 0.1 * batch_size / 256, 1e-4, weight_decay_mask="all")
     rate = settings.optimizer.learning_rate or optimizer.learning_rate
     data = replace(settings.data, name="imagenet2012", validation_fraction=0.01, streaming=True)
     return replace(

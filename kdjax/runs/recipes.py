@@ -1,11 +1,24 @@
 """Optimizers and views of images from their settings."""
 
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from kdjax import data, step
 from kdjax.optimizers import max_norm
 from kdjax.runs.resolved import default_learning_rate
-from kdjax.runs.settings import Augmentation, OptimizerSettings
+from kdjax.runs.settings import Augmentation, MethodSettings, OptimizerSettings
+from kdjax.types import Array, Batch, PyTree
+
+_NOT_KERNELS = ("class_token", "distillation_token", "position")
+"""Parameters of several axes that no layer multiplies with."""
+_OWN_STREAMS = 1000
+"""Above the numbers that `data.augment` folds into the key for its functions."""
 
 
 def make_optimizer(
@@ -13,34 +26,114 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Make the optimizer of some settings for a training of that length."""
     peak = settings.learning_rate or default_learning_rate(settings.name, batch_size)
-    schedule = _schedule(settings.schedule, peak, num_steps)
+    schedule, nesterov = _schedule(settings, peak, num_steps), settings.nesterov is not False
+    decaying = {"kernels": _kernels, "all": None}[settings.weight_decay_mask]
     if settings.name == "sgd":
-        decay = optax.add_decayed_weights(settings.weight_decay)
-        chain = [decay, optax.sgd(schedule, momentum=0.9, nesterov=settings.nesterov is not False)]
+        decay = optax.add_decayed_weights(settings.weight_decay, decaying)
+        chain = [decay, optax.sgd(schedule, momentum=settings.momentum, nesterov=nesterov)]
     else:
-        chain = [optax.adamw(schedule, weight_decay=settings.weight_decay)]
-    return optax.chain(*chain, *([max_norm(norm_limit)] if norm_limit else []))
+        chain = [optax.adamw(schedule, weight_decay=settings.weight_decay, mask=decaying)]
+    first = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
+    return optax.chain(*first, *chain, *([max_norm(norm_limit)] if norm_limit else []))
 
 
-def _schedule(name: str, peak: float, num_steps: int) -> optax.Schedule:
-    if name == "steps":
-        drops = {round(share * num_steps): 0.1 for share in (0.625, 0.75, 0.875)}
-        return optax.piecewise_constant_schedule(peak, drops)
-    return optax.warmup_cosine_decay_schedule(
-        0.0, peak, warmup_steps=max(1, num_steps // 50), decay_steps=max(2, num_steps)
-    )
+def _kernels(params: PyTree) -> PyTree:
+    """Mark what decays: neither biases and the scales of normalization, nor tokens."""
+
+    def decays(path: tuple[Any, ...], x: Array) -> bool:
+        return x.ndim > 1 and getattr(path[-1], "key", None) not in _NOT_KERNELS
+
+    return jax.tree.map_with_path(decays, params)
+
+
+def _schedule(settings: OptimizerSettings, peak: float, num_steps: int) -> optax.Schedule:
+    warmup = settings.warmup_steps
+    if settings.schedule == "cosine":
+        warmup = max(1, num_steps // 50) if warmup is None else warmup
+        if not warmup:
+            return optax.cosine_decay_schedule(peak, num_steps)
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(warmup + 1, num_steps))
+    drops = {round(share * num_steps): 0.1 for share in (0.625, 0.75, 0.875)}
+    steps = optax.piecewise_constant_schedule(peak, drops)
+    if not warmup:
+        return steps
+    return lambda count: steps(count) * jnp.minimum(1, count / warmup)
+
+
+class Mixing(NamedTuple):
+    """How images are mixed where `mixup` or `cutmix` are among the augmentations."""
+
+    num_classes: int
+    mixup_alpha: float
+    cutmix_alpha: float
+    per_example: bool
+
+
+def mixing_of(settings: MethodSettings, num_classes: int) -> Mixing:
+    """Return how images are mixed by the settings."""
+    alphas = settings.mixup_alpha, settings.cutmix_alpha
+    return Mixing(num_classes, *alphas, settings.mix_each == "example")
+
+
+def changes_images(augment: Sequence[Augmentation]) -> bool:
+    """Whether images look different from step to step."""
+    return bool({*augment} - {"none"})
 
 
 def make_views(
-    augment: tuple[Augmentation, ...], *, crop_padding: int, jitter_pixels: int
+    augment: tuple[Augmentation, ...],
+    *,
+    crop_padding: int,
+    jitter_pixels: int,
+    mixing: Mixing | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> step.ViewFn | None:
-    """Compose the augmentations of the command line, None if there are none on the device."""
+    """Compose the augmentations of the command line, None if there are none on the device.
+
+    Args:
+        augment: by name, in their order; what mixes images comes last.
+        crop_padding: pixels of padding before the crop.
+        jitter_pixels: the largest shift of those that shift.
+        mixing: how images are mixed, for those that do.
+        class_weights: [classes], of the examples; None where all count the same.
+
+    Returns:
+        A view of a batch.
+    """
     functions = {
         "crop": lambda key, images: data.pad_and_crop(key, images, padding=crop_padding),
         "flip": data.flip,
         "jitter": lambda key, images: data.jitter(key, images, max_shift=jitter_pixels),
         "translate": lambda key, images: data.translate(key, images, max_shift=jitter_pixels),
         "warp": lambda key, images: data.warp(key, images, max_shift=jitter_pixels),
+        "erase": data.erase,
     }
     chosen = [functions[name] for name in augment if name in functions]
-    return data.augment(*chosen) if chosen else None
+    views = [data.augment(*chosen)] if chosen else []
+    if class_weights is not None:
+        views.append(data.class_weighted(class_weights))
+    if mixing is not None:
+        makers = {
+            "mixup": functools.partial(data.mixup, alpha=mixing.mixup_alpha),
+            "cutmix": functools.partial(data.cutmix, alpha=mixing.cutmix_alpha),
+        }
+        mixed = [
+            makers[name](num_classes=mixing.num_classes, per_example=mixing.per_example)
+            for name in augment
+            if name in makers
+        ]
+        views += [data.one_of(*mixed, per_example=mixing.per_example)] if mixed[1:] else mixed
+    return _in_turn(views)
+
+
+def _in_turn(views: list[step.ViewFn]) -> step.ViewFn | None:
+    """Compose views, each but the first with a key of its own."""
+    if len(views) < 2:
+        return views[0] if views else None
+
+    def view_fn(key: Array, batch: Batch) -> Batch:
+        for i, view in enumerate(views):
+            batch = view(jax.random.fold_in(key, _OWN_STREAMS + i) if i else key, batch)
+        return batch
+
+    return view_fn

@@ -8,7 +8,10 @@ from typing import Any, ClassVar, Literal
 from kdjax.runs.flags import Limit, flag, group, nearest, require
 from kdjax.runs.method_names import LINES
 
-Augmentation = Literal["crop", "flip", "jitter", "translate", "warp", "resized-crop", "none"]
+Augmentation = Literal[
+    "crop", "flip", "jitter", "translate", "warp", "erase", "mixup", "cutmix", "resized-crop",
+    "none",
+]  # fmt: skip
 NetworkName = Literal[
     "mlp", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
     "resnet8x4", "resnet32x4", "cifar_resnet50", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2",
@@ -99,6 +102,11 @@ class NetworkSettings:
     dropout: float = flag(
         "Share of hidden units that an mlp or a vit drops in training.", PART, default=0.0
     )
+    drop_path: float = flag(
+        "Share of images that skip the last block of a vit in training; less in those before.",
+        PART,
+        default=0.0,
+    )
     input_dropout: float = flag("Share of inputs that an mlp drops in training.", PART, default=0.0)
     max_norm: float | None = flag("Largest Euclidean norm of a unit's incoming weights.", POSITIVE)
 
@@ -153,11 +161,22 @@ class OptimizerSettings:
         "Decoupled for adamw, added to the gradient for sgd.", NOT_NEGATIVE, default=0.0
     )
     schedule: Literal["cosine", "steps"] = flag(
-        "cosine: up over 2 % of the steps, then down to zero; steps: divided by ten after 62.5, 75 "
-        "and 87.5 % of them.",
+        "cosine: down to zero; steps: divided by ten after 62.5, 75 and 87.5 % of the steps.",
         default="cosine",
     )
     nesterov: bool | None = flag("Whether the momentum of sgd is Nesterov's. Default: it is.")
+    momentum: float = flag("Of sgd.", PART, default=0.9)
+    warmup_steps: int | None = flag(
+        "Steps over which the rate grows from zero. Default: 2 % of them with cosine, none with "
+        "steps.",
+        NOT_NEGATIVE,
+    )
+    clip_norm: float | None = flag(
+        "Largest norm of the gradient, over all parameters; a longer one is scaled back.", FINITE
+    )
+    weight_decay_mask: Literal["kernels", "all"] = flag(
+        "What decays: kernels spares biases and the scales of normalization.", default="kernels"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,6 +324,33 @@ class MethodSettings(RunSettings):
     augment: tuple[Augmentation, ...] | None = flag(
         "Views of the images that teacher and student share. Default: crop on large color images, "
         "flip too unless the classes are digits or letters; none switches it off."
+    )
+    mixup_alpha: float = flag(
+        "Of mixup, which mixes two images: shares are drawn from Beta(alpha, alpha).",
+        FINITE,
+        default=0.8,
+    )
+    cutmix_alpha: float = flag(
+        "Of cutmix, which puts a part of one image into another: likewise.", FINITE, default=1.0
+    )
+    mix_each: Literal["batch", "example"] = flag(
+        "What draws a share of its own in mixup and cutmix, and which of them where both are on.",
+        default="batch",
+    )
+    label_smoothing: float = flag(
+        "Share of every label that students of the cross-entropy see go to all classes alike.",
+        SHARE,
+        default=0.0,
+    )
+    class_weights: tuple[float, ...] | None = flag(
+        "Weight of the examples of each class in training, in their order.", NOT_NEGATIVE
+    )
+    balanced_classes: bool = flag(
+        "Weigh the examples so that every class counts the same in training.", default=False
+    )
+    average: float | None = flag(
+        "Decay of a moving average of the weights, which is evaluated and exported in their place.",
+        PART,
     )
     num_micro_batches: int = flag(
         "Parts of a batch over which the gradient is accumulated.", POSITIVE, default=1

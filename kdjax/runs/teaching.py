@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from kdjax import data, distributed, models, sharding, step, teachers, terms
@@ -15,8 +17,9 @@ from kdjax.runs.evaluation import Arrays, Run
 from kdjax.runs.experiment import Experiment
 from kdjax.runs.networks import spec_of
 from kdjax.runs.resolved import ResolvedTeacher
+from kdjax.runs.settings import Augmentation
 from kdjax.runs.training import Training
-from kdjax.types import Model, Objective, Teacher
+from kdjax.types import Model, Objective, OnlineTeacher, Teacher
 
 
 class TeacherResult(NamedTuple):
@@ -61,20 +64,22 @@ def answered(experiment: Experiment, network: Network) -> TeacherResult:
     return TeacherResult(network, *(with_logits(run, network, split) for split in splits))
 
 
-def from_labels(examples: Arrays) -> Lesson:
+def from_labels(examples: Arrays, label_smoothing: float = 0.0) -> Lesson:
     """Return the lesson without a teacher."""
-    return Lesson(labels_only(), teachers.absent(), examples)
+    return Lesson(labels_only(label_smoothing), teachers.absent(), examples)
 
 
-def labels_only() -> Objective:
+def labels_only(label_smoothing: float = 0.0) -> Objective:
     """Make the objective of training from labels alone."""
-    return combine({"hard": terms.cross_entropy()}, {"hard": 1.0})
+    hard = terms.cross_entropy(label_smoothing=label_smoothing)
+    return combine({"hard": hard}, {"hard": 1.0})
 
 
 def plan_scratch(experiment: Experiment, examples: Arrays) -> Training:
     """Return how the student of the settings is trained from labels alone."""
     spec = student_spec(experiment)
-    return plan_network(experiment, "scratch", spec, models.build(spec), from_labels(examples))
+    lesson = from_labels(examples, experiment.settings.label_smoothing)
+    return plan_network(experiment, "scratch", spec, models.build(spec), lesson)
 
 
 def plan_method(
@@ -108,7 +113,8 @@ def plan_method(
     spec = student_spec(experiment)
     paths = models.build(spec).paths, network.model.paths
     counts = len(examples["label"]), _num_steps(experiment, settings.epochs, examples)
-    setup = methods.Setup(*paths, params, *counts, settings.temperature, settings.soft_weight)
+    knobs = settings.temperature, settings.soft_weight, settings.label_smoothing
+    setup = methods.Setup(*paths, params, *counts, *knobs)
     objective = methods.objective_of(method, setup, scale=scale)
     if methods.looks_at_features(method):
         watched = models.build(network.spec, features=network.model.paths.all)
@@ -146,9 +152,8 @@ def plan_network(
     optimizer = recipes.make_optimizer(
         asked, batch_size=batch_size, num_steps=num_steps, norm_limit=norm_limit
     )
-    view_fn = recipes.make_views(
-        own.augment, crop_padding=settings.crop_padding, jitter_pixels=settings.jitter_pixels
-    )
+    view_fn = _views(experiment, own.augment, examples)
+    average = None if teacher else _average(settings.average, model)
     if "resized-crop" in own.augment:
         examples = {**examples, "image": examples["image"].cropped(data.random_crop)}
     model = models.rematerialized(model) if settings.rematerialise else model
@@ -159,6 +164,7 @@ def plan_network(
         num_micro_batches=settings.num_micro_batches,
         skip_nonfinite=settings.on_nonfinite == "skip",
         layout_fn=layout_fn,
+        average=average,
     )
     validation = experiment.dataset.validation._asdict()
     return Training(
@@ -167,6 +173,33 @@ def plan_network(
         *(examples, batch_size, num_steps),
         eval_step=step.make_eval_step(model, layout_fn=layout_fn),
         watched={"validation": validation} if len(validation["label"]) else {},
+        average=average,
+    )
+
+
+def _average(decay: float | None, model: Model) -> OnlineTeacher | None:
+    """Return a moving average that is the plain mean as long as that is shorter."""
+    if decay is None:
+        return None
+    return teachers.ema(model, decay=lambda n: jnp.minimum(1 - 1 / (n + 1), decay))
+
+
+def _views(
+    experiment: Experiment, augment: Sequence[Augmentation], examples: Arrays
+) -> step.ViewFn | None:
+    """Return the views of the settings, by which classes are weighed too."""
+    settings, num_classes = experiment.settings, experiment.dataset.num_classes
+    weights = None
+    if settings.class_weights is not None:
+        weights = np.array(settings.class_weights, np.float32)
+    elif settings.balanced_classes:
+        weights = data.balanced_weights(np.asarray(examples["label"]), num_classes)
+    return recipes.make_views(
+        tuple(augment),
+        crop_padding=settings.crop_padding,
+        jitter_pixels=settings.jitter_pixels,
+        mixing=recipes.mixing_of(settings, num_classes),
+        class_weights=weights,
     )
 
 
@@ -202,8 +235,7 @@ def balanced_subset(labels: np.ndarray, num_examples: int) -> np.ndarray:
 
 def with_answers(experiment: Experiment, teacher: TeacherResult, examples: Arrays) -> Arrays:
     """Put the teacher's logits beside examples in memory whose views stay the same."""
-    views = recipes.make_views(experiment.settings.augment, crop_padding=1, jitter_pixels=1)
-    if views is not None or data.is_lazy(examples):
+    if recipes.changes_images(experiment.settings.augment) or data.is_lazy(examples):
         return examples
     return with_logits(experiment.run, _teaching(experiment, teacher.network), examples)
 

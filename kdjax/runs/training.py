@@ -24,6 +24,7 @@ from kdjax.types import (
     Metrics,
     Model,
     Objective,
+    OnlineTeacher,
     Outputs,
     PyTree,
     Teacher,
@@ -44,6 +45,7 @@ class Training:
     `step_fn` makes the step of a setting, which networks that train together each have, and of the
     teacher. `watched` are the splits that are measured now and then, by name. `start` is where the
     network starts, `rows_fn` the order of the examples; by default both come from the seed.
+    `average` is the moving average that is evaluated and kept in the place of the network.
     """
 
     phase: str
@@ -60,11 +62,19 @@ class Training:
     watched: Mapping[str, Arrays] = dataclasses.field(default_factory=dict)
     start: Variables | None = None
     rows_fn: RowsFn | None = None
+    average: OnlineTeacher | None = None
 
     @functools.cached_property
     def train_step(self) -> Step:
         """The step of a network that trains alone."""
         return self.step_fn(None, self.teacher)
+
+    def trained(self, state: TrainState) -> Variables:
+        """Return the variables of the network alone, or of its average."""
+        if self.average is not None:
+            averaged: Variables = state.teacher_state
+            return averaged
+        return Variables(state.params["student"], state.model_state)
 
     def network(self, variables: Variables) -> models.Network:
         """Return what is deployed of trained variables."""
@@ -109,7 +119,7 @@ def train(run: Run, training: Training, seed: int, *, directory: Path | None = N
     with _fed(run, training, seed, state, most) as feed:
         watch = functools.partial(_validate, run, training) if training.watched else None
         state = fit(log, state, feed, directory, eval_every, watch)
-    return Variables(state.params["student"], state.model_state)
+    return training.trained(state)
 
 
 def train_together(
@@ -153,13 +163,12 @@ def train_together(
 
     def watch(at: int, states: TrainState) -> dict[str, Any]:
         assert watch_fn is not None
-        watch_fn(at, Variables(states.params["student"], states.model_state))
+        watch_fn(at, training.trained(states))
         return {}
 
     eval_every = watch_every or training.num_steps
     states = fit(log, states, feed, directory, eval_every, watch if watch_fn else None)
-    seconds = run.log.seconds(training.phase, None)
-    return Variables(states.params["student"], states.model_state), seconds
+    return training.trained(states), run.log.seconds(training.phase, None)
 
 
 def label_of(training: Training, seed: int) -> str:
@@ -281,7 +290,7 @@ def fit(
 
 
 def _validate(run: Run, training: Training, at: int, state: TrainState) -> dict[str, Any]:
-    variables = Variables(state.params["student"], state.model_state)
+    variables = training.trained(state)
     return {
         split: measure(run, training.eval_step, variables, arrays)
         for split, arrays in training.watched.items()
@@ -392,7 +401,9 @@ def _made(
 ) -> TrainState:
     """Make the state that a training starts from."""
     of = training.model, training.objective, training.optimizer
-    state: TrainState = step.init_train_state(key, *of, batch, outputs, variables=start)
+    state: TrainState = step.init_train_state(
+        key, *of, batch, outputs, variables=start, average=training.average
+    )
     return state
 
 

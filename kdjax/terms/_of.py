@@ -128,9 +128,9 @@ def of(
     return Term(_init_nothing, apply, coupled)
 
 
-def cross_entropy() -> Term:
-    """Cross-entropy of the student at temperature 1 with `batch["label"]`."""
-    return of(losses.cross_entropy)
+def cross_entropy(*, label_smoothing: float | Array = 0.0) -> Term:
+    """Cross-entropy of the student at temperature 1 with `batch["label"]`, perhaps smoothed."""
+    return of(losses.cross_entropy, label_smoothing=label_smoothing)
 
 
 def soft_targets(*, temperature: float | Array = 4.0) -> Term:

@@ -406,3 +406,24 @@ def test_misuse_is_explained(kind, words, call):
     with pytest.raises(kind) as raised:
         call()
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["classes", "probabilities"])
+def test_smoothed_labels_are_part_of_all_classes_that_are_there(kind):
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(6, 5))
+    x[:3, 4] = -np.inf
+    classes = rng.integers(0, 4, 6)
+    probs = np.eye(5)[classes] if kind == "classes" else rng.dirichlet(np.ones(4), 6)
+    probs = np.pad(probs, ((0, 0), (0, 5 - probs.shape[1])))
+    there = np.isfinite(x)
+    log_q = x - np.log(np.sum(np.exp(x), -1, keepdims=True))
+    label = 0.7 * probs + 0.3 * there / there.sum(-1, keepdims=True)
+    want = -np.sum(np.where(there, label * np.where(there, log_q, 0), 0), -1)
+    given = classes if kind == "classes" else np.float32(probs)
+    values = losses.cross_entropy(np.float32(x), given, label_smoothing=0.3)
+    np.testing.assert_allclose(values, want, rtol=2e-6)
+    traced = jax.jit(lambda e: losses.cross_entropy(np.float32(x), given, label_smoothing=e))
+    np.testing.assert_allclose(traced(0.3), want, rtol=2e-6)
+    with pytest.raises(ValueError, match="label_smoothing"):
+        losses.cross_entropy(np.float32(x), given, label_smoothing=1.5)

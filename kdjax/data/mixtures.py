@@ -1,0 +1,202 @@
+"""Mixtures of the images of a batch, with labels that are mixed as they are, and class weights.
+
+What is here are views (`kdjax.step.ViewFn`): functions of a key and a batch that run inside the
+step, so that teacher and student see the same mixture. An image is mixed with the one before it in
+the batch, which the order of the examples makes a random one.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax import metrics
+from kdjax.types import Array, Batch
+
+ViewFn = Callable[[Array, Batch], Batch]
+_Mixer = Callable[[Array, Array, Array], tuple[Callable[[Array], Array], Array]]
+
+
+def mixup(*, num_classes: int, alpha: float = 0.8, per_example: bool = False) -> ViewFn:
+    """Make a view in which every image is a blend of two.
+
+    x = s x_1 + (1 - s) x_2, the label likewise, s from Beta(alpha, alpha)
+
+    Args:
+        num_classes: columns of the label probabilities.
+        alpha: near 0 one of the two images is nearly alone, at 1 all shares are as likely.
+        per_example: draw a share for every example, not one for the batch.
+
+    Returns:
+        A view of a batch: `image`, and every other image of the same examples (`*_image`), float32;
+        `label` [batch, num_classes], probabilities. A weight in `mask` [batch] is blended too; what
+        does not count is mixed into nothing.
+
+    Raises:
+        ValueError: if a number is out of range; from the view, if labels are no classes.
+
+    References:
+        Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2017,
+        arXiv:1710.09412.
+    """
+    _check("mixup", num_classes, alpha)
+
+    def blend(key: Array, share: Array, like: Array) -> tuple[Callable[[Array], Array], Array]:
+        def blended(x: Array) -> Array:
+            x, own = x.astype(jnp.float32), share[:, None, None, None]
+            return own * x + (1 - own) * _partners(x)
+
+        return blended, share
+
+    return _mixing("mixup", blend, num_classes, alpha, per_example)
+
+
+def cutmix(*, num_classes: int, alpha: float = 1.0, per_example: bool = False) -> ViewFn:
+    """Make a view in which a rectangle of every image shows another one.
+
+    The rectangle has the image's proportions and 1 - s of its area, s from Beta(alpha, alpha),
+    around a point anywhere; what lies outside of the image is cut off. The labels are mixed by the
+    areas that are seen.
+
+    Args:
+        num_classes: columns of the label probabilities.
+        alpha: near 0 one of the two images is nearly alone, at 1 all shares are as likely.
+        per_example: draw a rectangle for every example, not one for the batch.
+
+    Returns:
+        A view as of `mixup`; images keep their type.
+
+    Raises:
+        ValueError: if a number is out of range; from the view, if labels are no classes.
+
+    References:
+        Yun, Han, Oh, Chun, Choe, Yoo, "CutMix: Regularization Strategy to Train Strong Classifiers
+        with Localizable Features", 2019, arXiv:1905.04899.
+    """
+    _check("cutmix", num_classes, alpha)
+
+    def paste(key: Array, share: Array, like: Array) -> tuple[Callable[[Array], Array], Array]:
+        draws = jax.random.uniform(key, (len(like), 2))
+        middle = draws if per_example else jnp.broadcast_to(draws[:1], draws.shape)
+        half = jnp.sqrt(1 - share)[:, None] / 2
+
+        def outside(x: Array) -> Array:
+            height, width = x.shape[1:3]
+            rows, columns = (
+                jnp.abs((jnp.arange(size) + 0.5)[None] / size - middle[:, i : i + 1]) >= half
+                for i, size in enumerate((height, width))
+            )
+            return rows[:, :, None] | columns[:, None, :]
+
+        def pasted(x: Array) -> Array:
+            return jnp.where(outside(x)[..., None], x, _partners(x))
+
+        return pasted, jnp.mean(outside(like), axis=(1, 2), dtype=jnp.float32)
+
+    return _mixing("cutmix", paste, num_classes, alpha, per_example)
+
+
+def one_of(*view_fns: ViewFn, per_example: bool = False) -> ViewFn:
+    """Make a view that takes one of several, each as often, such as of `mixup` and `cutmix`.
+
+    Args:
+        view_fns: views that change the same entries of a batch, into the same shapes.
+        per_example: draw one for every example, not one for the batch.
+    """
+
+    def view_fn(key: Array, batch: Batch) -> Batch:
+        key, *keys = jax.random.split(key, len(view_fns) + 1)
+        views = [fn(own, batch) for fn, own in zip(view_fns, keys, strict=True)]
+        size = len(batch["image"])
+        drawn = jax.random.randint(key, (size if per_example else 1,), 0, len(views))
+        drawn = jnp.broadcast_to(drawn, (size,))
+
+        def chosen(*entries: Array) -> Array:
+            found = entries[0].astype(jnp.result_type(*entries))
+            for i, x in enumerate(entries[1:], 1):
+                found = jnp.where(metrics.spread(drawn == i, x.shape), x, found)
+            return found
+
+        changed = {n for view in views for n in view if view[n] is not batch.get(n)}
+        return {n: chosen(*(v[n] for v in views)) if n in changed else batch[n] for n in views[0]}
+
+    return view_fn
+
+
+def class_weighted(weights: np.ndarray | Array) -> ViewFn:
+    """Make a view in which the classes weigh what is given: in `mask`, which every mean goes by.
+
+    Args:
+        weights: [classes], of the examples of each; label probabilities have their mean.
+    """
+    weights = jnp.asarray(weights, jnp.float32)
+
+    def view_fn(key: Array, batch: Batch) -> Batch:
+        label = batch["label"]
+        is_class = jnp.issubdtype(label.dtype, jnp.integer)
+        own = weights[label] if is_class else jnp.sum(label * weights[None], axis=-1)
+        return {**batch, "mask": own * batch["mask"] if "mask" in batch else own}
+
+    return view_fn
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return weights with which every class counts the same: examples / (classes * of the class).
+
+    Args:
+        labels: integer classes, [examples].
+        num_classes: how many classes there are; one without examples weighs 0.
+
+    Returns:
+        [num_classes], float32; the mean over the examples is 1.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    present = np.count_nonzero(counts)
+    weights = len(labels) / (present * np.maximum(counts, 1))
+    return np.where(counts > 0, weights, 0).astype(np.float32)
+
+
+def _mixing(name: str, mixer: _Mixer, num_classes: int, alpha: float, per_example: bool) -> ViewFn:
+    def view_fn(key: Array, batch: Batch) -> Batch:
+        key, share_key = jax.random.split(key)
+        image = batch["image"]
+        probs = _probs(name, batch["label"], len(image), num_classes)
+        share = jax.random.beta(share_key, alpha, alpha, (len(image) if per_example else 1,))
+        share = jnp.broadcast_to(share, (len(image),))
+        if "mask" in batch:
+            counts = batch["mask"] > 0
+            share = jnp.where(counts & _partners(counts), share, 1)
+        mix, share = mixer(key, share, image)
+        images = [n for n in batch if n == "image" or n.endswith("_image")]
+        mixed = {n: mix(batch[n]) for n in images}
+        mixed["label"] = share[:, None] * probs + (1 - share[:, None]) * _partners(probs)
+        if "mask" in batch:
+            mask = batch["mask"].astype(jnp.float32)
+            mixed["mask"] = share * mask + (1 - share) * _partners(mask)
+        return {**batch, **mixed}
+
+    return view_fn
+
+
+def _partners(x: Array) -> Array:
+    """Return for every example the one that it is mixed with."""
+    return jnp.roll(x, 1, axis=0)
+
+
+def _probs(name: str, label: Array, size: int, num_classes: int) -> Array:
+    if label.shape == (size, num_classes) and jnp.issubdtype(label.dtype, jnp.floating):
+        return label.astype(jnp.float32)
+    if label.shape != (size,) or not jnp.issubdtype(label.dtype, jnp.integer):
+        raise ValueError(
+            f"{name}: batch['label'] is {label.dtype}{label.shape}, expected classes [{size}] or "
+            f"probabilities [{size}, {num_classes}]"
+        )
+    return jax.nn.one_hot(label, num_classes)
+
+
+def _check(name: str, num_classes: int, alpha: float) -> None:
+    if num_classes < 2:
+        raise ValueError(f"{name}: num_classes is {num_classes}, expected 2 or more")
+    if not alpha > 0:
+        raise ValueError(f"{name}: alpha is {alpha}, expected a positive number")
