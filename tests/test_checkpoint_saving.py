@@ -306,6 +306,7 @@ def test_a_torn_file_is_passed_over_for_the_checkpoint_before(tmp_path, harm):
         assert restored(tmp_path)[0] == 2
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_in_the_same_bytes():
     command = [sys.executable, "-m", "benchmarks.faults", "--kills", "4"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ})
@@ -314,7 +315,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes():
     assert not done.stdout.startswith("0 kills")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_fifty_times_it_ends_in_the_same_bytes():
     command = [sys.executable, "-m", "benchmarks.faults", "--kills", "50"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ})

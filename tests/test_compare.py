@@ -21,6 +21,7 @@ def run(*flags):
     return scripts.run("experiments.compare", *flags)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_written_and_goes_on(tmp_path):
     flags = ["--epochs", "2", "--teacher.epochs", "2", "--num-best", "1", "--num-seeds", "2"]
     flags += ["--scales", "3", "--workdir", tmp_path]

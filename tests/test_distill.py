@@ -144,6 +144,7 @@ def test_any_other_setting_is_refused_by_name(finished, data_dir):
     assert changed.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_run_again_ends_in_the_same_bytes(finished, data_dir, tmp_path):
     directory = tmp_path / "killed"
     kills = 0
@@ -226,6 +227,7 @@ def test_checkpoints_of_others_are_refused_by_one_line(finished, data_dir, tmp_p
         assert line.startswith("error: ") and "all checkpoints in" in line and reason in line
 
 
+@pytest.mark.slow
 def test_another_mesh_resumes_and_agrees(finished, data_dir, tmp_path):
     directory = tmp_path / "mesh"
     flags = f"{QUICK_COMPILATION} {EIGHT_DEVICES}"
@@ -459,6 +461,7 @@ def test_a_disk_that_is_full_is_one_line(data_dir, tmp_path):
         assert file in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.slow
 def test_a_transformer_learns_from_a_split_teacher_of_its_own_precision(data_dir, tmp_path, capsys):
     from kdjax.models import load_network
 
@@ -604,6 +607,7 @@ def test_audit_shows_a_table_before_training_and_stops_on_what_does_not_hold(
     assert not (tmp_path / "bad" / "student").exists()
 
 
+@pytest.mark.slow
 def test_a_student_under_its_teachers_classifier_goes_out_whole(tmp_path):
     flags = ["--epochs", "1", "--teacher.epochs", "1", "--num-seeds", "1", "--method", "simkd"]
     flags += ["--teacher.name", "resnet8", "--student.name", "resnet8", "--workdir", tmp_path]

@@ -42,6 +42,9 @@ def play(out, *names):
     return json.loads((out / "results.json").read_text())
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     names = ["one", "two", "one dies", "resumed by two", "zero dies", "resumed by one"]
@@ -166,7 +169,7 @@ def test_a_process_that_fails_takes_the_others_along_at_once(results):
     assert result["seconds"][0] - result["seconds"][1] < TIMEOUT
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_hangs_is_missing_too(tmp_path):
     result = play(tmp_path, "one hangs")["one hangs"]
     assert result["status"] == [MISSING, -9]
@@ -178,8 +181,8 @@ def test_a_process_that_hangs_is_missing_too(tmp_path):
     ("name", "words"),
     [
         ("one sleeps", "process 1 ("),
-        pytest.param("zero sleeps", "process 0 (", marks=pytest.mark.slow),
-        pytest.param("one is late", "process 1 (", marks=pytest.mark.slow),
+        pytest.param("zero sleeps", "process 0 (", marks=pytest.mark.long),
+        pytest.param("one is late", "process 1 (", marks=pytest.mark.long),
     ],
 )
 def test_a_process_whose_main_thread_hangs_ends_all_in_time(name, words, tmp_path):
@@ -211,7 +214,7 @@ def test_preemption_of_one_saves_and_stops_all_at_the_same_step(results):
     assert_close(results["resumed by four"], results["one"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_processes_end_like_one_and_survive_a_death(tmp_path):
     results = play(tmp_path, "one", "four", "one of four dies", "four again")
     assert_close(results["four"], results["one"])
@@ -221,7 +224,7 @@ def test_four_processes_end_like_one_and_survive_a_death(tmp_path):
     assert said(results["four again"])["sha256"] == said(results["four"])["sha256"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_distill_in_two_processes_agrees_with_one(tmp_path):
     import socket
 

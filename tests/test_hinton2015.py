@@ -46,6 +46,7 @@ def tried(tmp_path_factory):
     return workdir, outputs
 
 
+@pytest.mark.slow
 def test_every_script_leaves_a_result_and_a_page(tried):
     workdir, outputs = tried
     for name in SCRIPTS:
@@ -61,6 +62,7 @@ def test_every_script_leaves_a_result_and_a_page(tried):
         assert "report:" in outputs[name]
 
 
+@pytest.mark.slow
 def test_a_finished_script_reads_what_it_trained(tried):
     workdir, outputs = tried
     again = run("gradient", "--quick", "--workdir", workdir).stdout
@@ -68,6 +70,7 @@ def test_a_finished_script_reads_what_it_trained(tried):
     assert again.splitlines()[-5:] == outputs["gradient"].splitlines()[-5:]
 
 
+@pytest.mark.slow
 def test_report_collects_all(tried, tmp_path):
     workdir, _ = tried
     results = tmp_path / "RESULTS.md"

@@ -61,12 +61,13 @@ def test_the_rate_follows_the_batch_and_given_settings_stay():
     assert presets.applied(distill.Settings(batch_size=7)) == distill.Settings(batch_size=7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("student", "num_params"),
     [
         ("resnet18", 11_179_077),
         ("vit_mu", 37_733),
-        pytest.param("vit_s", 21_593_861, marks=pytest.mark.slow),
+        pytest.param("vit_s", 21_593_861, marks=pytest.mark.long),
     ],
 )
 def test_two_steps_on_photographs(root, tmp_path, student, num_params):

@@ -16,7 +16,7 @@ from kdjax.types import Outputs, TermInputs
 
 CLASSES, BATCH = 5, 4
 LOOKING = [name for name in methods.METHODS if methods.looks_at_features(name)]
-SLOW = pytest.mark.slow
+SLOW = pytest.mark.long
 UNLIKE = [
     ("wrn_16_1", "vgg8"),  # three stages and four, of other sizes
     pytest.param("wrn_16_2", "shufflenet_v1", marks=SLOW),  # other sizes at every stage

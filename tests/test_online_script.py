@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 import scripts
 
 
+@pytest.mark.slow
 def test_every_kind_is_trained_and_measured(tmp_path):
     flags = ["--epochs", "2", "--num-seeds", "2", "--batch-size", "50", "--workdir", tmp_path]
     done = scripts.run("experiments.online", *flags)

@@ -71,7 +71,7 @@ def close(got, expected):
 
 def deep(names):
     """Mark those that take long to compile."""
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return [pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
 @pytest.mark.parametrize("name", [*REFERENCES, *deep(DEEP)])
