@@ -60,6 +60,8 @@ ROWS: dict[str, Row] = {
         learns="classifier",
         losses=("self_target_loss", "self_rank_loss"),
     ),
+    "deit-hard": Row(("big_vision/hard",), learns="token, head", losses=("hard_target_loss",)),
+    "deit-soft": Row(learns="token, head", losses=("soft_target_loss",)),
     "reverse-kl": Row(("DSKD/reverse_kl", "TAID/ReverseKL", "distillm/reverse_kl")),
     "js": Row(
         ("Liger-Kernel/jsd", "TAID/JS", "trl/generalized_jsd_loss",

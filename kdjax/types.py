@@ -64,6 +64,7 @@ class FeaturePaths(NamedTuple):
     parameters. A network of convolutions is `spatial`: its stages are maps [batch, height, width,
     channels], of which `last_map` is the one that the embedding is the mean of, and `norms` are the
     parameters of the BatchNorm right before each nonlinearity, empty where it sees more than one.
+    Where several heads answer, `heads` are those whose outputs are logits by themselves.
     """
 
     stages: tuple[str, ...] = ()
@@ -73,11 +74,12 @@ class FeaturePaths(NamedTuple):
     spatial: bool = False
     last_map: str = ""
     norms: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
 
     @property
     def all(self) -> tuple[str, ...]:
         """Return all paths of features, each once."""
-        named = (*self.stages, *self.preactivations, self.last_map, self.embedding)
+        named = (*self.stages, *self.preactivations, self.last_map, self.embedding, *self.heads)
         return tuple(dict.fromkeys(filter(None, named)))
 
 

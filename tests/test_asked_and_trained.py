@@ -27,7 +27,8 @@ def trained(monkeypatch, tmp_path):
 
         monkeypatch.setattr(training, "train", recorded)
         base = ["--data.dir", tmp_path, "--workdir", tmp_path / "w", "--teacher.widths", 16]
-        distill.main([*map(str, [*base, "--student.widths", 8, *flags])])
+        base += [] if "--student.name" in flags else ["--student.widths", 8]
+        distill.main([*map(str, [*base, *flags])])
         return found, models.load_network(tmp_path / "w" / "student").variables.params
 
     return run
@@ -221,3 +222,16 @@ def test_knobs_that_do_not_fit_are_one_line(trained, capfd, flags, words):
         trained(*flags)
     assert stopped.value.code == 2
     assert re.search(words, capfd.readouterr().err)
+
+
+def test_a_transformer_learns_by_its_token_from_mixtures_and_goes_out_with_it(trained, tmp_path):
+    flags = ["--student.name", "vit_mu", "--method", "deit-hard", "--augment", "mixup", "cutmix"]
+    flags += ["--epochs", 1, "--teacher.epochs", 1, "--num-seeds", 1, "--mix-each", "example"]
+    found, exported = trained(*flags)
+    taught = next(params for plan, _, params in found if plan.phase == "distilled")
+    scratch = next(params for plan, _, params in found if plan.phase == "scratch")
+    assert set(taught) - set(scratch) == {"distillation_head"}
+    assert "distillation_token" in taught["tokens"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, exported, taught))
+    network = models.load_network(tmp_path / "w" / "student")
+    assert network(np.zeros((2, 8, 8, 1), np.uint8)).shape == (2, 10)

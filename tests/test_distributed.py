@@ -20,6 +20,7 @@ from kdjax.runs import distill
 
 ROOT = Path(__file__).parents[1]
 MISSING = distributed.MISSING
+pytestmark = pytest.mark.slow
 
 
 def has_a_name():
@@ -40,9 +41,6 @@ def play(out, *names):
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "results.json").read_text())
-
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,8 @@ def outputs(seed):
         name: draw(s, s, WIDTH) for name, s in zip(PLACES.preactivations, sizes, strict=True)
     }
     features |= {"e": draw(WIDTH), "class_maps": draw(2, 2, CLASSES)}
-    features |= {"projected": draw(2, 2, WIDTH)}
+    features |= {"projected": draw(2, 2, WIDTH), "head": draw(CLASSES)}
+    features |= {"distillation_head": draw(CLASSES)}
     return Outputs(draw(CLASSES), features)
 
 
@@ -71,9 +72,11 @@ SETUP = Setup(
 
 E, LAST, STAGES = ("e", "e"), ("c", "c"), (["a", "b", "c"],) * 2
 SUMS = (["x/0/sum", "y/0/sum", "z/0/sum"],) * 2
+SECOND = "distillation_head"
 # The labels' weight where it is not one, and the terms' weights in the order of their names.
 HARD = {
     "kd": 0.1, "logit-std": 0.1, "mlkd": 0.1, "ctkd": 0.1, "tfkd": 0.9, "simkd": 0.0,
+    "deit-hard": 0.5, "deit-soft": 0.9,
 }  # fmt: skip
 WEIGHTS = {
     "scratch": {},
@@ -90,6 +93,8 @@ WEIGHTS = {
     "logit-mse": {"logit_mse": 1.0},
     "skd": {"skd_soft": 0.5, "skd_directions": 0.5},
     "tfkd": {"tfkd": 0.1},
+    "deit-hard": {"deit_hard": 0.5},
+    "deit-soft": {"deit_soft": 0.1},
     "reverse-kl": {"reverse_kl": 1.0},
     "js": {"js": 1.0},
     "skew-kl": {"skew_kl": 1.0},
@@ -157,6 +162,8 @@ TERMS = {
     "js": lambda: of(losses.generalized_js_divergence, beta=0.5),
     "skew-kl": lambda: of(losses.skew_kl_divergence, skew=0.1),
     "skew-reverse-kl": lambda: of(losses.skew_reverse_kl_divergence, skew=0.1),
+    "deit-hard": lambda: [terms.with_logits_of(*of(losses.hard_target_loss), SECOND)],
+    "deit-soft": lambda: [terms.with_logits_of(terms.soft_targets(temperature=3.0), SECOND)],
     "total-variation": lambda: of(losses.total_variation),
     "akl": lambda: of(losses.adaptive_kl_divergence),
     "taid": lambda: [terms.taid(num_steps=100)],

@@ -30,7 +30,7 @@ NETWORKS: Mapping[str, Callable[..., Model]] = {
 }  # fmt: skip
 _OWN_FIELDS = {
     "mlp": ("widths", "dropout", "input_dropout"),
-    "vit": ("patch_size", "dropout", "drop_path"),
+    "vit": ("patch_size", "dropout", "drop_path", "distillation_token"),
 }
 
 
@@ -55,6 +55,7 @@ class NetworkSpec:
     patch_size: int = 0
     reused_width: int = 0
     label_names: tuple[str, ...] = ()
+    distillation_token: bool = False
 
 
 class Network(NamedTuple):

@@ -66,11 +66,11 @@ def logits_of(x: Array, num_classes: int, dtype: DType) -> Array:
     return head(num_classes, dtype)(Pool(name="pool")(x))
 
 
-def head(num_classes: int, dtype: DType, **others: Any) -> nn.Dense:
+def head(num_classes: int, dtype: DType, *, name: str = "head", **others: Any) -> nn.Dense:
     """Make the classifier, whose logits are float32 at least; `others` are for `nn.Dense`."""
     # Rounding logits to half precision moves them by more than student and teacher may differ.
     wide = None if dtype is None else jnp.promote_types(dtype, jnp.float32)
-    return nn.Dense(num_classes, dtype=wide, name="head", **others)
+    return nn.Dense(num_classes, dtype=wide, name=name, **others)
 
 
 def check_sizes(function: str, stage_sizes: Sequence[int], num_classes: int) -> tuple[int, ...]:

@@ -14,15 +14,17 @@ _INIT = nn.initializers.truncated_normal(0.02)
 
 
 class Tokens(nn.Module):
-    """A class token before the patches, and learned positions added to all."""
+    """A class token, perhaps one of distillation, before the patches; positions added to all."""
+
+    names: tuple[str, ...] = ("class_token",)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Return [batch, 1 + height * width, width] for [batch, height, width, width]."""
+        """Return [batch, tokens + height * width, width] for [batch, height, width, width]."""
         x = jnp.reshape(x, (x.shape[0], -1, x.shape[-1]))
-        first = self.param("class_token", _INIT, (1, 1, x.shape[-1]))
-        first = jnp.broadcast_to(first, (x.shape[0], 1, x.shape[-1])).astype(x.dtype)
-        x = jnp.concatenate([first, x], axis=1)
+        first = [self.param(name, _INIT, (1, 1, x.shape[-1])) for name in self.names]
+        shape = x.shape[0], 1, x.shape[-1]
+        x = jnp.concatenate([*(jnp.broadcast_to(t, shape).astype(x.dtype) for t in first), x], 1)
         position = self.param("position", _INIT, (1, *x.shape[1:]))
         return x + jnp.broadcast_to(position, x.shape).astype(x.dtype)
 
@@ -79,12 +81,14 @@ class EncoderBlock(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The class token, a module so that what the classifier reads can be captured."""
+    """A token, the class token by default: a module, so that what a head reads can be captured."""
+
+    token: int = 0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return [batch, width] for [batch, tokens, width]."""
-        return x[:, 0]
+        return x[:, self.token]
 
 
 class VisionTransformer(nn.Module):
@@ -92,7 +96,8 @@ class VisionTransformer(nn.Module):
 
     Modules: `patches`, `tokens`, `block_0`, `block_1`, ..., `norm`, `embedding`, `head`; those
     within a block are in `EncoderBlock`. What a block returns is [batch, tokens, width], the class
-    token first.
+    token first. With a distillation token there are `distillation_embedding` and
+    `distillation_head` too, and the logits are the mean of what the two heads say.
 
     References:
         Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at
@@ -110,6 +115,7 @@ class VisionTransformer(nn.Module):
     mlp_width: int
     dropout: float = 0.0
     drop_path: float = 0.0
+    distillation_token: bool = False
     dtype: DType = None
 
     @nn.compact
@@ -120,7 +126,8 @@ class VisionTransformer(nn.Module):
         x = nn.Conv(
             self.width, sides, sides, "VALID", dtype=self.dtype, kernel_init=_INIT, name="patches"
         )(inputs)
-        x = Tokens(name="tokens")(x)
+        tokens = ("class_token", "distillation_token")[: 1 + self.distillation_token]
+        x = Tokens(tokens, name="tokens")(x)
         x = nn.Dropout(self.dropout, deterministic=not train, name="drop_tokens")(x)
         for i in range(self.depth):
             # The first block is always there, the last one is the least often.
@@ -128,8 +135,12 @@ class VisionTransformer(nn.Module):
             sizes = self.num_heads, self.mlp_width
             x = EncoderBlock(*sizes, *rates, self.dtype, name=f"block_{i}")(x, train=train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        x = Embedding(name="embedding")(x)
-        return head(self.num_classes, self.dtype, kernel_init=_INIT)(x)
+        read = functools.partial(head, self.num_classes, self.dtype, kernel_init=_INIT)
+        logits = read()(Embedding(name="embedding")(x))
+        if not self.distillation_token:
+            return logits
+        second = Embedding(1, name="distillation_embedding")(x)
+        return (logits + read(name="distillation_head")(second)) / 2
 
 
 def vit(
@@ -142,6 +153,7 @@ def vit(
     mlp_width: int | None = None,
     dropout: float = 0.0,
     drop_path: float = 0.0,
+    distillation_token: bool = False,
     dtype: DType = None,
     features: Features = (),
 ) -> Model:
@@ -161,6 +173,9 @@ def vit(
         drop_path: rate at which an image skips the two branches of the last block; it grows with
             the depth from 0 at the first (stochastic depth, Huang, Sun, Liu, Sedra, Weinberger,
             2016, arXiv:1603.09382).
+        distillation_token: a second token with a head of its own, `distillation_head`, to learn
+            from the teacher while `head` learns from the labels (`kdjax.terms.with_logits_of`);
+            the logits are the mean of the two.
         dtype: what the layers compute in, for example `jnp.bfloat16`; parameters, the softmax of
             the attention and the logits are float32 all the same. None: the inputs' type, float32
             at least.
@@ -184,8 +199,14 @@ def vit(
     for name, rate in (("dropout", dropout), ("drop_path", drop_path)):
         if not 0 <= rate < 1:
             raise ValueError(f"vit: {name} is {rate}, expected a rate in [0, 1)")
-    module = VisionTransformer(**sizes, dropout=dropout, drop_path=drop_path, dtype=dtype)
-    return from_linen(module, features=features, paths=_paths(depth))
+    module = VisionTransformer(
+        **sizes,
+        dropout=dropout,
+        drop_path=drop_path,
+        distillation_token=distillation_token,
+        dtype=dtype,
+    )
+    return from_linen(module, features=features, paths=_paths(depth, distillation_token))
 
 
 vit_mu = functools.partial(vit, width=32, depth=1, num_heads=2)
@@ -194,11 +215,12 @@ vit_s = functools.partial(vit, width=384, depth=12, num_heads=6)
 vit_b = functools.partial(vit, width=768, depth=12, num_heads=12)
 
 
-def _paths(depth: int) -> FeaturePaths:
+def _paths(depth: int, distillation_token: bool) -> FeaturePaths:
     """Return the feature paths: the last block of each quarter of the depth counts as a stage."""
     blocks = sorted({max(1, depth * i // 4) - 1 for i in range(1, 5)})
     stages, hidden = (tuple(f"block_{i}{inner}" for i in blocks) for inner in ("", "/mlp/up"))
-    return FeaturePaths(stages, hidden, embedding="embedding", head="head")
+    heads = ("head", "distillation_head") if distillation_token else ()
+    return FeaturePaths(stages, hidden, embedding="embedding", head="head", heads=heads)
 
 
 def _check_image(shape: tuple[int, ...], patch_size: int) -> None:

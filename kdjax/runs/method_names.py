@@ -18,6 +18,8 @@ LINES: dict[str, str] = {
     "logit-mse": "Squared differences of the logits (Ba & Caruana, 2013); the weight is ours.",
     "skd": "Soft targets, and cosines between examples' logits (Jeong et al., 2026).",
     "tfkd": "A teacher made by hand, T = 20 (Yuan et al., 2019): no teacher.",
+    "deit-hard": "The teacher's decisions by a distillation token (Touvron et al., 2020); a vit.",
+    "deit-soft": "Soft targets by a distillation token, T = 3 (Touvron et al., 2020); a vit.",
     "reverse-kl": "KL of the student from the teacher (Gu et al., 2023).",
     "js": "Generalized Jensen-Shannon, beta = 0.5 (Agarwal et al., 2023).",
     "skew-kl": "KL from a mixture, skew 0.1 (Ko et al., 2024).",

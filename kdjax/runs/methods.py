@@ -67,6 +67,8 @@ class Need(enum.Flag):
     """BatchNorm right before the teacher's ReLUs."""
     CLASSIFIER = enum.auto()
     """The teacher's last layer."""
+    TOKEN = enum.auto()
+    """A vision transformer as student, which gets a distillation token."""
     SAME_WIDTHS = enum.auto()
     """As many channels in the stages of both networks."""
     SAME_LAST_WIDTH = enum.auto()
@@ -113,6 +115,8 @@ def objective_of(name: str, setup: Setup, *, scale: float = 1.0) -> Objective:
         labels.append(weighted.pop("hard")[1])
         found |= weighted
     hard = terms.cross_entropy(label_smoothing=setup.label_smoothing)
+    if any(Need.TOKEN in METHODS[method].needs for method in methods_in(name)):
+        hard = terms.with_logits_of(hard, "head")
     found["hard"] = hard, max(labels, key=float)
     return combine(
         {term: loss for term, (loss, _) in found.items()},
@@ -145,6 +149,8 @@ def check(name: str, student: NetworkSpec, teacher: NetworkSpec) -> None:
     _check_paths(name, models.build(student).paths, models.build(teacher).paths)
     for method in methods_in(name):
         needs = METHODS[method].needs
+        if Need.TOKEN in needs and not student.name.startswith("vit"):
+            raise ValueError(f"--method {method} needs a vit as --student.name, not {student.name}")
         if not needs & (Need.SAME_WIDTHS | Need.SAME_LAST_WIDTH):
             continue
         one, two = stage_widths(student), stage_widths(teacher)
@@ -175,10 +181,7 @@ def _check_paths(name: str, student: FeaturePaths, teacher: FeaturePaths) -> Non
 
 _REQUIRED: Mapping[Need, tuple[str, Callable[[FeaturePaths, FeaturePaths], bool]]] = {
     Need.MAPS: ("feature maps: networks of convolutions", lambda s, t: s.spatial and t.spatial),
-    Need.FEATURES: (
-        "features: networks with hidden layers",
-        lambda s, t: bool(s.stages and t.stages),
-    ),
+    Need.FEATURES: ("features of hidden layers", lambda s, t: bool(s.stages and t.stages)),
     Need.NORMS: ("a teacher with BatchNorm right before its ReLUs", lambda s, t: bool(t.norms)),
 }
 
@@ -203,6 +206,8 @@ def student_of(name: str, spec: NetworkSpec, setup: Setup) -> NetworkSpec:
         if METHODS[method].reuses_classifier:
             width = classifier_of(method, setup)["kernel"].shape[0]
             return dataclasses.replace(spec, reused_width=width)
+        if Need.TOKEN in METHODS[method].needs:
+            spec = dataclasses.replace(spec, distillation_token=True)
     return spec
 
 
@@ -225,7 +230,7 @@ def loss_of(name: str) -> str | None:
 
 def looks_at_features(name: str) -> bool:
     """Whether a method, or one of several joined by "+", needs more than logits and labels."""
-    looking = Need.FEATURES | Need.MAPS
+    looking = Need.FEATURES | Need.MAPS | Need.TOKEN
     return any(METHODS[method].needs & looking for method in methods_in(name))
 
 
@@ -297,6 +302,10 @@ def _uskd(setup: Setup) -> Term:
     return terms.uskd(early, target_weight=0.1, nontarget_weight=0.1, weak_weight=0.1)
 
 
+def _by_token(make: _Make) -> _Make:
+    return lambda setup: terms.with_logits_of(make(setup), "distillation_head")
+
+
 def _hint(setup: Setup) -> Term:
     student, teacher = _stages(setup)
     middle = (len(student) - 1) // 2
@@ -351,7 +360,8 @@ def _crd(setup: Setup) -> Term:
 
 
 _CLASS_MAPS = ("class_maps", "class_maps")
-_LABELS, _BATCH, _MAPS, _FEATURES = Need.LABELS, Need.WHOLE_BATCH, Need.MAPS, Need.FEATURES
+_LABELS, _BATCH, _TOKEN = Need.LABELS, Need.WHOLE_BATCH, Need.TOKEN
+_MAPS, _FEATURES = Need.MAPS, Need.FEATURES
 _RELATED, _RELATED_MAPS = _FEATURES | _BATCH, _MAPS | _BATCH
 _ROWS: dict[str, Method] = {
     "scratch": Method(_LABELS, lambda s: {}),
@@ -377,6 +387,8 @@ _ROWS: dict[str, Method] = {
     "logit-mse": Method(Need.NOTHING, _of(losses.logit_mse_loss)),
     "skd": Method(_BATCH | Need.CLASSIFIER, _skd),
     "tfkd": Method(_LABELS, _of(losses.virtual_teacher_loss), 0.1, label_weight=0.9),
+    "deit-hard": Method(_TOKEN, _by_token(_of(losses.hard_target_loss)), 0.5, 0.5),
+    "deit-soft": Method(_TOKEN, _by_token(_of(losses.soft_target_loss, temperature=3.0)), 0.1, 0.9),
     # Divergences, in the forms that language models use; the weights are ours.
     "reverse-kl": Method(Need.NOTHING, _of(losses.reverse_kl_divergence)),
     "js": Method(Need.NOTHING, _of(losses.generalized_js_divergence)),

@@ -121,7 +121,8 @@ def plan_method(
         source = teachers.frozen(watched, network.variables)
         spec = methods.student_of(method, spec, setup)
         classifier = params.get(network.model.paths.head)
-        model = models.build(spec, features=setup.student.all, classifier=classifier)
+        watched_by = dict.fromkeys((*setup.student.all, *models.build(spec).paths.heads))
+        model = models.build(spec, features=tuple(watched_by), classifier=classifier)
     else:
         examples = with_answers(experiment, teacher, examples)
         stored = "teacher_logits" in examples

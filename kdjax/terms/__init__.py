@@ -19,7 +19,7 @@ from kdjax.terms._renamed import renamed
 from kdjax.terms._review import review
 from kdjax.terms._self import uskd
 from kdjax.terms._semantic import semantic_calibration
-from kdjax.terms._wrapped import normalized, standardized
+from kdjax.terms._wrapped import normalized, standardized, with_logits_of
 from kdjax.types import Term
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "curriculum_temperature", "factor_transfer", "hint", "inter_channel_correlation", "itrd", "kd",
     "masked_generation", "normalized", "of", "overhaul", "paraphrase", "prime_aware", "review",
     "semantic_calibration", "soft_targets", "softmax_regression", "standardized", "stateless",
-    "taid", "uskd", "vid",
+    "taid", "uskd", "vid", "with_logits_of",
 ]  # fmt: skip
 
 

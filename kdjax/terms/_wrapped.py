@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.losses._numerics import norms
+from kdjax.terms._reading import feature_of
 from kdjax.types import Array, Outputs, PyTree, Term, TermInputs, Variables
 
 
@@ -23,7 +24,48 @@ def standardized(term: Term) -> Term:
         Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge Distillation", 2024,
         arXiv:2403.01427.
     """
-    return _on(term, lambda x: x._replace(logits=losses.standardize_logits(x.logits)))
+
+    def scored(outputs: Outputs) -> Outputs:
+        return outputs._replace(logits=losses.standardize_logits(outputs.logits))
+
+    return _on(term, _in_both(scored))
+
+
+def with_logits_of(term: Term, head: str) -> Term:
+    """Another term on the logits of one of several heads of the student.
+
+    Args:
+        term: one of logits.
+        head: the module path of the head, captured among the student's features.
+
+    Returns:
+        The term, with its own variables.
+
+    Example:
+        A student with a distillation token learns from labels and teacher by a head each.
+
+        >>> from kdjax import losses, terms
+        >>> from kdjax.objective import combine
+        >>> objective = combine(
+        ...     {
+        ...         "hard": terms.with_logits_of(terms.cross_entropy(), "head"),
+        ...         "deit": terms.with_logits_of(
+        ...             terms.of(losses.hard_target_loss), "distillation_head"
+        ...         ),
+        ...     },
+        ...     {"hard": 0.5, "deit": 0.5},
+        ... )
+
+    References:
+        Touvron, Cord, Douze, Massa, Sablayrolles, Jegou, "Training data-efficient image
+        transformers & distillation through attention", 2020, arXiv:2012.12877, section 4.
+    """
+
+    def of_head(inputs: TermInputs) -> TermInputs:
+        logits = feature_of("with_logits_of", "student", inputs.student, head)
+        return inputs._replace(student=inputs.student._replace(logits=logits))
+
+    return _on(term, of_head)
 
 
 def normalized(term: Term) -> Term:
@@ -43,7 +85,7 @@ def normalized(term: Term) -> Term:
     def unit(outputs: Outputs) -> Outputs:
         return outputs._replace(features={n: _unit_rows(x) for n, x in outputs.features.items()})
 
-    return _on(term, unit)
+    return _on(term, _in_both(unit))
 
 
 def _unit_rows(x: Array) -> Array:
@@ -51,11 +93,15 @@ def _unit_rows(x: Array) -> Array:
     return norms.normalize(wide)
 
 
-def _on(term: Term, change: Callable[[Outputs], Outputs]) -> Term:
+def _in_both(change: Callable[[Outputs], Outputs]) -> Callable[[TermInputs], TermInputs]:
     def changed(x: TermInputs) -> TermInputs:
         teacher = None if x.teacher is None else change(x.teacher)
         return x._replace(student=change(x.student), teacher=teacher)
 
+    return changed
+
+
+def _on(term: Term, changed: Callable[[TermInputs], TermInputs]) -> Term:
     def init(key: Array, inputs: TermInputs) -> Variables:
         return term.init(key, changed(inputs))
 

@@ -145,3 +145,36 @@ def test_misuse_names_the_argument(changed, words):
 def test_images_that_do_not_divide_into_patches_are_refused(shape):
     with pytest.raises(ValueError, match=r"divide into patches of 4 x 4"):
         jax.eval_shape(small().init, KEY, jnp.zeros(shape))
+
+
+def test_a_distillation_token_has_a_head_of_its_own():
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    tiny = models.vit_ti(1000, patch_size=16, distillation_token=True)
+    assert models.num_params(jax.eval_shape(tiny.init, KEY, images).params) == 5_910_800
+    heads = ("head", "distillation_head")
+    model = small(distillation_token=True, features=(*heads, "norm"))
+    assert model.paths.heads == heads and small().paths.heads == ()
+    params, state = jax.jit(model.init)(KEY, IMAGES)
+    outputs, _ = model.apply(params, state, IMAGES, train=False)
+    for i, name in enumerate(heads):
+        token = outputs.features["norm"][:, i]
+        by_hand = token @ params[name]["kernel"] + params[name]["bias"][None]
+        np.testing.assert_allclose(outputs.features[name], by_hand, atol=1e-6)
+    mean = sum(outputs.features[name] for name in heads) / 2
+    np.testing.assert_allclose(outputs.logits, mean, rtol=1e-6)
+
+
+def test_paths_are_dropped_by_the_image_and_more_often_the_deeper_they_are():
+    model = models.vit(5, **SIZES, drop_path=0.5, features=("block_0", "block_1"))
+    plain = small(features=("block_0", "block_1"))
+    images = jnp.broadcast_to(IMAGES[:1], (400, *IMAGES.shape[1:]))
+    variables = initial()
+    seen = [m.apply(*variables, images, train=True, key=KEY)[0].features for m in (model, plain)]
+    np.testing.assert_array_equal(seen[0]["block_0"], seen[1]["block_0"])  # which is always there
+    added = [np.asarray(x["block_1"] - x["block_0"]) for x in seen]
+    skipped = ~added[0].any((1, 2))
+    assert skipped.mean() == pytest.approx(0.25, abs=0.07)  # both branches at once
+    evaluated = model.apply(*variables, images[:1], train=False)[0].features["block_1"]
+    np.testing.assert_allclose(evaluated, seen[1]["block_1"][:1], atol=1e-6)
+    with pytest.raises(ValueError, match="drop_path is 1"):
+        models.vit(5, **SIZES, drop_path=1)
