@@ -22,6 +22,7 @@ import optax
 from kdjax import sharding, teachers
 from kdjax._steps import (
     ViewFn,
+    check_batch,
     examples_in,
     hits,
     in_types_of,
@@ -50,9 +51,6 @@ from kdjax.types import (
 __all__ = ["init_mutual_states", "init_online_state", "make_mutual_step", "with_online_teacher"]
 
 
-@functools.partial(
-    jax.jit, static_argnames=("student", "objective", "optimizer", "teacher", "inputs_fn")
-)
 def init_online_state(
     key: Array,
     student: Model,
@@ -76,7 +74,20 @@ def init_online_state(
 
     Returns:
         A state at step 0 with the teacher's arrays in `teacher_state`.
+
+    Raises:
+        TypeError, ValueError: as `kdjax.step.init_train_state`, if the batch does not mean what
+            training takes it for.
     """
+    check_batch(batch)
+    parts = student, objective, optimizer, teacher, inputs_fn
+    state: TrainState = _online_state(parts, key, batch)
+    return state
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _online_state(parts: tuple[Any, ...], key: Array, batch: Batch) -> TrainState:
+    student, objective, optimizer, teacher, inputs_fn = parts
     # For the shapes that terms look at: the student's variables do not exist yet.
     answers = teacher.apply(teacher.init(student.init(key, fed(inputs_fn, batch))), batch)
     state: TrainState = init_train_state(
@@ -122,9 +133,6 @@ def with_online_teacher(
     return step
 
 
-@functools.partial(
-    jax.jit, static_argnames=("students", "objectives", "optimizers", "temperature", "inputs_fn")
-)
 def init_mutual_states(
     key: Array,
     students: tuple[Model, ...],
@@ -150,20 +158,31 @@ def init_mutual_states(
         A state at step 0 for every student.
 
     Raises:
-        ValueError: if students, objectives and optimizers are not as many, or fewer than two.
+        TypeError: if an entry of the batch holds no numbers.
+        ValueError: if students, objectives and optimizers are not as many, or fewer than two, or
+            the batch does not mean what training takes it for.
     """
     _check_as_many("init_mutual_states", students, objectives, optimizers)
+    check_batch(batch)
+    parts = tuple(students), tuple(objectives), tuple(optimizers), temperature, inputs_fn
+    states: tuple[TrainState, ...] = _mutual_states(parts, key, batch)
+    return states
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mutual_states(parts: tuple[Any, ...], key: Array, batch: Batch) -> tuple[TrainState, ...]:
+    students, objectives, optimizers, temperature, inputs_fn = parts
     keys, inputs = jax.random.split(key, len(students)), fed(inputs_fn, batch)
     variables = [student.init(k, inputs) for student, k in zip(students, keys, strict=True)]
     answers = [
         student.apply(*own, inputs, train=False)[0]
         for student, own in zip(students, variables, strict=True)
     ]
-    parts = zip(keys, students, objectives, optimizers, strict=True)
+    members = zip(keys, students, objectives, optimizers, strict=True)
     taught = teachers.peers(answers, temperature=temperature)
     return tuple(
-        init_train_state(*part, batch, teacher, inputs_fn=inputs_fn)
-        for part, teacher in zip(parts, taught, strict=True)
+        init_train_state(*member, batch, teacher, inputs_fn=inputs_fn)
+        for member, teacher in zip(members, taught, strict=True)
     )
 
 

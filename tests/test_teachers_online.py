@@ -86,6 +86,41 @@ def test_decay_may_be_a_function_of_the_steps_taken():
     assert_close(state.teacher_state.params, mean)
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_any_step_may_keep_an_average_of_the_student_that_teaches_nobody(skip):
+    model, batch = toys.norm_model(), toys.batch_of(8)
+    average, teacher = teachers.ema(model, decay=0.75), toys.teacher_for(batch)
+    outputs = teacher.apply(teacher.variables, batch)
+    parts = model, toys.kd_objective(), SGD
+    state = step.init_train_state(jax.random.key(0), *parts, batch, outputs, average=average)
+    plain = step.init_train_state(jax.random.key(0), *parts, batch, outputs)
+    run = step.make_train_step(*parts, average=average, skip_nonfinite=skip)
+    alone = step.make_train_step(*parts)
+    averages = copied(Variables(state.params["student"], state.model_state))
+    assert_close(state.teacher_state, averages, 0)
+    for _ in range(2):
+        state, _ = run(state, batch, outputs)
+        plain, _ = alone(plain, batch, outputs)
+        student = Variables(state.params["student"], state.model_state)
+        averages = jax.tree.map(lambda a, s: 0.75 * a + 0.25 * np.asarray(s), averages, student)
+        assert_close(state.teacher_state, averages)
+    assert_close(state.params, plain.params)
+    if skip:
+        broken = {**batch, "image": batch["image"] * np.nan}
+        state, _ = run(state, broken, outputs)
+        assert_close(state.teacher_state, averages)
+
+
+def test_first_batches_are_looked_at():
+    model, batch = toys.linear_model(), toys.batch_of(8)
+    wrong = {**batch, "mask": np.full(8, -1.0, np.float32)}
+    with pytest.raises(ValueError, match="mask"):
+        start(model, teachers.ema(model), wrong)
+    parts = (model, model), (toys.kd_objective(),) * 2, (SGD, SGD)
+    with pytest.raises(ValueError, match="mask"):
+        online.init_mutual_states(jax.random.key(0), *parts, wrong)
+
+
 def test_what_is_no_floating_point_array_is_the_students():
     teacher = teachers.ema(toys.linear_model(), decay=0.5)
     old = Variables({"w": jnp.ones(2)}, {"count": jnp.int32(3), "key": jax.random.key(0)})
