@@ -47,6 +47,15 @@ def test_cutmix_shows_a_rectangle_of_the_other_image():
     assert seen["image"].dtype == jnp.float32
 
 
+def test_rectangles_have_the_area_that_is_drawn():
+    """A side of sqrt(u) of the image's, cut off at its edges: u - u^1.5 / 2 + u^2 / 16."""
+    images = jnp.arange(400.0)[:, None, None, None] * jnp.ones((1, SIZE, SIZE, 1))
+    given = {"image": images, "label": jnp.arange(400) % CLASSES}
+    view = data.cutmix(num_classes=CLASSES, per_example=True)
+    seen = [view(jax.random.key(seed), given)["image"] != images for seed in range(3)]
+    assert np.mean(seen) == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.03)
+
+
 def test_what_does_not_count_is_mixed_into_nothing():
     mask = jnp.array([1, 1, 0, 1, 1, 1], bool)
     for make in (data.mixup, data.cutmix):

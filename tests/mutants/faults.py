@@ -20,24 +20,48 @@ class Fault(NamedTuple):
 
 FAULTS = (
     # What the command line asks for.
-    Fault("sgd-momentum", RUNS + "recipes.py", "momentum=0.9", "momentum=0.99", RECIPES),
+    Fault(
+        "sgd-momentum",
+        RUNS + "recipes.py",
+        "momentum=settings.momentum",
+        "momentum=0.99",
+        RECIPES,
+    ),
     Fault("nesterov", RUNS + "recipes.py", "is not False", "is False", RECIPES),
     Fault("first-drop", RUNS + "recipes.py", "(0.625,", "(0.5,", RECIPES),
     Fault("drop", RUNS + "recipes.py", ": 0.1 for share", ": 0.2 for share", RECIPES),
     Fault(
         "sgd-decay",
         RUNS + "recipes.py",
-        "add_decayed_weights(settings.weight_decay)",
-        "add_decayed_weights(0.0)",
+        "add_decayed_weights(settings.weight_decay, decaying)",
+        "add_decayed_weights(0.0, decaying)",
         RECIPES,
     ),
     Fault(
         "adamw-decay",
         RUNS + "recipes.py",
-        "adamw(schedule, weight_decay=settings.weight_decay)",
-        "adamw(schedule)",
+        "adamw(schedule, weight_decay=settings.weight_decay, mask=decaying)",
+        "adamw(schedule, mask=decaying)",
         RECIPES,
     ),
+    Fault("decay-of-biases", RUNS + "recipes.py", "x.ndim > 1", "x.ndim > 0", RECIPES),
+    Fault("clipping", RUNS + "recipes.py", "norm(settings.clip_norm)", "norm(1e9)", RECIPES),
+    Fault(
+        "mixed-labels",
+        "kdjax/data/mixtures.py",
+        "share[:, None] * probs + (1 - share[:, None])",
+        "(1 - share[:, None]) * probs + share[:, None]",
+        "tests/data/test_data_mixtures.py",
+    ),
+    Fault(
+        "cut-area",
+        "kdjax/data/mixtures.py",
+        "half = jnp.sqrt(1 - share)[:, None] / 2",
+        "half = jnp.sqrt(1 - share)[:, None]",
+        "tests/data/test_data_mixtures.py",
+    ),
+    Fault("average", "kdjax/runs/teaching.py", "(n + 1), decay)", "(n + 1), 0.999)", ASKED),
+    Fault("smoothing", "kdjax/losses/_classification.py", "(1 - e) * values", "values", ASKED),
     Fault("warm-up", RUNS + "recipes.py", "num_steps // 50", "num_steps // 20", RECIPES),
     Fault(
         "max-norm",
@@ -81,7 +105,7 @@ FAULTS = (
     Fault(
         "kept-answers",
         RUNS + "teaching.py",
-        "if views is not None or data.is_lazy(examples):",
+        "if recipes.changes_images(experiment.settings.augment) or data.is_lazy(examples):",
         "if data.is_lazy(examples):",
         ASKED,
     ),
