@@ -14,7 +14,7 @@ from kdjax._version import __version__
 from kdjax.checkpoint import lock
 from kdjax.loop import stop_on_signals
 from kdjax.models import Network
-from kdjax.runs import fingerprints, methods, networks, processes, workdir
+from kdjax.runs import fingerprints, methods, networks, processes, unlabelled, workdir
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Run
 from kdjax.runs.networks import spec_of
@@ -343,9 +343,14 @@ def _check_unlabelled(asked: RunSettings, settings: Resolved, dataset: data.Data
     if dataset.unlabelled is None:
         return
     parts, why = settings.num_micro_batches, ""
-    if asked.made_up:
+    mixers = [name for name in settings.augment if name in ("mixup", "cutmix")]
+    if mixers:
+        why = f"--augment {mixers[0]} needs a label for each"
+    elif settings.class_weights is not None or settings.balanced_classes:
+        why = "class weights need a label for each"
+    elif asked.made_up:
         why = "students see no images"
-    elif methods.reads_labels(settings.method):
+    elif unlabelled.reads_labels(settings.method):
         why = f"--method {settings.method} reads labels"
     elif parts > 1:
         why = f"the label's mean is over whole batches, and --num-micro-batches is {parts}"
