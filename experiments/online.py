@@ -65,6 +65,10 @@ def main(args: list[str] | None = None, program: str = "python -m experiments.on
     settings, command = flags.read(Settings, program, __doc__ or "", args, folder="online-")
     with flags.plain_errors(settings, resume_with=command):
         flags.check(settings)
+        more = settings.data.unlabelled
+        flags.require(
+            more is None, "--data.unlabelled", "left out: students here learn labels", more
+        )
         run(settings, command)
 
 

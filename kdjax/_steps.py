@@ -158,7 +158,7 @@ def hits(inputs: TermInputs) -> Metrics:
     """Return training accuracy and agreement, for whatever the batch and the teacher provide.
 
     Accuracy is of labels that are classes: of real numbers it would mean nothing, and nothing
-    tells class probabilities from them in a compiled step.
+    tells class probabilities from them in a compiled step. A negative one stands for no label.
     """
     student, teacher, mask = inputs.student.logits, inputs.teacher, inputs.mask
     metrics: Metrics = {}
@@ -167,11 +167,13 @@ def hits(inputs: TermInputs) -> Metrics:
     labels = inputs.batch.get("label", student)
     has_classes = labels.shape == student.shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer)
     if has_classes:
-        metrics["accuracy"] = measures.accuracy(student, labels, mask)
+        known = measures.spread(mask, labels.shape)
+        known = jnp.where(labels >= 0, known, jnp.zeros_like(known))
+        metrics["accuracy"] = measures.accuracy(student, labels, known)
     if teacher is not None and teacher.logits.shape == student.shape:
         metrics["agreement"] = measures.agreement(student, teacher.logits, mask)
         if has_classes:
-            metrics["teacher/accuracy"] = measures.accuracy(teacher.logits, labels, mask)
+            metrics["teacher/accuracy"] = measures.accuracy(teacher.logits, labels, known)
     return metrics
 
 

@@ -26,7 +26,7 @@ def trained(monkeypatch, tmp_path):
             return variables
 
         monkeypatch.setattr(training, "train", recorded)
-        base = ["--data.dir", tmp_path, "--workdir", tmp_path / "w", "--teacher.widths", 16]
+        base = ["--workdir", tmp_path / "w", "--teacher.widths", 16]
         base += [] if "--student.name" in flags else ["--student.widths", 8]
         distill.main([*map(str, [*base, *flags])])
         return found, models.load_network(tmp_path / "w" / "student").variables.params

@@ -27,14 +27,14 @@ SMALL = [
 ]  # fmt: skip
 
 
-def command(data_dir, directory, *flags):
-    head = [sys.executable, "-m", "experiments.distill", "--data.dir", data_dir]
+def command(directory, *flags):
+    head = [sys.executable, "-m", "experiments.distill"]
     return [*map(str, [*head, "--workdir", directory, *SMALL, *flags])]
 
 
-def run(data_dir, directory, *flags, **env):
+def run(directory, *flags, **env):
     return subprocess.run(
-        command(data_dir, directory, *flags),
+        command(directory, *flags),
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -53,10 +53,10 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(data_dir, tmp_path_factory):
+def finished(tmp_path_factory):
     """Return the work directory of a whole small run, and what it printed."""
     directory = tmp_path_factory.mktemp("run") / "whole"
-    done = run(data_dir, directory)
+    done = run(directory)
     assert done.returncode == 0, done.stderr
     return directory, done.stdout
 
@@ -109,8 +109,8 @@ def test_the_student_loads_with_one_call(finished):
     assert params_sha256(network.variables.params) in hashes(finished[0])["distilled"]
 
 
-def test_a_set_that_streams_is_learned_as_one_in_memory(finished, data_dir, tmp_path):
-    done = run(data_dir, tmp_path / "run", "--data.streaming")
+def test_a_set_that_streams_is_learned_as_one_in_memory(finished, tmp_path):
+    done = run(tmp_path / "run", "--data.streaming")
     assert (done.returncode, done.stderr) == (0, "")
     found, expected = hashes(tmp_path / "run"), hashes(finished[0])
     # The distilled students' teacher answers live, which differs by rounding.
@@ -118,26 +118,26 @@ def test_a_set_that_streams_is_learned_as_one_in_memory(finished, data_dir, tmp_
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def test_crops_of_whole_images_need_streaming(data_dir, tmp_path, capsys):
-    base = ["--data.dir", data_dir, "--workdir", tmp_path / "w"]
+def test_crops_of_whole_images_need_streaming(tmp_path, capsys):
+    base = ["--workdir", tmp_path / "w"]
     error = fails(capsys, *base, "--augment", "resized-crop")
     assert "--augment resized-crop needs --data.streaming" in error
 
 
-def test_examples_that_stream_come_one_step_a_call(data_dir, tmp_path, capsys):
-    base = ["--data.dir", data_dir, "--workdir", tmp_path / "w", "--data.streaming"]
+def test_examples_that_stream_come_one_step_a_call(tmp_path, capsys):
+    base = ["--workdir", tmp_path / "w", "--data.streaming"]
     error = fails(capsys, *base, "--steps-per-call", "8")
     assert "--steps-per-call 8: examples that stream are on no device" in error
 
 
-def test_a_finished_directory_says_so(finished, data_dir):
-    again = run(data_dir, finished[0])
+def test_a_finished_directory_says_so(finished):
+    again = run(finished[0])
     assert again.returncode == 0
     assert "finished" in again.stdout
 
 
-def test_any_other_setting_is_refused_by_name(finished, data_dir):
-    changed = run(data_dir, finished[0], "--temperature", "2")
+def test_any_other_setting_is_refused_by_name(finished):
+    changed = run(finished[0], "--temperature", "2")
     assert changed.returncode == 2
     assert changed.stderr.startswith("error: ")
     assert "--temperature was 4.0, is now 2.0" in changed.stderr
@@ -145,12 +145,12 @@ def test_any_other_setting_is_refused_by_name(finished, data_dir):
 
 
 @pytest.mark.slow
-def test_killed_anywhere_and_run_again_ends_in_the_same_bytes(finished, data_dir, tmp_path):
+def test_killed_anywhere_and_run_again_ends_in_the_same_bytes(finished, tmp_path):
     directory = tmp_path / "killed"
     kills = 0
     for after in (5, 20, 35):
         process = subprocess.Popen(
-            command(data_dir, directory), cwd=ROOT, env=killable(), stdout=subprocess.DEVNULL
+            command(directory), cwd=ROOT, env=killable(), stdout=subprocess.DEVNULL
         )
         metrics = directory / "metrics.jsonl"
         while process.poll() is None:
@@ -161,7 +161,7 @@ def test_killed_anywhere_and_run_again_ends_in_the_same_bytes(finished, data_dir
             time.sleep(0.002)
         process.wait()
     assert kills
-    done = run(data_dir, directory, "--log-every", "7")
+    done = run(directory, "--log-every", "7")
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stdout
     assert hashes(directory) == hashes(finished[0])
@@ -171,10 +171,10 @@ def test_killed_anywhere_and_run_again_ends_in_the_same_bytes(finished, data_dir
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_prints_the_command_that_goes_on(number, data_dir, tmp_path):
+def test_a_signal_saves_and_prints_the_command_that_goes_on(number, tmp_path):
     directory = tmp_path / "stopped"
     process = subprocess.Popen(
-        command(data_dir, directory, "--epochs", "4000"),
+        command(directory, "--epochs", "4000"),
         cwd=ROOT,
         env=killable(),
         stdout=subprocess.PIPE,
@@ -194,13 +194,13 @@ def test_a_signal_saves_and_prints_the_command_that_goes_on(number, data_dir, tm
     assert any((directory / "checkpoints" / "scratch-0").iterdir())
 
 
-def test_checkpoints_of_others_are_refused_by_one_line(finished, data_dir, tmp_path, capsys):
+def test_checkpoints_of_others_are_refused_by_one_line(finished, tmp_path, capsys):
     def tried(play_fn):
         directory = tmp_path / play_fn.__name__
         shutil.copytree(finished[0], directory)
         (directory / "finished").unlink()
         play_fn(directory)
-        flags = ["--data.dir", data_dir, "--workdir", directory, *SMALL]
+        flags = ["--workdir", directory, *SMALL]
         with (
             pytest.raises(SystemExit),
             pytest.warns(checkpoint.CheckpointWarning),
@@ -228,17 +228,17 @@ def test_checkpoints_of_others_are_refused_by_one_line(finished, data_dir, tmp_p
 
 
 @pytest.mark.slow
-def test_another_mesh_resumes_and_agrees(finished, data_dir, tmp_path):
+def test_another_mesh_resumes_and_agrees(finished, tmp_path):
     directory = tmp_path / "mesh"
     flags = f"{QUICK_COMPILATION} {EIGHT_DEVICES}"
     mesh = ["--mesh.fsdp", "2", "--mesh.tensor", "2", "--mesh.split-teacher"]
-    done = run(data_dir, directory, *mesh, XLA_FLAGS=flags)
+    done = run(directory, *mesh, XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
     assert "8 x cpu" in done.stdout
     one, eight = (json.loads((d / "summary.json").read_text()) for d in (finished[0], directory))
     np.testing.assert_allclose(one["teacher"]["nll"], eight["teacher"]["nll"], rtol=0.05)
     (directory / "summary.json").unlink()
-    again = run(data_dir, directory)
+    again = run(directory)
     assert again.returncode == 0, again.stderr
     assert "resuming" in again.stdout
     assert hashes(directory) == {k: e["params_sha256"] for k, e in eight.items()}
@@ -325,8 +325,8 @@ def test_data_that_is_not_there(capsys, data_dir, tmp_path):
     assert "download_and_prepare" in missing
 
 
-def test_sizes_that_do_not_fit(capsys, data_dir, tmp_path):
-    base = ["--data.dir", data_dir, "--workdir", tmp_path / "w"]
+def test_sizes_that_do_not_fit(capsys, tmp_path):
+    base = ["--workdir", tmp_path / "w"]
     assert "sizes that fit: 64 and 72" in fails(capsys, *base, "--batch-size", 70)
     assert "there are 1212 training examples" in fails(
         capsys, *base, "--data.student-examples", 5000
@@ -344,27 +344,28 @@ def test_sizes_that_do_not_fit(capsys, data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["file/w", "file", "/proc/w"])
-def test_a_work_directory_that_cannot_be_written(place, capsys, data_dir, tmp_path):
+def test_a_work_directory_that_cannot_be_written(place, capsys, tmp_path):
     (tmp_path / "file").write_text("in the way")
     where = tmp_path / place
-    error = fails(capsys, "--data.dir", data_dir, "--workdir", where)
+    error = fails(capsys, "--workdir", where)
     assert error.startswith(f"error: --workdir {where}: /") and "Errno" not in error
 
 
 def test_a_folder_of_something_else_is_not_taken_for_digits(capsys, tmp_path):
-    (tmp_path / "photos" / "cat").mkdir(parents=True)
-    error = fails(capsys, "--data.dir", tmp_path / "photos", "--workdir", tmp_path / "w")
-    assert "(there: cat) holds no digits" in error and "--data.name" in error
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    (tmp_path / "sets" / "mnist").mkdir(parents=True)
+    (tmp_path / "sets" / "mnist" / "dataset_info.json").write_text("{}")
+    error = fails(capsys, "--data.dir", tmp_path / "sets", "--workdir", tmp_path / "w")
+    assert "(there: mnist) holds no digits" in error and "--data.name" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["sets"]
 
 
-def test_steps_that_cannot_be_counted(capsys, data_dir, tmp_path):
-    base = ["--data.dir", data_dir, "--workdir", tmp_path / "w", "--teacher.epochs", 1]
+def test_steps_that_cannot_be_counted(capsys, tmp_path):
+    base = ["--workdir", tmp_path / "w", "--teacher.epochs", 1]
     assert "--epochs 1000000000000 are" in fails(capsys, *base, "--epochs", 10**12)
 
 
-def test_teacher_checkpoints_that_do_not_fit(finished, capsys, data_dir, tmp_path):
-    base = ["--data.dir", data_dir, "--workdir", tmp_path / "w", *SMALL[:6]]
+def test_teacher_checkpoints_that_do_not_fit(finished, capsys, tmp_path):
+    base = ["--workdir", tmp_path / "w", *SMALL[:6]]
     teacher = finished[0] / "teacher"
     assert "holds mlp" in fails(
         capsys, *base, "--teacher.checkpoint", teacher, "--teacher.name", "resnet8"
@@ -393,10 +394,10 @@ def test_teacher_checkpoints_that_do_not_fit(finished, capsys, data_dir, tmp_pat
     assert not (tmp_path / "w").exists()
 
 
-def test_a_trained_teacher_is_used_again(finished, data_dir, tmp_path):
+def test_a_trained_teacher_is_used_again(finished, tmp_path):
     directory = tmp_path / "reused"
     base = [sys.executable, "-m", "experiments.distill", "--epochs", "2", "--num-seeds", "1"]
-    flags = ["--data.dir", data_dir, "--workdir", directory]
+    flags = ["--workdir", directory]
     done = subprocess.run(
         [*map(str, [*base, *flags, "--teacher.checkpoint", finished[0] / "teacher"])],
         capture_output=True,
@@ -442,7 +443,7 @@ def test_a_run_goes_without_a_home(tmp_path):
     assert lines == ["warning: after 4 steps there is no trace: it begins behind the first 10"]
 
 
-def test_a_disk_that_is_full_is_one_line(data_dir, tmp_path):
+def test_a_disk_that_is_full_is_one_line(tmp_path):
     limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (%d, %d))\n"
     limited += "sys.argv[0] = 'x'; runpy.run_module('experiments.distill', run_name='__main__')"
     for size, every, file in (
@@ -451,7 +452,7 @@ def test_a_disk_that_is_full_is_one_line(data_dir, tmp_path):
         (100, 500, "config.json"),
     ):
         directory = tmp_path / str(size)
-        words = command(data_dir, directory, "--log-every", 1, "--checkpoint-every", every)[3:]
+        words = command(directory, "--log-every", 1, "--checkpoint-every", every)[3:]
         done = subprocess.run(
             [sys.executable, "-c", limited % (size, size), *words],
             cwd=ROOT, env=killable(), capture_output=True, text=True,
@@ -462,10 +463,10 @@ def test_a_disk_that_is_full_is_one_line(data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_transformer_learns_from_a_split_teacher_of_its_own_precision(data_dir, tmp_path, capsys):
+def test_a_transformer_learns_from_a_split_teacher_of_its_own_precision(tmp_path, capsys):
     from kdjax.models import load_network
 
-    flags = ["--data.dir", data_dir, "--workdir", tmp_path / "w", "--method", "kd+rkd+hint"]
+    flags = ["--workdir", tmp_path / "w", "--method", "kd+rkd+hint"]
     flags += ["--teacher.name", "vit_mu", "--student.name", "vit_mu", "--student.dropout", 0.1]
     flags += ["--mesh.fsdp", 2, "--mesh.split-teacher", "--teacher.precision", "bfloat16"]
     flags += ["--teacher.epochs", 1, "--epochs", 2, "--num-seeds", 1]
@@ -571,10 +572,10 @@ def test_a_diverging_run_exits_with_status_1(capsys):
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the PyTorch teacher is not beside the checkout")
-def test_the_pytorch_teacher_needs_its_architecture_and_classes(capsys, data_dir, tmp_path):
+def test_the_pytorch_teacher_needs_its_architecture_and_classes(capsys, tmp_path):
     teacher = SHARED / "teachers" / "cifar100_resnet20.npz"
     error = fails(
-        capsys, "--data.dir", data_dir, "--workdir", tmp_path / "w",
+        capsys, "--workdir", tmp_path / "w",
         "--teacher.checkpoint", teacher,
         "--teacher.name", "resnet20",
     )  # fmt: skip
@@ -582,9 +583,9 @@ def test_the_pytorch_teacher_needs_its_architecture_and_classes(capsys, data_dir
 
 
 def test_audit_shows_a_table_before_training_and_stops_on_what_does_not_hold(
-    finished, data_dir, tmp_path, capsys, monkeypatch
+    finished, tmp_path, capsys, monkeypatch
 ):
-    flags = ["--data.dir", data_dir, "--epochs", 2, "--num-seeds", 1, "--audit"]
+    flags = ["--epochs", 2, "--num-seeds", 1, "--audit"]
     flags += ["--teacher.checkpoint", finished[0] / "teacher", "--workdir"]
     distill.main([*map(str, [*flags, tmp_path / "good"])])
     printed = capsys.readouterr().out
@@ -626,23 +627,23 @@ def test_a_student_under_its_teachers_classifier_goes_out_whole(tmp_path):
     assert logits.shape == (2, 10) and np.all(np.isfinite(logits))
 
 
-def test_rematerialise_reaches_the_networks(data_dir, tmp_path, capsys, monkeypatch):
+def test_rematerialise_reaches_the_networks(tmp_path, capsys, monkeypatch):
     from kdjax import models
 
     def seen(model):
         raise ValueError("seen")
 
     monkeypatch.setattr(models, "rematerialized", seen)
-    flags = ["--data.dir", data_dir, "--teacher.name", "resnet8", "--student.name", "resnet8"]
+    flags = ["--teacher.name", "resnet8", "--student.name", "resnet8"]
     error = fails(capsys, *flags, "--rematerialise", "--workdir", tmp_path / "w")
     assert error == "error: seen\n"
 
 
-def test_one_run_per_directory(data_dir, tmp_path):
+def test_one_run_per_directory(tmp_path):
     from kdjax.checkpoint import lock
 
     with lock(tmp_path / "w"):
-        done = run(data_dir, tmp_path / "w")
+        done = run(tmp_path / "w")
     assert done.returncode == 2
     assert done.stderr == (
         f"error: --workdir {tmp_path / 'w'}: {tmp_path / 'w'} is in use by process {os.getpid()} "
@@ -651,7 +652,7 @@ def test_one_run_per_directory(data_dir, tmp_path):
     assert not (tmp_path / "w" / "config.json").exists()
 
 
-def test_the_best_is_kept_and_skipping_may_be_switched_on_later(finished, data_dir, tmp_path):
+def test_the_best_is_kept_and_skipping_may_be_switched_on_later(finished, tmp_path):
     from kdjax import checkpoint
 
     directory = tmp_path / "kept"
@@ -660,7 +661,7 @@ def test_the_best_is_kept_and_skipping_may_be_switched_on_later(finished, data_d
     for folder in (directory / "checkpoints").glob("scratch-*"):
         shutil.rmtree(folder)
     flags = ["--keep-best", "--keep-last", "3", "--on-nonfinite", "skip"]
-    done = run(data_dir, directory, *flags)
+    done = run(directory, *flags)
     assert done.returncode == 0, done.stderr
     assert hashes(directory)["scratch"] == hashes(finished[0])["scratch"]
     folder = directory / "checkpoints" / "scratch-0"

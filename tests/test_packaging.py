@@ -156,7 +156,7 @@ except ImportError as error:
     ],
 )
 def test_the_command_line_says_so_in_one_line(module, package, tmp_path):
-    flags = ["--workdir", str(tmp_path / "w"), "--data.dir", str(tmp_path)]
+    flags = ["--workdir", str(tmp_path / "w")]
     words = ["distill"] if module == "kdjax" else []
     done = python(
         f"import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)",

@@ -120,7 +120,7 @@ def test_of_many_large_images_some_are_read():
     # A view of one image: to read all would take minutes.
     image = np.broadcast_to(np.zeros((1, 256, 256, 3), np.uint8), (10**6, 256, 256, 3))
     split = data.Examples(image, np.zeros(10**6, np.int32))
-    found = fingerprints._of_split(split)
+    found = fingerprints._of_split(split, 2**24)
     assert found["examples"] == 10**6
 
 

@@ -1,6 +1,7 @@
-"""Data: TFDS sets as arrays, batches as a function of the step, views made on the device."""
+"""Data: sets as arrays, batches as a function of the step, views made on the device."""
 
 from kdjax._renamed import moved
+from kdjax.data.arrays import from_arrays, from_source
 from kdjax.data.batches import (
     batch_indices,
     eval_batches,
@@ -10,9 +11,11 @@ from kdjax.data.batches import (
     train_rows,
 )
 from kdjax.data.crops import center_crop, random_crop, stretch
+from kdjax.data.folders import from_folder, kind_of, with_unlabelled
 from kdjax.data.mixtures import balanced_weights, class_weighted, cutmix, mixup, one_of
-from kdjax.data.records import LazyImages, LazyLabels, is_lazy
-from kdjax.data.sources import Dataset, Examples, load, take
+from kdjax.data.records import Joined, LazyImages, LazyLabels, is_lazy
+from kdjax.data.sets import Dataset, Examples, Options, take, with_all
+from kdjax.data.sources import load
 from kdjax.data.streaming import prefetch
 from kdjax.data.views import (
     all_shifts,
@@ -26,11 +29,12 @@ from kdjax.data.views import (
 )
 
 __all__ = [
-    "Dataset", "Examples", "LazyImages", "LazyLabels", "all_shifts", "augment",
+    "Dataset", "Examples", "Joined", "LazyImages", "LazyLabels", "Options", "all_shifts", "augment",
     "balanced_weights", "batch_indices", "center_crop", "class_weighted", "cutmix", "erase",
-    "eval_batches", "example_order", "flip", "is_lazy", "jitter", "load", "mixup", "one_of",
-    "pad_and_crop", "prefetch", "random_crop", "stretch", "take", "train_batch",
-    "train_batches", "train_rows", "translate", "warp",
+    "eval_batches", "example_order", "flip", "from_arrays", "from_folder", "from_source", "is_lazy",
+    "jitter", "kind_of", "load", "mixup", "one_of", "pad_and_crop", "prefetch", "random_crop",
+    "stretch", "take", "train_batch", "train_batches", "train_rows", "translate", "warp",
+    "with_all", "with_unlabelled",
 ]  # fmt: skip
 
 _, __getattr__ = moved(__name__)

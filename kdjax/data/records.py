@@ -2,94 +2,70 @@
 
 import contextlib
 import functools
-import io
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax._extras import needs
-from kdjax.data.crops import Box, CropFn, Size, stretch
-
-_WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+from kdjax._extras import MissingPackage
+from kdjax.data.crops import CropFn, Size, stretch
+from kdjax.data.images import View, decode
+from kdjax.data.labels import as_labels, numbered
 
 
 class Reader(NamedTuple):
-    """How the records of a set become arrays; worker processes get a copy."""
+    """How the records of a set become arrays; worker processes get a copy.
+
+    `open_fn` opens a split: what it returns has a length, and `__getitems__` of a list of indices
+    gives records; where its labels are known unread it has them as `labels`. `where` says where
+    the set lies, `num_bytes` how large the files of each split are. Images are all made `size`,
+    or left as they are; `upright` says how, see `kdjax.data.images.View`.
+    """
 
     name: str
-    builder: Any
-    image_key: str
-    label_key: str
-    size: int | None
+    where: str
+    open_fn: Callable[[str], Any]
+    num_bytes: Mapping[str, int]
+    image_key: Any
+    label_key: Any
+    label_names: tuple[str, ...]
+    channels: int
+    size: Size | None
     crop_fn: CropFn = stretch
-
-    @property
-    def label(self) -> Any:
-        """The feature that holds the label."""
-        return self.builder.info.features[self.label_key]
+    upright: bool = False
 
     def source(self, split: str) -> Any:
-        """Open a split; images, and whatever else there is, stay undecoded."""
-        with needs("data"):
-            import tensorflow_datasets as tfds
-
-        others = [key for key in self.builder.info.features if key != self.label_key]
-        decoders = {key: tfds.decode.SkipDecoding() for key in others}
-        return self.builder.as_data_source(split, decoders=decoders)
+        """Open a split."""
+        return self.open_fn(split)
 
     def has_labels(self, split: str, num_probed: int | None = None) -> bool:
         """Return whether a split has any label, by some of its records; TFDS writes -1 for none."""
-        with reading(f"{self.name}: split {split} in {self.builder.data_dir}"):
+        with reading(f"{self.name}: split {split} in {self.where}"):
             source = self.source(split)
             every = max(1, len(source) // (num_probed or len(source) or 1))
             chosen = range(0, len(source), every)
             return any(row[self.label_key] != -1 for row in rows_of(source, chosen))
 
-    def checked(self, split: str, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    def checked(self, split: str, labels: Any, indices: np.ndarray) -> np.ndarray:
         """Return the labels of some examples of a split as int32 if they are those of classes."""
-        num_classes = self.label.num_classes
-        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-        if wrong.size:
-            i = wrong[0]
-            raise ValueError(
-                f"{self.name}: example {indices[i]} of split {split} has label {labels[i]}, "
-                f"but there are {num_classes} classes"
-            )
-        return labels.astype(np.int32)
+        where = f"{self.name}: example {{}} of split {split}"
+        return numbered(where, as_labels(self.name, labels), self.label_names, indices)
 
     def decode(self, row: Any) -> np.ndarray:
         """Decode an image for evaluation, [height, width, channels] of uint8."""
-        wanted = None if self.size is None else (self.size, self.size)
-        return self.decode_part(wanted, self.crop_fn, (0,), row)
+        return self.decode_part(self.size, self.crop_fn, (0,), row)
 
     def decode_part(
         self, wanted: Size | None, crop_fn: CropFn, numbers: Sequence[int], row: Any
     ) -> np.ndarray:
         """Decode the part of an image that a function chooses, resized where a size is wanted."""
-        with needs("data"):
-            from PIL import Image
-
-        feature = self.builder.info.features[self.image_key]
-        channels = feature.shape[-1] or 3
-        mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
-        if mode is None or feature.np_dtype != np.uint8:
-            raise ValueError(f"{self.name}: only 8-bit images of 1, 3 or 4 channels are supported")
-        box = _WHOLE
-        with reading(f"{self.name}: an image in {self.builder.data_dir}"):
-            image: Image.Image = Image.open(io.BytesIO(row[self.image_key]))
-            if wanted:
-                box = crop_fn((image.height, image.width), wanted, numbers)
-                # JPEG can be decoded at a half, a quarter, an eighth: much less work.
-                image.draft(None, _least_size(box, wanted))
-            image.load()
-        if image.mode.startswith("I"):
-            # Pillow cuts off what is above 255; the upper byte is the image in 8 bits.
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = image if image.mode == mode else image.convert(mode)
-        if wanted and (box != _WHOLE or (image.height, image.width) != wanted):
-            image = image.resize(wanted[::-1], Image.Resampling.BILINEAR, box=_pixels(box, image))
-        return np.asarray(image).reshape(image.height, image.width, channels)
+        value = row[self.image_key]
+        is_path = isinstance(value, str | os.PathLike)
+        what = str(value) if is_path else f"{self.name}: an image in {self.where}"
+        # Not even a ValueError of Pillow's names the file.
+        with reading(what, own=MissingPackage):
+            return decode(value, View(self.channels, wanted, crop_fn, self.upright), numbers)
 
     def of_shape(self, image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Return the image if it has this shape."""
@@ -111,15 +87,20 @@ class Records:
     def __len__(self) -> int:
         return len(self._indices)
 
+    @property
+    def bytes_each(self) -> int:
+        """How large the file of an example of the split is, on average; at least 1."""
+        return max(1, self.reader.num_bytes[self.split] // max(1, len(self._source)))
+
     def read(self, indices: np.ndarray) -> Sequence[Any]:
         """Return the records at these indices, labels decoded, images not."""
-        with reading(f"{self.reader.name}: split {self.split} in {self.reader.builder.data_dir}"):
+        with reading(f"{self.reader.name}: split {self.split} in {self.reader.where}"):
             found: Sequence[Any] = self._source.__getitems__(self._indices[indices].tolist())
             return found
 
     def labels(self, rows: Sequence[Any], indices: np.ndarray) -> np.ndarray:
         """Return the labels of records that were read, [rows] of int32."""
-        labels = np.array([row[self.reader.label_key] for row in rows], np.int64)
+        labels = [row[self.reader.label_key] for row in rows]
         return self.reader.checked(self.split, labels, self._indices[indices])
 
     def take(self, indices: np.ndarray) -> "Records":
@@ -202,7 +183,55 @@ class LazyLabels:
         return LazyLabels(records)
 
 
-Column = LazyImages | LazyLabels
+class Joined:
+    """Columns of images, or of labels, one behind the other: NumPy arrays, or read when used."""
+
+    def __init__(self, *parts: Any):
+        self.parts = parts
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self.dtype, self.shape = parts[0].dtype, (int(self._starts[-1]), *parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        indices = np.asarray(indices)
+        return self.decoded((), indices, [(int(i),) for i in indices])
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.concatenate([np.asarray(part) for part in self.parts]).astype(dtype or self.dtype)
+
+    @property
+    def records(self) -> "Joined":
+        """Where it is read from: each part reads its own."""
+        return self
+
+    def read(self, indices: np.ndarray) -> Sequence[Any]:
+        """Read nothing yet."""
+        return ()
+
+    def decoded(
+        self, rows: Sequence[Any], indices: np.ndarray, numbers: Sequence[Sequence[int]]
+    ) -> np.ndarray:
+        """Return entries, each part's read and decoded as they are alone."""
+        found = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        which = np.searchsorted(self._starts, indices, side="right") - 1
+        for place, part in enumerate(self.parts):
+            at = np.flatnonzero(which == place)
+            own = indices[at] - self._starts[place]
+            if isinstance(part, Column):
+                drawn = [numbers[int(i)] for i in at]
+                found[at] = read_columns({"own": part}, own, drawn)["own"] if at.size else 0
+            else:
+                found[at] = part[own]
+        return found
+
+    def cropped(self, crop_fn: CropFn) -> "Joined":
+        """Return the same images, seen in part; all of them must be read when they are used."""
+        return Joined(*(part.cropped(crop_fn) for part in self.parts))
+
+
+Column = LazyImages | LazyLabels | Joined
 
 
 def is_lazy(arrays: Mapping[str, Any]) -> bool:
@@ -232,11 +261,14 @@ def read_columns(
 
 
 @contextlib.contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Raise a ValueError for what ArrayRecord and Pillow make of missing and damaged files."""
+def reading(what: str, *, own: type[Exception] = ValueError) -> Iterator[None]:
+    """Raise a ValueError for what ArrayRecord and Pillow make of missing and damaged files.
+
+    What is of type `own`, or says that a package is missing, is a line already.
+    """
     try:
         yield
-    except ValueError:
+    except (MissingPackage, own):
         raise
     except Exception as error:
         raise ValueError(f"{what} cannot be read: {first_line(error)}") from error
@@ -251,16 +283,3 @@ def rows_of(source: Any, indices: Sequence[int]) -> Iterator[Any]:
 def first_line(error: Exception) -> str:
     """Return what an error says, in one line."""
     return (str(error) or type(error).__name__).splitlines()[0][:160]
-
-
-def _least_size(box: Box, wanted: Size) -> tuple[int, int]:
-    """Return the least width and height of an image of which a part has the size wanted."""
-    width, height = wanted[1] / (box[2] - box[0]), wanted[0] / (box[3] - box[1])
-    return int(np.ceil(width)), int(np.ceil(height))
-
-
-def _pixels(box: Box, image: Any) -> tuple[float, float, float, float]:
-    """Return a part of an image in pixels; rounding must not carry an edge past the image's."""
-    width, height = image.size
-    left, top, right, bottom = box
-    return left * width, top * height, min(right * width, width), min(bottom * height, height)

@@ -8,51 +8,33 @@ import difflib
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from kdjax._extras import needs
 from kdjax.data.crops import CropFn, stretch
-from kdjax.data.records import LazyImages, LazyLabels, Reader, Records, first_line, reading, rows_of
+from kdjax.data.images import CHANNELS
+from kdjax.data.labels import as_labels, names_of
+from kdjax.data.records import Reader, first_line, reading, rows_of
+from kdjax.data.sets import (
+    FILE_LIMIT,
+    MEMORY_LIMIT,
+    TEST_FRACTION,
+    Dataset,
+    How,
+    Parts,
+    check_options,
+    read_set,
+)
 
 # Folders with this file hold a prepared set.
 _INFO = "dataset_info.json"
 _TEST_SPLITS = ("test", "testing", "validation", "valid", "val", "dev")
-_TEST_FRACTION = 0.2
-_MEMORY_LIMIT = 4 * 2**30
-_FILE_LIMIT = 4 * 2**30
-# To tell whether a split has labels, and to normalize, where reading all would take long.
+# To tell whether a split has labels, where reading all would take long.
 _NUM_PROBED = 64
-_NUM_STREAMED, _NUM_IN_STATISTICS = 2_000, 10_000
-
-
-class Examples(NamedTuple):
-    """Images [examples, height, width, channels] of uint8 and labels [examples] of int32.
-
-    The images are a NumPy array, or `LazyImages` where they would not fit in memory; the labels of
-    a set that streams are `LazyLabels`.
-    """
-
-    image: Any
-    label: Any
-
-
-class Dataset(NamedTuple):
-    """A set, split in three. `mean` and `std` are per channel, of the training images in [0, 1]."""
-
-    name: str
-    train: Examples
-    validation: Examples
-    test: Examples
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    label_names: tuple[str, ...]
-    mean: np.ndarray
-    std: np.ndarray
-    splits: str
-    version: str = ""
 
 
 def load(
@@ -60,22 +42,25 @@ def load(
     *,
     data_dir: str | Path | None = None,
     validation_fraction: float = 0.1,
+    split_seed: int | None = None,
     image_size: int | None = None,
     crop_fn: CropFn = stretch,
-    memory_limit: int = _MEMORY_LIMIT,
+    memory_limit: int = MEMORY_LIMIT,
     streaming: bool = False,
 ) -> Dataset:
     """Read a set of labeled images.
 
     The test examples are those of the split `test`, where it has labels, otherwise of the
     validation split, otherwise a fifth of the training split. The validation examples are always
-    cut from the training split, by a permutation that depends on its size alone.
+    cut from the training split, by a permutation that depends on its size alone unless there is a
+    seed.
 
     Args:
         name: `name`, `name/config`, either with `:version` behind; `digits` is embedded.
         data_dir: the directory of prepared sets; by default that of TFDS (`TFDS_DATA_DIR`,
             `~/tensorflow_datasets`).
         validation_fraction: share of the training examples to set aside, in [0, 1).
+        split_seed: by which what is cut is drawn, from every class in proportion.
         image_size: pixels a side that all images are resized to; needed where their sizes differ.
         crop_fn: which part of an image is resized, `stretch` (all of it) or `center_crop`.
         memory_limit: bytes above which images are decoded when they are used, not at once.
@@ -89,54 +74,57 @@ def load(
         FileNotFoundError: if the set is not there and cannot be prepared here.
         ValueError: if it is unknown, no set of labeled 8-bit images, or of a single class.
     """
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(f"load: validation_fraction is {validation_fraction}, expected [0, 1)")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"load: image_size is {image_size}, expected 1 or more")
+    check_options("load", validation_fraction, image_size)
     builder = _find(name, data_dir)
-    info = builder.info
-    reader = Reader(name, builder, *_keys(name, info), image_size, crop_fn)
-    streaming = streaming or max(s.num_bytes for s in info.splits.values()) > _FILE_LIMIT
+    splits = builder.info.splits
+    reader = _reader(name, builder, image_size, crop_fn)
+    streaming = streaming or max(s.num_bytes for s in splits.values()) > FILE_LIMIT
     has_labels = functools.partial(reader.has_labels, num_probed=_NUM_PROBED if streaming else None)
-    train_split, test_split = _choose_splits(name, info, has_labels)
-    read = functools.partial(_read, reader, memory_limit=memory_limit, streaming=streaming)
-    train, validation, rest = _cut(
-        name, read(train_split), validation_fraction, 0 if test_split else _TEST_FRACTION
-    )
-    test = read(test_split) if test_split else rest
-    _check_classes(name, reader.label.num_classes, train.label)
-    shape = train.image.shape[1:]
-    reader.of_shape(np.empty(test.image.shape[1:], np.uint8), shape)
-    mean, std = _statistics(train.image, _NUM_STREAMED if streaming else _NUM_IN_STATISTICS)
-    num_classes = reader.label.num_classes
-    label_names = tuple(map(reader.label.int2str, range(num_classes)))
-    source = f"split {test_split}" if test_split else f"{_TEST_FRACTION:.0%} of split {train_split}"
-    splits = f"training and validation from split {train_split}, test from {source}"
-    of_data = shape, num_classes, label_names, mean, std, splits
-    return Dataset(name, train, validation, test, *of_data, str(info.version))
+    train_split, test_split = _choose_splits(name, builder.info, has_labels)
+    how = How(validation_fraction, split_seed, memory_limit, streaming)
+    dataset = read_set(reader, Parts(train_split, None, test_split), how)
+    source = f"split {test_split}" if test_split else f"{TEST_FRACTION:.0%} of split {train_split}"
+    said = f"training and validation from split {train_split}, test from {source}"
+    return dataset._replace(splits=said, version=str(builder.info.version))
 
 
-def _cut(
-    name: str, whole: Examples, validation_fraction: float, test_fraction: float
-) -> list[Examples]:
-    """Split training examples into those to train, to validate and, where asked, to test on."""
-    num_examples = len(whole.label)
-    num_test = max(1, round(test_fraction * num_examples)) if test_fraction else 0
-    num_validation = round(validation_fraction * (num_examples - num_test))
-    num_kept = num_examples - num_test - num_validation
-    if num_kept < 1:
-        raise ValueError(f"{name}: {num_examples} training examples leave none to train on")
-    order = np.random.default_rng(num_examples).permutation(num_examples)
-    parts = np.split(order, [num_kept, num_kept + num_validation])
-    return [take(whole, np.sort(part)) for part in parts]
+def _reader(name: str, builder: Any, image_size: int | None, crop_fn: CropFn = stretch) -> Reader:
+    """Return how the records of a builder's set become arrays."""
+    info, size = builder.info, (image_size, image_size) if image_size else None
+    image_key, label_key = _keys(name, info)
+    feature = info.features[image_key]
+    channels = feature.shape[-1] or 3
+    if channels not in CHANNELS or feature.np_dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"{name}: only images of 8 or 16 bits and 1, 3 or 4 channels are supported"
+        )
+    open_fn = functools.partial(_source, builder, label_key)
+    label, num_bytes = info.features[label_key], {k: s.num_bytes for k, s in info.splits.items()}
+    if hasattr(label, "int2str"):
+        label_names = tuple(map(label.int2str, range(label.num_classes)))
+    else:
+        label_names = _names_in(name, open_fn, label_key, info)
+    of_set = name, str(builder.data_dir), open_fn, num_bytes, image_key, label_key
+    return Reader(*of_set, label_names, channels, size, crop_fn)
 
 
-def _check_classes(name: str, num_classes: int, labels: Any) -> None:
-    """Raise a ValueError if there is nothing to tell apart."""
-    if num_classes < 2:
-        raise ValueError(f"{name} has {num_classes} class, expected two or more")
-    if isinstance(labels, np.ndarray) and np.all(labels == labels[0]):
-        raise ValueError(f"{name}: all training examples have label {labels[0]}, expected two")
+def _source(builder: Any, label_key: str, split: str) -> Any:
+    """Open a split; images, and whatever else there is, stay undecoded."""
+    with needs("data"):
+        import tensorflow_datasets as tfds
+
+    others = [key for key in builder.info.features if key != label_key]
+    decoders = {key: tfds.decode.SkipDecoding() for key in others}
+    return builder.as_data_source(split, decoders=decoders)
+
+
+def _names_in(name: str, open_fn: Any, label_key: str, info: Any) -> tuple[str, ...]:
+    """Read what classes there are from the training examples, whose labels are numbers or text."""
+    split, _ = _choose_splits(name, info, lambda split: False)
+    with reading(f"{name}: split {split}"):
+        source = open_fn(split)
+        labels = [row[label_key] for row in rows_of(source, range(len(source)))]
+    return names_of(name, as_labels(name, labels))
 
 
 def _find(name: str, data_dir: str | Path | None) -> Any:
@@ -240,15 +228,25 @@ def _command(name: str, root: str) -> str:
     return f'python -c "import tensorflow_datasets as tfds; {call}.download_and_prepare()"'
 
 
-def _keys(name: str, info: Any) -> tuple[str, str]:
-    """Return the features that hold image and label."""
+def _is_plain(feature: Any) -> bool:
+    """Return whether a feature is a text or a whole number."""
     with needs("data"):
         from tensorflow_datasets import features
 
-    def named(kind: type) -> list[str]:
-        return [key for key, feature in info.features.items() if type(feature) is kind]
+    is_number = isinstance(feature, features.Tensor) and feature.shape == ()
+    return type(feature) is features.Text or (is_number and feature.np_dtype.kind in "iu")
 
-    images, labels = named(features.Image), named(features.ClassLabel)
+
+def _keys(name: str, info: Any) -> tuple[str, str]:
+    """Return the features that hold image and label: a class, or without one what is plain."""
+    with needs("data"):
+        from tensorflow_datasets import features
+
+    def named(fits: Callable[[Any], bool]) -> list[str]:
+        return [key for key, feature in info.features.items() if fits(feature)]
+
+    images = named(lambda feature: type(feature) is features.Image)
+    labels = named(lambda feature: type(feature) is features.ClassLabel) or named(_is_plain)
     keys = info.supervised_keys
     if keys and len(keys) == 2 and keys[0] in images and keys[1] in labels:
         return keys[0], keys[1]
@@ -257,7 +255,7 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
             f"{name} is no set of labeled images: its image features are {images}, its class "
             f"labels {labels}, and its supervised keys {keys} do not choose one of each; all "
             f"features: {', '.join(f'{k} ({type(x).__name__})' for k, x in info.features.items())}"
-            "; a label is a ClassLabel(names=[...])"
+            "; a label is a ClassLabel(names=[...]), a Text or a whole number"
         )
     return images[0], labels[0]
 
@@ -272,55 +270,6 @@ def _choose_splits(name: str, info: Any, has_labels: Any) -> tuple[str, str | No
         raise ValueError(f"{name} has the splits {names}, none of which is for training")
     candidates = [s for s in _TEST_SPLITS if s in names and s != train]
     return train, next((s for s in candidates if has_labels(s)), None)
-
-
-def _read(reader: Reader, split: str, *, memory_limit: int, streaming: bool) -> Examples:
-    """Open a split that streams, or read it in one pass, its images too where they fit."""
-    with reading(f"{reader.name}: split {split} in {reader.builder.data_dir}"):
-        source = reader.source(split)
-        if not len(source):
-            raise ValueError(f"{reader.name}: split {split} has no examples")
-        num_examples, shape = len(source), reader.decode(source[0]).shape
-        records = Records(reader, split, np.arange(num_examples))
-        if streaming:
-            return Examples(LazyImages(records, shape), LazyLabels(records))
-        in_memory = num_examples * int(np.prod(shape)) <= memory_limit
-        labels = np.empty(num_examples, np.int64)
-        images = np.empty((num_examples if in_memory else 0, *shape), np.uint8)
-        for i, row in enumerate(rows_of(source, range(num_examples))):
-            labels[i] = row[reader.label_key]
-            if in_memory:
-                images[i] = reader.of_shape(reader.decode(row), shape)
-        labels = reader.checked(split, labels, np.arange(num_examples))
-        return Examples(images if in_memory else LazyImages(records, shape), labels)
-
-
-def take(examples: Examples, indices: np.ndarray) -> Examples:
-    """Return examples by index, without reading what is not read yet."""
-    image, label = examples
-    if not isinstance(image, LazyImages):
-        return Examples(image[indices], label[indices])
-    # Of a set that streams both stay columns of the same records, so that each is read once.
-    records = image.records.take(indices)
-    lazy = isinstance(label, LazyLabels)
-    return Examples(image.of(records), label.of(records) if lazy else label[indices])
-
-
-def _statistics(images: Any, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation per channel, of some of the images, in [0, 1]."""
-    num_images = min(len(images), num_images)
-    chosen = np.linspace(0, len(images) - 1, num_images).astype(np.int64)
-    count, total, squares = 0, np.uint64(0), np.uint64(0)
-    # Whole numbers, a few images at a time: exact, and large images need little memory.
-    for start in range(0, num_images, 256):
-        pixels = images[chosen[start : start + 256]].astype(np.uint32)
-        count += pixels[..., 0].size
-        total = total + pixels.sum((0, 1, 2), dtype=np.uint64)
-        squares = squares + (pixels**2).sum((0, 1, 2), dtype=np.uint64)
-    mean = np.asarray(total / count)
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0)) / 255
-    # A channel that never changes is left as it is.
-    return (mean / 255).astype(np.float32), np.where(std > 1e-3, std, 1).astype(np.float32)
 
 
 def _folders(path: Path) -> list[Path]:

@@ -14,13 +14,13 @@ from kdjax._version import __version__
 from kdjax.checkpoint import lock
 from kdjax.loop import stop_on_signals
 from kdjax.models import Network
-from kdjax.runs import fingerprints, methods, networks, processes, workdir
+from kdjax.runs import fingerprints, methods, networks, processes, unlabelled, workdir
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Run
 from kdjax.runs.networks import spec_of
 from kdjax.runs.report import format_table
 from kdjax.runs.resolved import Resolved, narrowed, resolve
-from kdjax.runs.settings import RunSettings
+from kdjax.runs.settings import EMBEDDED, RunSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,32 +75,62 @@ def opened(settings: RunSettings) -> Iterator[Experiment]:
 
 
 def load_dataset(settings: RunSettings) -> data.Dataset:
-    """Read the examples that the settings name."""
-    _check_folder(settings.data.name, settings.data.dir)
+    """Read the examples that the settings name, and say what a folder of one's own holds."""
+    asked = settings.data
+    crop_fn = {"stretch": data.stretch, "crop": data.center_crop}[asked.resize]
+    options: data.Options = {
+        "validation_fraction": asked.validation_fraction,
+        "split_seed": asked.split_seed,
+        "image_size": asked.image_size,
+        "crop_fn": crop_fn,
+        "streaming": asked.streaming,
+    }
+    own = _own_folder(asked.name, asked.dir)
     try:
-        return data.load(
-            settings.data.name,
-            data_dir=settings.data.dir,
-            validation_fraction=settings.data.validation_fraction,
-            image_size=settings.data.image_size,
-            crop_fn={"stretch": data.stretch, "crop": data.center_crop}[settings.data.resize],
-            streaming=settings.data.streaming,
-        )
+        if own is None:
+            dataset = data.load(asked.name, data_dir=asked.dir, **options)
+        else:
+            dataset = data.from_folder(own, **options)
+            dataset = dataset._replace(found=_flagged(dataset.found))
+            say(f"{own}: {dataset.found}; {dataset.splits}")
+        if asked.unlabelled is not None:
+            # Where labeled images stream, all do: views by the reader are then of all.
+            streaming = asked.streaming or data.is_lazy(dataset.train._asdict())
+            dataset = data.with_unlabelled(
+                dataset, asked.unlabelled, crop_fn=crop_fn, streaming=streaming
+            )
+            say(f"{asked.unlabelled}: {len(dataset.unlabelled)} images without labels")
     except ValueError as error:
-        # What the library calls by its parameter, a user knows as a flag.
-        raise ValueError(str(error).replace("image_size", "--data.image-size")) from error
+        raise ValueError(_flagged(str(error))) from error
+    return dataset
 
 
-def _check_folder(name: str, folder: Path | None) -> None:
-    """Raise a ValueError where a folder of something else is given beside the default's name."""
-    if name != "digits" or folder is None or not folder.is_dir():
-        return
+def _flagged(message: str) -> str:
+    """Name the flags for what the library calls by its parameters."""
+    return message.replace("image_size", "--data.image-size")
+
+
+def _own_folder(name: str, folder: Path | None) -> Path | None:
+    """Return where a set of one's own is: in the folder that is given, or in that of its name.
+
+    Raises:
+        FileNotFoundError: if nothing is there.
+        ValueError: if sets of TFDS are, and none was named.
+    """
+    if folder is None:
+        return None
+    if name != EMBEDDED:
+        inner = folder / name
+        return inner if inner.is_dir() and data.kind_of(inner) != "tfds" else None
+    if data.kind_of(folder) != "tfds":
+        return folder
     there = sorted(path.name for path in folder.iterdir())
-    if there and name not in there:
+    if name not in there:
         raise ValueError(
             f"--data.dir {folder} (there: {', '.join(there[:8])}) holds no digits, which are "
             "embedded: leave it out, or name the set that is meant with --data.name"
         )
+    return None
 
 
 @contextlib.contextmanager
@@ -127,6 +157,7 @@ def open_experiment(
     settings = resolve(asked, dataset)
     mesh = _mesh(settings)
     _check_examples(asked, settings, dataset)
+    _check_unlabelled(asked, settings, dataset)
     _check_batches(settings, mesh)
     # Before the directory is claimed: a teacher that does not fit must not leave a trace.
     given_teacher = _checked_networks(settings, dataset)
@@ -305,6 +336,26 @@ def _check_weights(settings: Resolved, dataset: data.Dataset, lazy: bool) -> Non
         raise ValueError(
             "--balanced-classes counts the labels, and these stream; give --class-weights"
         )
+
+
+def _check_unlabelled(asked: RunSettings, settings: Resolved, dataset: data.Dataset) -> None:
+    """Raise a ValueError where nobody could learn from images without labels."""
+    if dataset.unlabelled is None:
+        return
+    parts, why = settings.num_micro_batches, ""
+    mixers = [name for name in settings.augment if name in ("mixup", "cutmix")]
+    if mixers:
+        why = f"--augment {mixers[0]} needs a label for each"
+    elif settings.class_weights is not None or settings.balanced_classes:
+        why = "class weights need a label for each"
+    elif asked.made_up:
+        why = "students see no images"
+    elif unlabelled.reads_labels(settings.method):
+        why = f"--method {settings.method} reads labels"
+    elif parts > 1:
+        why = f"the label's mean is over whole batches, and --num-micro-batches is {parts}"
+    if why:
+        raise ValueError(f"--data.unlabelled {settings.data.unlabelled}: {why}; leave it out")
 
 
 def _check_batches(settings: Resolved, mesh: Mesh) -> None:

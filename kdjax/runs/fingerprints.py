@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kdjax import data
+from kdjax.data.images import raw
 
 # Enough to tell sets apart, read in a fraction of a second.
 _MOST_BYTES, _MOST_RECORDS = 2**24, 4096
@@ -15,6 +16,9 @@ _MOST_BYTES, _MOST_RECORDS = 2**24, 4096
 def of_data(dataset: data.Dataset) -> dict[str, Any]:
     """Fingerprint a set: all labels that are in memory, and images evenly spaced over each split.
 
+    Of a set of one's own, which has no version, all images that are in memory; its name, that of a
+    folder, may change.
+
     Args:
         dataset: the examples.
 
@@ -22,11 +26,15 @@ def of_data(dataset: data.Dataset) -> dict[str, Any]:
         Name, version and classes; for each split its size and digests of labels and images.
     """
     splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    if dataset.unlabelled is not None:
+        none = np.full(len(dataset.unlabelled), -1)
+        splits["unlabelled"] = data.Examples(dataset.unlabelled, none)
+    most = _MOST_BYTES if dataset.version else None
     return {
-        "name": dataset.name,
+        "name": dataset.name if dataset.version else "",
         "version": dataset.version,
         "classes": _digest(map(str.encode, dataset.label_names)),
-        **{name: _of_split(examples) for name, examples in splits.items()},
+        **{name: _of_split(examples, most) for name, examples in splits.items()},
     }
 
 
@@ -45,20 +53,21 @@ def of_code() -> str:
     return _digest(path.read_bytes() for path in files)
 
 
-def _of_split(examples: data.Examples) -> dict[str, Any]:
+def _of_split(examples: data.Examples, most: int | None) -> dict[str, Any]:
+    """Fingerprint a split; of images in memory as many bytes as are asked for, or all of them."""
     image, label = examples
     count = len(image)
     if not isinstance(image, data.LazyImages):
         size = max(1, int(np.prod(image.shape[1:])) * image.dtype.itemsize)
-        chosen = _spaced(count, _MOST_BYTES // size)
-        return _described(count, np.asarray(label), (np.ascontiguousarray(image[chosen]),))
+        chosen = _spaced(count, most // size) if most else np.arange(count)
+        return _described(
+            count, np.asarray(label), (np.ascontiguousarray(image[i]) for i in chosen)
+        )
     records, reader = image.records, image.records.reader
-    split = reader.builder.info.splits[records.split]
-    size = max(1, split.num_bytes // max(1, split.num_examples))
-    chosen = _spaced(count, min(_MOST_BYTES // size, _MOST_RECORDS))
+    chosen = _spaced(count, min(_MOST_BYTES // records.bytes_each, _MOST_RECORDS))
     rows, key = records.read(chosen) if count else (), reader.image_key
     labels = label[chosen] if data.is_lazy({"label": label}) else np.asarray(label)
-    return _described(count, labels, (row[key] for row in rows))
+    return _described(count, labels, (raw(row[key]) for row in rows))
 
 
 def _described(count: int, labels: np.ndarray, images: Any) -> dict[str, Any]:

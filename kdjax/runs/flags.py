@@ -114,7 +114,7 @@ def read(
     settings: Any = parse(settings_type, program, description, args)
     if settings.workdir is None and folder is not None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        workdir = Path("runs") / f"{folder}{settings.data.name.replace('/', '-')}-{stamp}"
+        workdir = Path("runs") / f"{folder}{settings.data.title}-{stamp}"
         settings = dataclasses.replace(settings, workdir=workdir)
         args = [*args, "--workdir", str(workdir)]
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

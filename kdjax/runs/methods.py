@@ -39,6 +39,7 @@ class Setup(NamedTuple):
     temperature: float = 4.0
     soft_weight: float = 0.9
     label_smoothing: float = 0.0
+    of_labels_fn: Callable[[Term], Term] = lambda term: term
 
     def share(self, of: float) -> int:
         """Return how many steps a share of the training is, at least one."""
@@ -117,7 +118,7 @@ def objective_of(name: str, setup: Setup, *, scale: float = 1.0) -> Objective:
     hard = terms.cross_entropy(label_smoothing=setup.label_smoothing)
     if any(Need.TOKEN in METHODS[method].needs for method in methods_in(name)):
         hard = terms.with_logits_of(hard, "head")
-    found["hard"] = hard, max(labels, key=float)
+    found["hard"] = setup.of_labels_fn(hard), max(labels, key=float)
     return combine(
         {term: loss for term, (loss, _) in found.items()},
         {term: _scaled(w, 1.0 if term == "hard" else scale) for term, (_, w) in found.items()},
@@ -290,8 +291,7 @@ def _kd(setup: Setup) -> Weighted:
 
 def _skd(setup: Setup) -> Weighted:
     num_classes = classifier_of("skd", setup)["kernel"].shape[-1]
-    # The authors divide the cosines by the classes.
-    scale = 0.1 * num_classes**2
+    scale = 0.1 * num_classes**2  # the authors divide the cosines by the classes
     directions = terms.of(losses.direction_relation_loss, regularization=scale)
     soft = terms.soft_targets(temperature=4.0)
     return {"skd_soft": (soft, 0.5), "skd_directions": (directions, 0.5)}

@@ -11,6 +11,7 @@ from kdjax.models import NetworkSpec
 from kdjax.runs import report
 from kdjax.runs.console import say
 from kdjax.runs.experiment import Experiment, facts
+from kdjax.runs.settings import EMBEDDED
 from kdjax.runs.teaching import TeacherResult
 
 # What was looked at on the validation split before the defaults for digits were settled.
@@ -78,6 +79,13 @@ def _choices(experiment: Experiment, teacher: NetworkSpec) -> dict[str, str]:
     settings, dataset = experiment.settings, experiment.dataset
     num_train, seen = len(dataset.train.label), settings.data.student_examples
     student, optimizer = settings.student, settings.optimizer
+    found = f"{dataset.found}; " if dataset.found else ""
+    more = ""
+    if dataset.unlabelled is not None:
+        more = (
+            f" It learns from {len(dataset.unlabelled)} images without labels besides, on which "
+            "the teacher alone teaches; the label's term is averaged over the others."
+        )
     few = "all" if seen == num_train else f"{seen} of them, balanced over the classes"
     passes = f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''}"
     views = " and ".join(settings.augment or ("none",))
@@ -87,16 +95,18 @@ def _choices(experiment: Experiment, teacher: NetworkSpec) -> dict[str, str]:
     notes = {
         "Networks": f"Teacher: {_named(teacher.name, teacher.widths)}. "
         f"Student: {_named(student.name, student.widths)}.",
-        "Examples": f"{dataset.splits}: {num_train} training examples. The teacher "
+        "Examples": f"{found}{dataset.splits}: {num_train} training examples. The teacher "
         + ("was given" if given else "learns from all of them")
         + f", both students learn from {few}: what the "
-        "distilled one gains beyond labels comes through the teacher's probabilities.",
+        f"distilled one gains beyond labels comes through the teacher's probabilities.{more}",
         "Training": f"Method {settings.method}{kd if settings.method == 'kd' else ''}; "
         f"{passes} in batches of {settings.batch_size}, "
         f"{optimizer.name} at {optimizer.learning_rate:g} with {decay}, augmentation {views}. "
-        "Both students of a seed start from the same values and see the same batches.",
+        "Both students of a seed start from the same values and "
+        + ("take as many steps." if more else "see the same batches."),
     }
-    return {**notes, "How this was chosen": DIGITS_CHOICE} if dataset.name == "digits" else notes
+    embedded = dataset.name == EMBEDDED and dataset.version
+    return {**notes, "How this was chosen": DIGITS_CHOICE} if embedded else notes
 
 
 def _named(name: str | None, widths: Sequence[int] | None) -> str:

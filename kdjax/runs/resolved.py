@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdjax.runs.settings import (
+    EMBEDDED,
     Augmentation,
     DataSettings,
     MethodSettings,
@@ -82,7 +83,8 @@ def resolve(settings: RunSettings, dataset: "Dataset") -> Resolved:
         The same settings, every one of them decided.
     """
     data, optimizer, given = settings.data, settings.optimizer, settings.teacher
-    num_examples, seen = len(dataset.train.label), _examples_seen(data, len(dataset.train.label))
+    num_examples, seen = len(dataset.train.label), _examples_seen(data, dataset)
+    in_epoch = seen if dataset.unlabelled is None else seen + len(dataset.unlabelled)
     usual_batch = 128 if seen >= 10_000 else 64
     batch_size = settings.batch_size or usual_batch
     asked: tuple[Augmentation, ...] | None = getattr(settings, "augment", None)
@@ -101,7 +103,7 @@ def resolve(settings: RunSettings, dataset: "Dataset") -> Resolved:
         teacher=teacher,
         student=with_architecture(settings.student, (32,)),
         optimizer=narrowed(ResolvedOptimizer, optimizer, learning_rate=rate),
-        epochs=settings.epochs or _epochs(seen, usual_batch),
+        epochs=settings.epochs or _epochs(in_epoch, usual_batch),
         batch_size=batch_size,
         augment=shared,
         num_seeds=settings.num_seeds or (5 if seen < 10_000 else 1),
@@ -125,9 +127,10 @@ def default_learning_rate(optimizer: str, batch_size: int) -> float:
     return {"adamw": 1e-3, "sgd": 0.05}[optimizer] * max(1.0, batch_size / 128)
 
 
-def _examples_seen(data: DataSettings, num_examples: int) -> int:
-    """Return how many examples students see."""
-    few = min(100, num_examples) if data.name == "digits" else num_examples
+def _examples_seen(data: DataSettings, dataset: "Dataset") -> int:
+    """Return how many examples students see: few of digits, unless they are a folder's."""
+    num_examples = len(dataset.train.label)
+    few = min(100, num_examples) if dataset.name == EMBEDDED and dataset.version else num_examples
     return data.student_examples or few
 
 

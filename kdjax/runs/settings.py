@@ -26,6 +26,8 @@ PairName = Literal[
 ]  # fmt: skip
 Precision = Literal["float32", "bfloat16"]
 
+EMBEDDED = "digits"
+"""The set that needs no folder."""
 STEPS_PER_CALL = 50
 """Most steps that one call of a compiled program takes where nothing is said."""
 POSITIVE = Limit("positive", lambda x: x > 0)
@@ -55,11 +57,23 @@ class DataSettings:
 
     name: str = flag(
         "A TFDS image-classification set: digits (embedded), mnist, name/config, ...",
-        default="digits",
+        default=EMBEDDED,
     )
-    dir: Path | None = flag("Directory with prepared TFDS sets; TFDS's own by default.")
+    dir: Path | None = flag(
+        "A folder of images for each class, or train, val and test folders of such; a .npz file; a "
+        "data set saved by datasets; or, with --data.name, a directory with prepared TFDS sets, by "
+        "default TFDS's own."
+    )
+    unlabelled: Path | None = flag(
+        "A folder of images without labels, on which the teacher alone teaches the students."
+    )
     validation_fraction: float = flag(
         "Share of the training examples that is set aside to make choices on.", PART, default=0.1
+    )
+    split_seed: int | None = flag(
+        "Draw by it what is set aside of every class for validation and tests. Default: 0 for a "
+        "folder of your own; sets of TFDS are split by their size alone.",
+        SEED,
     )
     student_examples: int | None = flag(
         "Training examples that both students see, balanced over classes. Default: 100 on digits, "
@@ -67,7 +81,9 @@ class DataSettings:
         POSITIVE,
     )
     image_size: int | None = flag(
-        "Resize all images to this many pixels a side; needed where their sizes differ.", POSITIVE
+        "Resize all images to this many pixels a side; needed where their sizes differ. Default "
+        "for a folder of your own: the median of their shorter sides, 32 at most.",
+        POSITIVE,
     )
     resize: Literal["stretch", "crop"] = flag(
         "What is resized: stretch takes all of an image, crop the middle, in its proportions.",
@@ -83,6 +99,12 @@ class DataSettings:
         NOT_NEGATIVE,
         default=0,
     )
+
+    @property
+    def title(self) -> str:
+        """What the set is called before it is read."""
+        own = self.dir if self.name == EMBEDDED else None
+        return (own.absolute().stem if own else "") or self.name.replace("/", "-")
 
 
 @dataclasses.dataclass(frozen=True)

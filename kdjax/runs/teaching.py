@@ -11,7 +11,7 @@ import numpy as np
 from kdjax import data, distributed, models, sharding, step, teachers, terms
 from kdjax.models import Network, NetworkSpec
 from kdjax.objective import combine
-from kdjax.runs import evaluation, methods, recipes, training
+from kdjax.runs import evaluation, methods, recipes, training, unlabelled
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Arrays, Run
 from kdjax.runs.experiment import Experiment
@@ -94,7 +94,8 @@ def plan_method(
     """Return how a method trains the student of the settings.
 
     Where views do not change from step to step and the method needs logits alone, the teacher
-    answers once and its logits are kept.
+    answers once and its logits are kept. On images without labels the teacher alone teaches; a
+    method whose own terms read labels does not see them.
 
     Args:
         experiment: data and settings.
@@ -108,6 +109,10 @@ def plan_method(
         The training, whose step is compiled at its first use.
     """
     settings, network = experiment.settings, _teaching(experiment, teacher.network)
+    more = None if unlabelled.reads_labels(method) else experiment.dataset.unlabelled
+    if more is not None:
+        seen = data.Examples(examples["image"], examples["label"])
+        examples = data.with_all(seen, more)._asdict()
     # On the host: methods make constants of them, which all processes need whole.
     params = distributed.gathered(teacher.network.variables.params)
     spec = student_spec(experiment)
@@ -115,6 +120,8 @@ def plan_method(
     counts = len(examples["label"]), _num_steps(experiment, settings.epochs, examples)
     knobs = settings.temperature, settings.soft_weight, settings.label_smoothing
     setup = methods.Setup(*paths, params, *counts, *knobs)
+    if more is not None:
+        setup = setup._replace(of_labels_fn=unlabelled.of_labeled)
     objective = methods.objective_of(method, setup, scale=scale)
     if methods.looks_at_features(method):
         watched = models.build(network.spec, features=network.model.paths.all)
@@ -146,7 +153,7 @@ def plan_network(
     """
     settings, layout_fn = experiment.settings, experiment.run.layout_fn
     own, examples, batch_size = teacher or settings, lesson.examples, settings.batch_size
-    num_steps = _num_steps(experiment, own.epochs, examples)
+    num_steps = _num_steps(experiment, own.epochs, examples, whole=teacher is not None)
     asked, norm_limit = settings.optimizer, (teacher or settings.student).max_norm
     if teacher and teacher.learning_rate:
         asked = dataclasses.replace(asked, learning_rate=teacher.learning_rate)
@@ -263,8 +270,18 @@ def _teaching(experiment: Experiment, network: Network) -> Network:
     return Network(spec, models.build(spec), variables)
 
 
-def _num_steps(experiment: Experiment, epochs: int, examples: Arrays) -> int:
-    steps = math.ceil(epochs * len(examples["label"]) / experiment.settings.batch_size)
+def _num_steps(
+    experiment: Experiment, epochs: int, examples: Arrays, *, whole: bool = False
+) -> int:
+    """Return the steps of some epochs: of a teacher over its examples, or of any student.
+
+    Where there are images without labels, they belong to an epoch of every student, so that one
+    that does not see them takes as many steps as one that does.
+    """
+    count, more = len(examples["label"]), experiment.dataset.unlabelled
+    if more is not None and not whole:
+        count = experiment.settings.data.student_examples + len(more)
+    steps = math.ceil(epochs * count / experiment.settings.batch_size)
     if steps >= 2**31:
         raise ValueError(f"--epochs {epochs} are {steps} steps; 2,147,483,647 can be counted")
     return steps

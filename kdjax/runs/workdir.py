@@ -250,8 +250,9 @@ def _moved(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return which paths may differ: what they lead to has a fingerprint."""
     if old.get("content") is None:
         return []
-    teachers = (flatten(settings).get("teacher.checkpoint") for settings in (old, new))
-    return ["data.dir", *(["teacher.checkpoint"] if None not in teachers else [])]
+    given = [flatten(settings) for settings in (old, new)]
+    both = ("teacher.checkpoint", "data.unlabelled")
+    return ["data.dir", *(n for n in both if all(own.get(n) is not None for own in given))]
 
 
 def begin(path: Path, **by: str) -> None:

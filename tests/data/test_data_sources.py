@@ -214,19 +214,9 @@ def test_grey_and_transparent_files_take_the_channels_of_the_set(tmp_path):
     assert toy.image_shape == (6, 5, 3)
 
 
-def test_sixteen_bits_are_refused(tmp_path):
-    image = tfds.features.Image(shape=(4, 4, 1), dtype=np.uint16, encoding_format="png")
-    file = io.BytesIO()
-    Image.fromarray(np.ones((4, 4), np.uint16)).save(file, "PNG")
-    columns = {"image": image, "label": tfds.features.ClassLabel(num_classes=2)}
-    examples = [{"image": io.BytesIO(file.getvalue()), "label": 0} for _ in range(4)]
-    prepare(tmp_path, {"train": examples}, columns=columns)
-    with pytest.raises(ValueError, match="only 8-bit images"):
-        load("toy", data_dir=tmp_path)
-
-
-@pytest.mark.parametrize(("size", "limit"), [(None, 2**30), (None, 1), (4, 2**30)])
-def test_sixteen_bits_in_a_set_of_eight_are_scaled(tmp_path, size, limit):
+@pytest.mark.parametrize(("size", "limit"), [(None, 2**30), (4, 1)])
+@pytest.mark.parametrize("declared", [np.uint8, np.uint16])
+def test_sixteen_bits_are_scaled(tmp_path, size, limit, declared):
     rng = np.random.default_rng(0)
     wide = [rng.integers(0, 2**16, (4, 4), dtype=np.uint16) for _ in range(6)]
 
@@ -240,7 +230,9 @@ def test_sixteen_bits_in_a_set_of_eight_are_scaled(tmp_path, size, limit):
         split: [{"image": png(x), "label": i % 3} for i, x in enumerate(wide)]
         for split in ("train", "test")
     }
-    prepare(tmp_path, examples, columns=features(shape=(4, 4, 1)))
+    columns = features()
+    columns["image"] = tfds.features.Image(shape=(4, 4, 1), dtype=declared, encoding_format="png")
+    prepare(tmp_path, examples, columns=columns)
     toy = load("toy", data_dir=tmp_path, image_size=size, memory_limit=limit)
     expected = np.stack([(x >> 8).astype(np.uint8)[..., None] for x in wide])
     np.testing.assert_array_equal(toy.test.image[np.arange(6)], expected)
@@ -450,7 +442,7 @@ def test_real_sets(name):
     assert sources._choose_splits(name, info, lambda split: True) == ("train", "test")
     assert info.features["label"].num_classes == num_classes
     assert [info.splits[split].num_examples for split in ("train", "test")] == [num_train, 10_000]
-    reader = records.Reader(name, sources._find(name, SHARED), "image", "label", None)
+    reader = sources._reader(name, sources._find(name, SHARED), None)
     found = records.Records(reader, "train", np.arange(num_train))
     images = LazyImages(found, shape)[np.arange(5)]
     assert images.shape == (5, *shape)

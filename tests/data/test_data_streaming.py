@@ -22,6 +22,7 @@ from kdjax.data import (
     load,
     prefetch,
     random_crop,
+    sets,
     sources,
     stretch,
     take,
@@ -92,7 +93,7 @@ def test_a_streamed_set_is_the_set(both):
 
 
 def test_opening_a_streamed_set_reads_a_few_records(root, monkeypatch):
-    monkeypatch.setattr(sources, "_NUM_STREAMED", 2)
+    monkeypatch.setattr(sets, "_NUM_STREAMED", 2)
     monkeypatch.setattr(sources, "_NUM_PROBED", 2)
     read, original = [], sources.Reader.source
 
@@ -267,7 +268,7 @@ def test_a_wrong_label_is_named_when_it_is_read(tmp_path, workers):
 
 
 def test_large_files_stream_unasked(root, monkeypatch):
-    monkeypatch.setattr(sources, "_FILE_LIMIT", 100)
+    monkeypatch.setattr(sources, "FILE_LIMIT", 100)
     assert isinstance(load("toy", data_dir=root).train.label, LazyLabels)
 
 

@@ -1,0 +1,39 @@
+"""The code of the pages in docs/ runs, as it stands; the flags that they name exist."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scripts import page_maker
+
+from kdjax import data
+from kdjax.runs.distill import Settings
+from kdjax.runs.flags import names
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted(path.name for path in DOCS.glob("your-*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_blocks_of_a_page_run_in_their_order(page):
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.S | re.M)
+    assert blocks
+    namespace = {"__name__": page}
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_flags_of_a_page_exist(page):
+    text = (DOCS / page).read_text()
+    assert set(re.findall(r"--[a-z]+(?:[.-][a-z-]+)+", text)) <= set(names(Settings))
+
+
+def test_the_folder_of_photographs_is_made_as_the_page_says(tmp_path):
+    page_maker("make_photos").make(tmp_path / "photos", 4)
+    found = data.from_folder(tmp_path / "photos")
+    assert found.num_classes == 8 and found.image_shape == (32, 32, 3)
+    assert np.bincount(found.train.label).tolist() == [3] * 8 or len(found.train.label) == 23
+    maker = (DOCS / "make_photos.py").read_text()
+    assert "504 PNG" in maker and "NUM_IMAGES = 128, 63" in maker
