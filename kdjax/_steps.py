@@ -141,7 +141,7 @@ def seen_by_terms(
     counts = measures.counted(mask)
 
     def gated(x: Array) -> Array:
-        if x.shape[: mask.ndim] != mask.shape:
+        if x.shape[: mask.ndim] != mask.shape or x.ndim == mask.ndim > 1:
             return x
         return jnp.where(measures.spread(counts, x.shape), x, jax.lax.stop_gradient(x))
 
@@ -158,7 +158,8 @@ def hits(inputs: TermInputs) -> Metrics:
     """Return training accuracy and agreement, for whatever the batch and the teacher provide.
 
     Accuracy is of labels that are classes: of real numbers it would mean nothing, and nothing
-    tells class probabilities from them in a compiled step.
+    tells class probabilities from them in a compiled step. Nor do networks agree on a class where
+    there is a label, true or false, for each logit.
     """
     student, teacher, mask = inputs.student.logits, inputs.teacher, inputs.mask
     metrics: Metrics = {}
@@ -168,7 +169,9 @@ def hits(inputs: TermInputs) -> Metrics:
     has_classes = labels.shape == student.shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer)
     if has_classes:
         metrics["accuracy"] = measures.accuracy(student, labels, mask)
-    if teacher is not None and teacher.logits.shape == student.shape:
+    floating = jnp.issubdtype(labels.dtype, jnp.floating)
+    by_itself = labels.shape == (student.shape[:-1] if floating else student.shape)
+    if teacher is not None and teacher.logits.shape == student.shape and not by_itself:
         metrics["agreement"] = measures.agreement(student, teacher.logits, mask)
         if has_classes:
             metrics["teacher/accuracy"] = measures.accuracy(teacher.logits, labels, mask)
