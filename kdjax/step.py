@@ -14,12 +14,15 @@ import optax
 from kdjax import many, sharding
 from kdjax import metrics as measures
 from kdjax._steps import (
+    OF_CLASSES,
     MetricFn,
     ViewFn,
+    are_numbers,
     check_batch,
     check_labels,
     check_view,
     examples_in,
+    fitting,
     hits,
     in_types_of,
     kept_if,
@@ -286,7 +289,7 @@ def make_eval_step(
         outputs, _ = model.apply(*variables, inputs, train=False)
         logits, mask = outputs.logits, mask_of(batch, examples_in(inputs))
         labels = batch.get("label")
-        fns = _fitting(logits, labels, real)
+        fns = fitting(logits, labels, real)
         if not fns and not metrics:
             label = "no label" if labels is None else f"label {labels.dtype}{labels.shape}"
             raise ValueError(
@@ -294,50 +297,15 @@ def make_eval_step(
                 f"measure is known; the batch has {sorted(batch)}; pass metrics={{name: function}}"
             )
         found = {name: fn(logits, labels, mask) for name, fn in fns.items()}
-        if "teacher_logits" in batch and logits.shape[-1] > 1 and (not fns or fns is _OF_CLASSES):
+        if "teacher_logits" in batch and logits.shape[-1] > 1 and (not fns or fns is OF_CLASSES):
             found["agreement"] = measures.agreement(logits, batch["teacher_logits"], mask)
         return {**found, **measured(metrics or {}, batch, outputs, mask)}
 
     def eval_step(variables: Variables, batch: Batch) -> Metrics:
-        found: Metrics = evaluated(variables, batch, _are_numbers(batch.get("label")))
+        found: Metrics = evaluated(variables, batch, are_numbers(batch.get("label")))
         return found
 
     return eval_step
-
-
-_OF_CLASSES = {
-    "accuracy": measures.accuracy, "nll": measures.nll, "ece": measures.calibration,
-}  # fmt: skip
-_OF_LABELS = {
-    "binary_accuracy": measures.binary_accuracy,
-    "mean_average_precision": measures.mean_average_precision,
-}
-_OF_NUMBERS = {"mse": measures.squared_error}
-
-
-def _fitting(logits: Array, labels: Any, real: bool) -> Mapping[str, Callable[..., Any]]:
-    """Return what can be measured of logits against labels, by name."""
-    if labels is None:
-        return {}
-    one = logits.shape[-1] == 1
-    by_itself = labels.shape == logits.shape or (one and labels.shape == logits.shape[:-1])
-    if real:
-        return _OF_NUMBERS if by_itself else {}
-    floating = jnp.issubdtype(labels.dtype, jnp.floating)
-    if by_itself and not floating:
-        return _OF_LABELS
-    axes = logits.ndim if floating else logits.ndim - 1
-    return _OF_CLASSES if labels.shape == logits.shape[:axes] and not one else {}
-
-
-def _are_numbers(labels: Any) -> bool:
-    """Return whether labels are real numbers: neither classes nor distributions over them."""
-    if not jnp.issubdtype(getattr(labels, "dtype", jnp.int32), jnp.floating):
-        return False
-    if labels.ndim < 2 or labels.shape[-1] < 2:
-        return True
-    values = measures.known(labels)
-    return values is not None and not measures.are_probabilities(values)
 
 
 @functools.partial(jax.jit, static_argnums=0)
