@@ -23,9 +23,9 @@ from kdjax.types import (
 )
 
 __all__ = [
-    "STUDENT_STREAM", "MetricFn", "ViewFn", "check_batch", "check_labels", "check_view",
-    "examples_in", "hits", "in_types_of", "kept_if", "key_of", "mask_of", "measured",
-    "seen_by_terms", "student_of", "updated", "view_of",
+    "OF_CLASSES", "STUDENT_STREAM", "MetricFn", "ViewFn", "are_numbers", "check_batch",
+    "check_labels", "check_view", "examples_in", "fitting", "hits", "in_types_of", "kept_if",
+    "key_of", "mask_of", "measured", "seen_by_terms", "student_of", "updated", "view_of",
 ]  # fmt: skip
 
 ViewFn = Callable[[Array, Batch], Batch]
@@ -141,7 +141,7 @@ def seen_by_terms(
     counts = measures.counted(mask)
 
     def gated(x: Array) -> Array:
-        if x.shape[: mask.ndim] != mask.shape:
+        if x.shape[: mask.ndim] != mask.shape or x.ndim == mask.ndim > 1:
             return x
         return jnp.where(measures.spread(counts, x.shape), x, jax.lax.stop_gradient(x))
 
@@ -158,7 +158,8 @@ def hits(inputs: TermInputs) -> Metrics:
     """Return training accuracy and agreement, for whatever the batch and the teacher provide.
 
     Accuracy is of labels that are classes: of real numbers it would mean nothing, and nothing
-    tells class probabilities from them in a compiled step. A negative one stands for no label.
+    tells class probabilities from them in a compiled step. A negative one stands for no label. Nor
+    do networks agree on a class where there is a label, true or false, for each logit.
     """
     student, teacher, mask = inputs.student.logits, inputs.teacher, inputs.mask
     metrics: Metrics = {}
@@ -170,7 +171,9 @@ def hits(inputs: TermInputs) -> Metrics:
         known = measures.spread(mask, labels.shape)
         known = jnp.where(labels >= 0, known, jnp.zeros_like(known))
         metrics["accuracy"] = measures.accuracy(student, labels, known)
-    if teacher is not None and teacher.logits.shape == student.shape:
+    floating = jnp.issubdtype(labels.dtype, jnp.floating)
+    by_itself = labels.shape == (student.shape[:-1] if floating else student.shape)
+    if teacher is not None and teacher.logits.shape == student.shape and not by_itself:
         metrics["agreement"] = measures.agreement(student, teacher.logits, mask)
         if has_classes:
             metrics["teacher/accuracy"] = measures.accuracy(teacher.logits, labels, known)
@@ -184,6 +187,41 @@ def measured(fns: Mapping[str, MetricFn], batch: Batch, outputs: Outputs, mask: 
         name: x if isinstance(x, tuple) else measures.masked_sum(jnp.asarray(x), mask)
         for name, x in found.items()
     }
+
+
+OF_CLASSES = {
+    "accuracy": measures.accuracy, "nll": measures.nll, "ece": measures.calibration,
+}  # fmt: skip
+_OF_LABELS = {
+    "binary_accuracy": measures.binary_accuracy,
+    "mean_average_precision": measures.mean_average_precision,
+}
+_OF_NUMBERS = {"mse": measures.squared_error}
+
+
+def fitting(logits: Array, labels: Any, real: bool) -> Mapping[str, Callable[..., Any]]:
+    """Return what can be measured of logits against labels, by name."""
+    if labels is None:
+        return {}
+    one = logits.shape[-1] == 1
+    by_itself = labels.shape == logits.shape or (one and labels.shape == logits.shape[:-1])
+    if real:
+        return _OF_NUMBERS if by_itself else {}
+    floating = jnp.issubdtype(labels.dtype, jnp.floating)
+    if by_itself and not floating:
+        return _OF_LABELS
+    axes = logits.ndim if floating else logits.ndim - 1
+    return OF_CLASSES if labels.shape == logits.shape[:axes] and not one else {}
+
+
+def are_numbers(labels: Any) -> bool:
+    """Return whether labels are real numbers: neither classes nor distributions over them."""
+    if not jnp.issubdtype(getattr(labels, "dtype", jnp.int32), jnp.floating):
+        return False
+    if labels.ndim < 2 or labels.shape[-1] < 2:
+        return True
+    values = measures.known(labels)
+    return values is not None and not measures.are_probabilities(values)
 
 
 def in_types_of(old: PyTree, new: PyTree) -> PyTree:

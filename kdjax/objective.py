@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kdjax.metrics import counted, masked_sum, mean_of, weights_of
-from kdjax.types import Array, Metrics, Objective, PyTree, Term, TermInputs, Variables
+from kdjax.metrics import counted, masked_sum, mean_of, positions_of, spread, weights_of
+from kdjax.types import Array, Metrics, Objective, Outputs, PyTree, Term, TermInputs, Variables
 
 __all__ = ["Weight", "combine"]
 
@@ -23,10 +24,12 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
     Where `inputs.mask` holds numbers, examples weigh as much: sum(m * values) / sum(m). Terms
     themselves are told who counts, `mask > 0`: in what relates examples each that counts is one.
 
-    A mask of pixels, [batch, height, width], or of tokens weighs the values of terms that have one
-    for each. What has one per example, as losses of feature maps do, is averaged over the examples
-    of which anything counts. Where a mask of tokens, [batch, tokens], meets features of tokens,
-    [batch, tokens, width], tokens are the examples of all terms, and padding has no say.
+    A mask of pixels, [batch, height, width], or of tokens, [batch, tokens], is for values of every
+    grain. Of a term with a value for each position (losses of logits, and of features those that
+    average over positions, such as hints) it selects the positions; one with a value for each
+    example is averaged over the examples of which anything counts. A cell of a smaller map counts
+    if any of its positions does. Terms see 0 in place of the features, student's and teacher's, at
+    positions that do not count: padding has no say, whatever it holds.
 
     Args:
         terms: the losses by name.
@@ -66,20 +69,48 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
         )
 
     def apply(
-        params: PyTree, state: PyTree, inputs: TermInputs, *, step: Array | int = 0
+        params: PyTree,
+        state: PyTree,
+        inputs: TermInputs,
+        *,
+        step: Array | int = 0,
+        whole: Array | None = None,
     ) -> tuple[Array, PyTree, Metrics]:
         loss, (seen, mask) = jnp.zeros((), jnp.float32), _seen(inputs)
         new_state, metrics = {}, {}
         for name in names:
             with _named(name, inputs):
                 values, new_state[name] = terms[name].apply(params[name], state[name], seen)
-            total, count = masked_sum(values, _at_grain_of(name, values, mask))
+            total, count, of_all = _sums(name, values, mask, whole)
             metrics[f"loss/{name}"] = (total, count)
-            loss = loss + mean_of(_at(weights[name], step) * total, count)
-        num_valid = jnp.sum(mask, dtype=jnp.float32)
-        return loss, new_state, {"loss": (loss * num_valid, num_valid), **metrics}
+            loss = loss + mean_of(_at(weights[name], step) * total, of_all)
+        num_valid, of_all = _sizes(mask, whole)
+        return loss, new_state, {"loss": (loss * of_all, num_valid), **metrics}
 
     return Objective(init, apply, tuple(name for name in names if terms[name].couples_batch))
+
+
+def _sums(name: str, values: Array, mask: Array, whole: Array | None) -> tuple[Array, Array, Array]:
+    """Return the total of a term, how many values went into it, and into that of the whole batch.
+
+    Each grain has a number of its own: pixels, cells of smaller maps, examples.
+    """
+    if values.shape[:1] != mask.shape[:1]:
+        raise ValueError(
+            f"combine: term {name!r} returned values of shape {values.shape}, "
+            f"expected one value per example, {mask.shape} like the mask"
+        )
+    total, count = masked_sum(values, mask)
+    if whole is None:
+        return total, count, count
+    every = spread(whole, (len(whole), *values.shape[1:]))
+    return total, count, jnp.sum(every, dtype=jnp.float32)
+
+
+def _sizes(mask: Array, whole: Array | None) -> tuple[Array, Array]:
+    """Return how much counts in a part, and in the whole batch."""
+    own = jnp.sum(mask, dtype=jnp.float32)
+    return own, own if whole is None else jnp.sum(whole, dtype=jnp.float32)
 
 
 def _at(weight: Weight, step: Array | int) -> Array | float:
@@ -105,26 +136,18 @@ def _named(name: str, inputs: TermInputs) -> Iterator[None]:
 def _seen(inputs: TermInputs) -> tuple[TermInputs, Array]:
     """Return what terms see, who counts among it, and the weights of all."""
     weights = weights_of(inputs.mask)
-    shape = weights.shape
-    features = [
-        x for of in (inputs.student, inputs.teacher) if of is not None for x in of.features.values()
-    ]
-    if len(shape) == 2 and features and all(x.shape[:-1] == shape for x in features):
+    counts = counted(weights)
+    if weights.ndim == 1:
+        return inputs._replace(mask=counts), weights
 
-        def flat(x: Array) -> Array:
-            return x.reshape(-1, *x.shape[2:]) if x.shape[:2] == shape else x
+    def shown(x: Array) -> Array:
+        if x.ndim < 2 or len(x) != len(counts):
+            return x
+        return jnp.where(positions_of(counts, x)[..., None], x, 0)
 
-        inputs, weights = jax.tree.map(flat, (inputs, weights))
-    return inputs._replace(mask=counted(weights)), weights
+    def without_padding(outputs: Outputs | None) -> Any:
+        features = {} if outputs is None else jax.tree.map(shown, dict(outputs.features))
+        return outputs and outputs._replace(features=features)
 
-
-def _at_grain_of(name: str, values: Array, mask: Array) -> Array:
-    """Return the mask as the values have it: for each, or for each example."""
-    if values.ndim < mask.ndim and values.shape == mask.shape[:1]:
-        return jnp.any(mask > 0, axis=tuple(range(1, mask.ndim)))
-    if values.shape[: mask.ndim] != mask.shape:
-        raise ValueError(
-            f"combine: term {name!r} returned values of shape {values.shape}, "
-            f"expected one value per example, {mask.shape} like the mask"
-        )
-    return mask
+    student, teacher = map(without_padding, (inputs.student, inputs.teacher))
+    return inputs._replace(student=student, teacher=teacher, mask=counts), weights

@@ -14,12 +14,15 @@ import optax
 from kdjax import many, sharding
 from kdjax import metrics as measures
 from kdjax._steps import (
+    OF_CLASSES,
     MetricFn,
     ViewFn,
+    are_numbers,
     check_batch,
     check_labels,
     check_view,
     examples_in,
+    fitting,
     hits,
     in_types_of,
     kept_if,
@@ -156,18 +159,25 @@ def make_train_step(
         )
 
     def loss_fn(
-        params: PyTree, carried: PyTree, step: Array, key: Array, part: tuple[Any, ...]
+        params: PyTree,
+        carried: PyTree,
+        step: Array,
+        key: Array,
+        part: tuple[Any, ...],
+        whole: Array | None = None,
     ) -> tuple[Array, tuple[PyTree, Metrics]]:
-        batch, teacher_outputs, mask, share = part
+        batch, teacher_outputs, mask = part
         params, (model_state, term_state) = sharding.gather(params, layout_fn), carried
         outputs, model_state = student.apply(
             params["student"], model_state, fed(inputs_fn, batch), train=True, key=key
         )
         inputs = seen_by_terms(batch, outputs, teacher_outputs, mask)
-        loss, term_state, found = objective.apply(params["terms"], term_state, inputs, step=step)
+        loss, term_state, found = objective.apply(
+            params["terms"], term_state, inputs, step=step, whole=whole
+        )
         own = measured(metrics or {}, batch, outputs, mask)
         carried = in_types_of(carried, (model_state, term_state))
-        return loss * share, (carried, {**found, **hits(inputs), **own})
+        return loss, (carried, {**found, **hits(inputs), **own})
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(
@@ -176,13 +186,13 @@ def make_train_step(
         loss = sharding.gathered_again(loss_fn, state.params, layout_fn)
         whole = batch, teacher_outputs, mask_of(batch, examples_in(fed(inputs_fn, batch)))
         carried, grad_fn = (state.model_state, state.term_state), jax.grad(loss, has_aux=True)
-        rest = carried, state.step, key_of(state), (*whole, 1.0)
+        rest = carried, state.step, key_of(state), whole
         if num_micro_batches == 1:
             grads, (carried, found) = grad_fn(state.params, *rest)
         else:
             _check_coupling(objective, state)
             parts = _split(whole, num_micro_batches)
-            grads, (carried, found) = _accumulate(grad_fn, state, parts, layout_fn)
+            grads, (carried, found) = _accumulate(grad_fn, state, parts, whole[-1], layout_fn)
         seen = {
             "value": measures.mean_of(*found["loss"]),
             "value_fn": lambda params: loss(params, *rest)[0],
@@ -262,9 +272,11 @@ def make_eval_step(
 
     Returns:
         `eval_step(variables, batch) -> metrics`: against `batch["label"]` the `accuracy`, `nll`
-        (nats) and `ece` of classes and class probabilities, or the mean squared error `mse` of
-        real numbers; `agreement` where the batch carries `teacher_logits`. Examples count as
-        `batch["mask"]` says, in training as here.
+        (nats) and `ece` of classes and class probabilities, `binary_accuracy` and
+        `mean_average_precision` of integers or booleans for each logit, true or false, or the mean
+        squared error `mse` of real numbers; `agreement` on classes where the batch carries
+        `teacher_logits`. `kdjax.metrics` has more, `metrics={name: kdjax.metrics.of(measure)}`.
+        Examples count as `batch["mask"]` says, in training as here.
 
     Raises:
         ValueError: from the step, if nothing is known for such labels and no metric is given.
@@ -277,7 +289,7 @@ def make_eval_step(
         outputs, _ = model.apply(*variables, inputs, train=False)
         logits, mask = outputs.logits, mask_of(batch, examples_in(inputs))
         labels = batch.get("label")
-        fns = _fitting(logits, labels, real)
+        fns = fitting(logits, labels, real)
         if not fns and not metrics:
             label = "no label" if labels is None else f"label {labels.dtype}{labels.shape}"
             raise ValueError(
@@ -285,43 +297,15 @@ def make_eval_step(
                 f"measure is known; the batch has {sorted(batch)}; pass metrics={{name: function}}"
             )
         found = {name: fn(logits, labels, mask) for name, fn in fns.items()}
-        if "teacher_logits" in batch and logits.shape[-1] > 1:
+        if "teacher_logits" in batch and logits.shape[-1] > 1 and (not fns or fns is OF_CLASSES):
             found["agreement"] = measures.agreement(logits, batch["teacher_logits"], mask)
         return {**found, **measured(metrics or {}, batch, outputs, mask)}
 
     def eval_step(variables: Variables, batch: Batch) -> Metrics:
-        found: Metrics = evaluated(variables, batch, _are_numbers(batch.get("label")))
+        found: Metrics = evaluated(variables, batch, are_numbers(batch.get("label")))
         return found
 
     return eval_step
-
-
-_OF_CLASSES = {
-    "accuracy": measures.accuracy, "nll": measures.nll, "ece": measures.calibration,
-}  # fmt: skip
-_OF_NUMBERS = {"mse": measures.squared_error}
-
-
-def _fitting(logits: Array, labels: Any, real: bool) -> Mapping[str, Callable[..., Any]]:
-    """Return what can be measured of logits against labels, by name."""
-    if labels is None:
-        return {}
-    one = logits.shape[-1] == 1
-    if real:
-        fits = labels.shape == logits.shape or (one and labels.shape == logits.shape[:-1])
-        return _OF_NUMBERS if fits else {}
-    axes = logits.ndim if jnp.issubdtype(labels.dtype, jnp.floating) else logits.ndim - 1
-    return _OF_CLASSES if labels.shape == logits.shape[:axes] and not one else {}
-
-
-def _are_numbers(labels: Any) -> bool:
-    """Return whether labels are real numbers: neither classes nor distributions over them."""
-    if not jnp.issubdtype(getattr(labels, "dtype", jnp.int32), jnp.floating):
-        return False
-    if labels.ndim < 2 or labels.shape[-1] < 2:
-        return True
-    values = measures.known(labels)
-    return values is not None and not measures.are_probabilities(values)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -366,8 +350,8 @@ def _as_like(given: Variables, like: Variables) -> Variables:
     return found
 
 
-def _split(parts: PyTree, num_parts: int) -> tuple[Batch, Outputs | None, Array, Array]:
-    """Cut a batch into interleaved parts, each with its share of the valid examples.
+def _split(parts: PyTree, num_parts: int) -> PyTree:
+    """Cut a batch into interleaved parts.
 
     Part i holds rows i, i + n, i + 2n, ...: a batch that is split over devices stays where it is.
     What is one for the whole batch, such as a scalar, is in every part.
@@ -383,13 +367,15 @@ def _split(parts: PyTree, num_parts: int) -> tuple[Batch, Outputs | None, Array,
             return jnp.broadcast_to(x[None], (num_parts, *x.shape))
         return jnp.swapaxes(jnp.reshape(x, (-1, num_parts, *x.shape[1:])), 0, 1)
 
-    batch, teacher_outputs, mask = jax.tree.map(cut, parts)
-    counts = jnp.sum(mask, axis=tuple(range(1, mask.ndim)), dtype=jnp.float32)
-    return batch, teacher_outputs, mask, measures.mean_of(counts, jnp.sum(counts))
+    return jax.tree.map(cut, parts)
 
 
 def _accumulate(
-    grad_fn: GradFn, state: TrainState, parts: PyTree, layout_fn: sharding.LayoutFn | None
+    grad_fn: GradFn,
+    state: TrainState,
+    parts: PyTree,
+    whole: Array,
+    layout_fn: sharding.LayoutFn | None,
 ) -> tuple[PyTree, tuple[PyTree, Metrics]]:
     """Sum gradients and metrics over the parts; each part hands its state on to the next."""
     key = key_of(state)
@@ -398,7 +384,9 @@ def _accumulate(
         grads, carried = carry
         index, part = index_and_part
         part_key = jax.random.fold_in(key, index)
-        new_grads, (carried, metrics) = grad_fn(state.params, carried, state.step, part_key, part)
+        new_grads, (carried, metrics) = grad_fn(
+            state.params, carried, state.step, part_key, part, whole
+        )
         new_grads = sharding.hold(new_grads, layout_fn)
         return (jax.tree.map(jnp.add, grads, new_grads), carried), metrics
 

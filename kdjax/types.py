@@ -159,9 +159,18 @@ class ObjectiveApply(Protocol):
     """Computes the weighted sum of terms, averaged over the examples that count."""
 
     def __call__(
-        self, params: PyTree, state: PyTree, inputs: TermInputs, *, step: Array | int = 0
+        self,
+        params: PyTree,
+        state: PyTree,
+        inputs: TermInputs,
+        *,
+        step: Array | int = 0,
+        whole: Array | None = None,
     ) -> tuple[Array, PyTree, Metrics]:
-        """Return the scalar loss, the new state and the metrics of every term."""
+        """Return the scalar loss, the new state and the metrics of every term.
+
+        Of a part of a batch the loss is its share of the batch's, whose mask is then `whole`.
+        """
 
 
 class Objective(NamedTuple):

@@ -9,7 +9,7 @@ import toys
 
 from kdjax import losses, step, teachers, terms
 from kdjax.objective import combine
-from kdjax.types import Outputs, Teacher, Term, TermInputs, Variables
+from kdjax.types import Model, Outputs, Teacher, Term, TermInputs, Variables
 
 
 def inputs_for(batch, mask=None, seed=1):
@@ -215,25 +215,166 @@ def test_losses_of_features_look_at_the_tokens_that_count_alone(weights):
     np.testing.assert_array_equal(measured(*other), found)
 
 
-def test_losses_of_maps_are_averaged_over_images_where_pixels_are_masked():
-    mask = np.random.default_rng(0).random((4, 2, 2)) < 0.5
-    mask[0], mask[1, 0, 0] = False, True
-    student, teacher = featured((4, 2, 2), 1), featured((4, 2, 2), 2)
-    objective = combine(
-        {
-            "at": terms.of(losses.attention_transfer_loss, student="f", teacher="f"),
-            "sp": terms.of(losses.similarity_preserving_loss, student="f", teacher="f"),
-            "soft": terms.soft_targets(),
-        },
-        {"at": 1.0, "sp": 1.0, "soft": 1.0},
-    )
-    none = {"at": {}, "sp": {}, "soft": {}}
-    _, _, metrics = objective.apply(none, none, TermInputs({}, student, teacher, mask))
-    one, two, some = student.features["f"], teacher.features["f"], mask.any((1, 2))
+def test_masks_of_every_grain_stand_in_one_objective():
+    """A mask of pixels, features in its size and smaller, of the whole image, and logits."""
+    rng = np.random.default_rng(0)
+    mask = rng.random((4, 4, 4)) < 0.5
+    mask[0], mask[1, 0, 0], mask[2, :2, :2] = False, True, False
+    maps = {"f": (4, 4, 3), "small": (2, 2, 3), "pooled": (3,)}
+
+    def outputs():
+        features = {n: jnp.asarray(rng.normal(size=(4, *s)), jnp.float32) for n, s in maps.items()}
+        return Outputs(jnp.asarray(rng.normal(size=(4, 4, 4, 5)), jnp.float32), features)
+
+    student, teacher = outputs(), outputs()
+    at = {"student": "f", "teacher": "f"}
+    each = {
+        "soft": terms.soft_targets(),
+        "cosine": terms.of(losses.cosine_loss, **at),
+        "small": terms.of(losses.hint_loss, student="small", teacher="small"),
+        "both": terms.of(losses.hint_loss, student=["f", "small"], teacher=["f", "small"]),
+        "cwd": terms.of(losses.channel_wise_loss, **at),
+        "sp": terms.of(losses.similarity_preserving_loss, **at),
+        "pooled": terms.of(losses.hint_loss, student="pooled", teacher="pooled"),
+    }
+    objective, none = combine(each, dict.fromkeys(each, 1.0)), {name: {} for name in each}
+    found = jax.jit(lambda x: objective.apply(none, none, x)[2])
+    metrics = found(TermInputs({}, student, teacher, mask))
+
+    some, cells = mask.any((1, 2)), mask.reshape(4, 2, 2, 2, 2).any((2, 4))
+    one, two = (x.features["f"] for x in (student, teacher))
+    squares = {n: jnp.square(student.features[n] - teacher.features[n]).mean(-1) for n in maps}
+    means = [
+        np.sum(squares[n] * m, (1, 2)) / np.maximum(m.sum((1, 2)), 1)
+        for n, m in (("f", mask), ("small", cells))
+    ]
+    gone = [np.where(mask[..., None], x, -np.inf) for x in (one, two)]
+    zero = [np.where(mask[..., None], x, 0) for x in (one, two)]
     expected = {
-        "at": losses.attention_transfer_loss(one, two)[some].mean(),
-        "sp": losses.similarity_preserving_loss(one, two, mask=some)[some].mean(),
         "soft": losses.soft_target_loss(student.logits, teacher.logits)[mask].mean(),
+        "cosine": losses.cosine_loss(one[mask], two[mask]).mean(),
+        "small": squares["small"][cells].mean(),
+        "both": sum(means)[some].mean(),
+        "cwd": losses.channel_wise_loss(*gone)[some].mean(),
+        "sp": losses.similarity_preserving_loss(*zero, mask=some)[some].mean(),
+        "pooled": squares["pooled"][some].mean(),
     }
     for name, value in expected.items():
-        np.testing.assert_allclose(np.divide(*metrics[f"loss/{name}"]), value, rtol=1e-5)
+        mean = np.divide(*metrics[f"loss/{name}"])
+        np.testing.assert_allclose(mean, value, rtol=1e-5, err_msg=name)
+    # A mask that leaves nothing out is none.
+    full, none = (found(TermInputs({}, student, teacher, np.ones(m.shape[:n], bool)))
+                  for m, n in ((mask, 3), (mask, 1)))  # fmt: skip
+    for name in each:
+        one, two = (np.divide(*x[f"loss/{name}"]) for x in (full, none))
+        np.testing.assert_allclose(one, two, rtol=1e-5, err_msg=name)
+
+
+def test_parts_of_a_batch_add_up_where_grains_differ():
+    """Micro-batches: pixels, cells and images each have a share of their own."""
+    rng = np.random.default_rng(3)
+    batch = {"image": rng.normal(size=(4, 2, 2, 3)).astype(np.float32)}
+    batch["label"] = rng.integers(0, 5, (4, 2, 2)).astype(np.int32)
+    batch["mask"] = np.ones((4, 2, 2), bool)
+    batch["mask"][0, 0], batch["mask"][1], batch["mask"][2, 1, 1] = False, False, False
+
+    def apply(params, state, inputs, *, train, key=None):
+        return Outputs(inputs @ params, {"pooled": jnp.tanh(inputs @ params).mean((1, 2))}), state
+
+    model = Model(lambda key, x: Variables(jax.random.normal(key, (3, 5)), {}), apply)
+    teacher = teachers.frozen(model, model.init(jax.random.key(1), batch["image"]))
+    at = {"student": "pooled", "teacher": "pooled"}
+    objective = combine(
+        {"hard": terms.cross_entropy(), "hint": terms.of(losses.hint_loss, **at)},
+        {"hard": 1.0, "hint": 3.0},
+    )
+    found, outputs = [], teacher.apply(teacher.variables, batch)
+    for parts in (1, 2):
+        made = jax.random.key(0), model, objective, optax.sgd(1.0), batch, outputs
+        run = step.make_train_step(model, objective, optax.sgd(1.0), num_micro_batches=parts)
+        state, metrics = run(step.init_train_state(*made), batch, outputs)
+        found.append((state.params["student"], np.divide(*metrics["loss"])))
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grain", [(4, 4), (6,)])
+def test_padding_never_counts_whatever_it_holds(grain):
+    """The catalogue in one objective: what padding holds changes no loss, not by a bit."""
+    inputs = inputs_of_grain(grain)
+    mask = np.random.default_rng(1).random((8, *grain)) < 0.6
+    mask[0], mask[1] = False, True
+    inputs = inputs._replace(mask=mask)
+    objective, variables = every_term(inputs)
+    found = jax.jit(lambda x: objective.apply(*variables, x)[2])
+
+    def other(x):
+        if x.shape[: mask.ndim] == mask.shape and x.ndim > mask.ndim:
+            return jnp.where(mask[..., None], x, 3 * x[::-1])
+        return jnp.where(mask.any(tuple(range(1, mask.ndim))).reshape(8, *[1] * (x.ndim - 1)), x, 7)
+
+    changed = jax.tree.map(other, (inputs.student, inputs.teacher))
+    before = found(inputs)
+    after = found(inputs._replace(student=changed[0], teacher=changed[1]))
+    for name, (total, count) in before.items():
+        assert np.isfinite(total), name
+        np.testing.assert_array_equal((total, count), after[name], err_msg=name)
+
+
+def inputs_of_grain(grain):
+    """Logits for each position, maps (or hidden states) of its size, and one pooled feature."""
+    rng = np.random.default_rng(0)
+
+    def outputs(width):
+        shapes = {"map": (*grain, width), "pooled": (width,)}
+        features = {
+            n: jnp.asarray(rng.normal(size=(8, *s)), jnp.float32) for n, s in shapes.items()
+        }
+        return Outputs(jnp.asarray(3 * rng.normal(size=(8, *grain, 5)), jnp.float32), features)
+
+    labels = jnp.asarray(rng.integers(0, 5, (8, *grain)), jnp.int32)
+    batch = {"label": labels, "index": jnp.arange(8)}
+    return TermInputs(batch, outputs(4), outputs(4), jnp.ones((8, *grain), bool))
+
+
+def every_term(inputs):
+    """The terms of the catalogue that take such features, in one objective, and its variables."""
+    image = inputs.student.logits.ndim == 4
+    of_features = [
+        losses.angle_relation_loss, losses.channel_wise_loss, losses.affinity_loss,
+        losses.cosine_loss, losses.correlation_congruence_loss, losses.distance_relation_loss,
+        losses.attention_transfer_loss, losses.hierarchical_context_loss,
+        losses.neuron_selectivity_loss, losses.probabilistic_transfer_loss,
+        losses.projected_feature_loss, losses.similarity_distribution_loss,
+        losses.similarity_score_loss, losses.similarity_preserving_loss,
+    ]  # fmt: skip
+    of_logits = [
+        losses.soft_target_loss, losses.cross_entropy, losses.dkd_loss, losses.dist_loss,
+        losses.multi_level_loss, losses.ttm_loss, losses.kl_divergence, losses.sigmoid_kd_loss,
+    ]  # fmt: skip
+    path = ("map", "map")
+    each = {f.__name__: terms.of(f, student="map", teacher="map") for f in of_features}
+    each |= {f.__name__: terms.of(f) for f in of_logits}
+    each |= {
+        "hint": terms.hint(*path),
+        "hint_norm": terms.hint(*path, norm=True),
+        "pooled": terms.hint("pooled", "pooled"),
+        "vid": terms.vid(*path),
+        "prime_aware": terms.prime_aware(*path),
+        "ab": terms.activation_boundary(*path),
+        "overhaul": terms.overhaul(*path, margins=-0.5 * jnp.ones(4)),
+        "ickd": terms.inter_channel_correlation(*path),
+        "itrd": terms.itrd(*path),
+        "cc": terms.consecutive_correlation(*path),
+        "crd": terms.crd(*path, num_examples=8, num_negatives=3),
+    }
+    if image:
+        labels = {"student": "map", "teacher": "map", "num_classes": 5}
+        each |= {
+            "ifv": terms.of(losses.intra_class_variation_loss, **labels),
+            "ft": terms.factor_transfer(*path),
+            "review": terms.review(["map"], ["map"]),
+            "semckd": terms.semantic_calibration(["map"], ["map"]),
+        }
+    objective = combine(each, dict.fromkeys(each, 1.0))
+    return objective, tuple(jax.jit(objective.init)(jax.random.key(0), inputs))

@@ -4,8 +4,8 @@ Inputs of any floating type are widened to float32 or more, labels may be of any
 is known before the program runs is checked: labels that are no classes, rows of probabilities that
 do not sum to 1, hyper-parameters out of their range, as numbers or in arrays. Where it is traced,
 the value is nan. Examples without a class are named by `ignore_label`: their value is 0. A softmax
-of one class says nothing: of a sigmoid's logit z give both classes' logits, [0, z]. Under explicit
-axes of a mesh the values are split over the devices as the examples are.
+of one class says nothing: of a sigmoid's logit take `sigmoid_kd_loss` and `binary_cross_entropy`.
+Under explicit axes of a mesh the values are split over the devices as the examples are.
 
 The methods by the names that their papers gave them, with their functions and the room of each:
 
@@ -38,6 +38,8 @@ The methods by the names that their papers gave them, with their functions and t
     SKD                  direction_relation_loss                                    _relations
     SP                   similarity_preserving_loss                                 _similarities
     CC                   correlation_congruence_loss, consecutive_correlation_loss  _similarities
+    Jasper               similarity_score_loss                                      _similarities
+    SEED                 similarity_distribution_loss                               _similarities
     PKT                  probabilistic_transfer_loss                                _information
     ITRD                 itrd_correlation_loss, itrd_mutual_loss                    _information
     VID                  variational_information_loss                               _information
@@ -61,6 +63,11 @@ The methods by the names that their papers gave them, with their functions and t
     SimKD                projected_feature_loss                                     _embeddings
     PAD                  prime_aware_loss                                           _embeddings
     SRRL                 softmax_regression_loss                                    _embeddings
+    sigmoid KD, MLD      sigmoid_kd_loss                                            _tasks
+    BCE                  binary_cross_entropy                                       _tasks
+    MSE                  squared_error                                              _tasks
+    bounded regression   bounded_regression_loss                                    _tasks
+    margin MSE           margin_mse_loss                                            _tasks
 
 Parts of these: tempered_softmax, tempered_log_softmax, cross_entropy (KD); batch_correlation_loss,
 class_correlation_loss (MLKD); reverse_gradient, curriculum_strength (CTKD); taid_schedule_init,
@@ -120,31 +127,38 @@ from kdjax.losses._relations import (
 )
 from kdjax.losses._self import self_rank_loss, self_target_loss, virtual_teacher_loss
 from kdjax.losses._similarities import (
-    consecutive_correlation_loss, correlation_congruence_loss, similarity_preserving_loss,
+    consecutive_correlation_loss, correlation_congruence_loss, similarity_distribution_loss,
+    similarity_preserving_loss, similarity_score_loss,
 )
 from kdjax.losses._stages import (
     flow_loss, flow_matrix, hierarchical_context_loss, layer_attention, semantic_calibration_loss,
+)
+from kdjax.losses._tasks import (
+    binary_cross_entropy, bounded_regression_loss, margin_mse_loss, sigmoid_kd_loss, squared_error,
 )
 
 __all__ = [
     "activation_boundary_loss", "adaptive_kl_divergence", "affinity_loss", "angle_relation_loss",
     "attention_map", "attention_transfer_loss", "batch_correlation_loss", "batch_norm_margin",
-    "channel_mask", "channel_wise_loss", "class_attention_loss", "class_correlation_loss",
-    "consecutive_correlation_loss", "contrastive_log_normalizer", "contrastive_representation_loss",
-    "correlation_congruence_loss", "cosine_loss", "cross_entropy", "curriculum_strength",
-    "curriculum_temperature", "direction_relation_loss", "dist_loss", "distance_relation_loss",
-    "dkd_loss", "factor_transfer_loss", "flow_loss", "flow_matrix", "generalized_js_divergence",
+    "binary_cross_entropy", "bounded_regression_loss", "channel_mask", "channel_wise_loss",
+    "class_attention_loss", "class_correlation_loss", "consecutive_correlation_loss",
+    "contrastive_log_normalizer", "contrastive_representation_loss", "correlation_congruence_loss",
+    "cosine_loss", "cross_entropy", "curriculum_strength", "curriculum_temperature",
+    "direction_relation_loss", "dist_loss", "distance_relation_loss", "dkd_loss",
+    "factor_transfer_loss", "flow_loss", "flow_matrix", "generalized_js_divergence",
     "hard_dark_rank_loss", "hard_target_loss", "hierarchical_context_loss", "hint_loss",
     "inter_channel_correlation_loss", "intra_class_variation_loss", "itrd_correlation_loss",
     "itrd_mutual_loss", "kd_loss", "kl_divergence", "layer_attention", "logit_distance_loss",
-    "logit_mse_loss", "marked_first", "masked_generation_loss", "match_sizes", "multi_level_loss",
-    "neuron_selectivity_loss", "nkd_loss", "overhaul_loss", "position_mask", "prime_aware_loss",
-    "probabilistic_transfer_loss", "projected_feature_loss", "remembered_embeddings",
-    "reverse_gradient", "reverse_kl_divergence", "self_rank_loss", "self_target_loss",
-    "semantic_calibration_loss", "similarity_preserving_loss", "skew_kl_divergence",
-    "skew_reverse_kl_divergence", "soft_target_loss", "softmax_regression_loss",
-    "standardize_logits", "symmetric_kl_divergence", "taid_loss", "taid_schedule_init",
-    "taid_schedule_update", "tempered_log_softmax", "tempered_softmax", "top_k_log_probs",
-    "top_k_log_probs_with_tail", "total_variation", "ttm_loss", "universal_logit_loss",
-    "variational_information_loss", "virtual_teacher_loss", "wsld_loss", "wttm_loss",
+    "logit_mse_loss", "margin_mse_loss", "marked_first", "masked_generation_loss", "match_sizes",
+    "multi_level_loss", "neuron_selectivity_loss", "nkd_loss", "overhaul_loss", "position_mask",
+    "prime_aware_loss", "probabilistic_transfer_loss", "projected_feature_loss",
+    "remembered_embeddings", "reverse_gradient", "reverse_kl_divergence", "self_rank_loss",
+    "self_target_loss", "semantic_calibration_loss", "sigmoid_kd_loss",
+    "similarity_distribution_loss", "similarity_preserving_loss", "similarity_score_loss",
+    "skew_kl_divergence", "skew_reverse_kl_divergence", "soft_target_loss",
+    "softmax_regression_loss", "squared_error", "standardize_logits", "symmetric_kl_divergence",
+    "taid_loss", "taid_schedule_init", "taid_schedule_update", "tempered_log_softmax",
+    "tempered_softmax", "top_k_log_probs", "top_k_log_probs_with_tail", "total_variation",
+    "ttm_loss", "universal_logit_loss", "variational_information_loss", "virtual_teacher_loss",
+    "wsld_loss", "wttm_loss",
 ]

@@ -337,7 +337,7 @@ def _check_axis(function: str, name: str, x: Array, axis: int, fewest: int) -> N
     if x.shape[axis] < fewest:
         raise ValueError(
             f"{function}: {name} has shape {x.shape}, one class on axis {axis}, whose probability "
-            "is always 1; for one sigmoid logit z give both classes' logits, [0, z]"
+            "is always 1; for a sigmoid's logit take sigmoid_kd_loss and binary_cross_entropy"
         )
 
 

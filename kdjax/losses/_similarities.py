@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from kdjax.losses import _inputs, _numbers
-from kdjax.losses._numerics import norms, relations
+from kdjax.losses._numerics import exact, norms, relations
 
 
 def similarity_preserving_loss(
@@ -163,3 +163,98 @@ def consecutive_correlation_loss(
     products = jnp.sum(errors * following, axis=-1)[jnp.argsort(order)]
     products = relations.split_like(products, batch.mask)
     return products * (batch.num_valid / jnp.maximum(batch.num_valid - 1, 1))
+
+
+def similarity_score_loss(
+    student_features: Array, teacher_features: Array, *, mask: Array | None = None
+) -> Array:
+    """Match the scores, the cosines, of all pairs of examples: what embeddings are compared by.
+
+    value_i = 1/n sum_j (cos(x_i, x_j) - cos(x'_i, x'_j))^2
+
+    over the n examples that count, x' the teacher's. A row of zeros has the cosine 0, with
+    gradient 0.
+
+    Args:
+        student_features: [batch, ...], any floating type.
+        teacher_features: [batch, ...], of any width; constant, its gradient is zero.
+        mask: [batch], boolean: the examples that count; None for all.
+
+    Returns:
+        [batch], float32 or wider: one value per anchor, 0 where the mask is False.
+
+    Raises:
+        TypeError: if features are not of a floating type, or the mask is not boolean.
+        ValueError: if the batches differ, or a shape does not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import similarity_score_loss
+        >>> student, teacher = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[3.0], [4.0]])
+        >>> print(similarity_score_loss(student, teacher))
+        [0.5 0.5]
+
+    References:
+        Zhang, Li, Zeng, Wang, "Jasper and Stella: distillation of SOTA embedding models", 2024,
+        arXiv:2412.19048, section 3.
+    """
+    name = "similarity_score_loss"
+    batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
+    student, teacher = (relations.gram(norms.normalize(x)) for x in batch[:2])
+    gap = jnp.where(relations.pairs(batch.mask), student - teacher, 0)
+    return jnp.sum(jnp.square(gap), axis=-1) / jnp.maximum(batch.num_valid, 1)
+
+
+def similarity_distribution_loss(
+    student_features: Array,
+    teacher_features: Array,
+    *,
+    temperature: float | Array = 0.05,
+    mask: Array | None = None,
+) -> Array:
+    """Follow which examples of the batch each example is close to: soft targets over neighbors.
+
+    value_i = KL(softmax_j(cos(x'_i, x'_j) / T) || softmax_j(cos(x_i, x_j) / T)), j not i
+
+    over the examples that count, x' the teacher's. There is no factor T^2.
+
+    Args:
+        student_features: [batch, ...], any floating type.
+        teacher_features: [batch, ...], of any width; constant, its gradient is zero.
+        temperature: T, a positive number, or a scalar array.
+        mask: [batch], boolean: the examples that count; None for all.
+
+    Returns:
+        [batch], nats, float32 or wider: one value per anchor, 0 where the mask is False.
+
+    Raises:
+        TypeError: if features are not of a floating type, or the mask is not boolean.
+        ValueError: if the batches differ, a shape does not fit, or the temperature is not positive
+            and finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax.losses import similarity_distribution_loss
+        >>> student = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> teacher = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+        >>> print(similarity_distribution_loss(student, teacher, temperature=0.5))
+        [1.523 0.434 0.328]
+
+    References:
+        Fang, Wang, Wang, Zhang, Yang, Liu, "SEED: Self-supervised Distillation For Visual
+        Representation", 2021, arXiv:2101.04731, section 3.2.
+
+    Differs from the paper: the neighbors are those of the batch, not of a queue, and both networks
+    have one temperature.
+    """
+    name = "similarity_distribution_loss"
+    batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
+    limits = _numbers.TEMPERATURE
+    t = _numbers.as_number(name, "temperature", temperature, batch.student.dtype, limits)
+    if not batch.mask.size:
+        return jnp.sum(batch.student, axis=-1)
+    pairs = relations.pairs(batch.mask)
+    student, teacher = (
+        jnp.where(pairs, relations.gram(norms.normalize(x)), -jnp.inf) for x in batch[:2]
+    )
+    return exact.tempered_kl(student, teacher, t * exact.at_one(student))

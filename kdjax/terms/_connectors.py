@@ -1,5 +1,6 @@
 """Terms that bring each of the student's stages to the teacher's width by layers they learn."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from kdjax import losses
 from kdjax.terms._layers import connect, init_connector, init_linear, init_norm, linear, then_norm
 from kdjax.terms._learned import learned, staged
-from kdjax.terms._reading import Paths, pair_paths
+from kdjax.terms._reading import Paths, at_positions, pair_paths, summed
 from kdjax.types import Array, PyTree, Term, TermInputs
 
 _LAYERS = ("first", "second", "third")
@@ -46,7 +47,9 @@ def activation_boundary(
 
     def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
         connected = then_norm(linear, params, student, x.mask)
-        return losses.activation_boundary_loss(connected, teacher, margin=margin)
+        each = functools.partial(losses.activation_boundary_loss, margin=margin)
+        pair = {"student_features": connected, "teacher_features": teacher}
+        return summed(at_positions(each, x.mask, **pair))
 
     paths = pair_paths("activation_boundary", student_features, teacher_features)
     stages = [learned("activation_boundary", pair, _init_connection, loss) for pair in paths]
@@ -87,7 +90,10 @@ def overhaul(
     def loss(
         params: PyTree, margin: PyTree, student: Array, teacher: Array, x: TermInputs
     ) -> Array:
-        return losses.overhaul_loss(then_norm(linear, params, student, x.mask), teacher, margin)
+        connected = then_norm(linear, params, student, x.mask)
+        each = functools.partial(losses.overhaul_loss, margin=margin)
+        pair = {"student_features": connected, "teacher_features": teacher}
+        return summed(at_positions(each, x.mask, **pair))
 
     paths = pair_paths("overhaul", student_features, teacher_features)
     constants = [margins] if isinstance(student_features, str) else list(margins)
@@ -180,7 +186,9 @@ def vid(
     def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
         student, teacher = losses.match_sizes(student, teacher)
         variance = jax.nn.softplus(params["log_scale"]) + min_variance
-        return losses.variational_information_loss(_mean(params, student), teacher, variance)
+        each = functools.partial(losses.variational_information_loss, variance=variance)
+        pair = {"student_mean": _mean(params, student), "teacher_features": teacher}
+        return at_positions(each, x.mask, **pair)
 
     paths = pair_paths("vid", student_features, teacher_features)
     return staged([learned("vid", pair, init, loss, couples_batch=False) for pair in paths])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.losses._numerics import norms
+from kdjax.metrics import examples_of
 from kdjax.terms._layers import init_linear, linear
 from kdjax.terms._reading import rows_of
 from kdjax.types import Array, Batch, PyTree, Term, TermInputs, Variables
@@ -79,7 +80,8 @@ def crd(
         return Variables(params, {"banks": banks, "log_normalizers": zeros, **counter})
 
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
-        index = _index_of(inputs.batch, inputs.mask, num_examples)
+        mask = examples_of(inputs.mask)
+        index = _index_of(inputs.batch, mask, num_examples)
         negatives = _negatives_of(inputs.batch, state, len(index), num_examples, num_negatives)
         banks, values = state["banks"], jnp.zeros((), jnp.float32)
         new_banks, log_normalizers = {}, {}
@@ -87,17 +89,17 @@ def crd(
             embedded = norms.normalize(linear(params[name], x))
             scores = _scores(banks[_OTHER[name]], embedded, index, negatives, temperature)
             estimate = losses.contrastive_log_normalizer(
-                *scores, num_examples=num_examples, mask=inputs.mask
+                *scores, num_examples=num_examples, mask=mask
             )
             known = state["log_normalizers"][name]
             log_normalizers[name] = jnp.where(state["num_batches"] > 0, known, estimate)
             values += losses.contrastive_representation_loss(
                 *scores, log_normalizer=log_normalizers[name], num_examples=num_examples
             )
-            new_banks[name] = _renew(banks[name], index, inputs.mask, embedded, momentum)
-        num_batches = state["num_batches"] + jnp.any(inputs.mask)
+            new_banks[name] = _renew(banks[name], index, mask, embedded, momentum)
+        num_batches = state["num_batches"] + jnp.any(mask)
         new_state = {**state, "banks": new_banks, "log_normalizers": log_normalizers}
-        return jnp.where(inputs.mask, values, 0), {**new_state, "num_batches": num_batches}
+        return jnp.where(mask, values, 0), {**new_state, "num_batches": num_batches}
 
     return Term(init, apply)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from kdjax.metrics import positions_of
 from kdjax.types import Array, PyTree
 
 _INIT = jax.nn.initializers.lecun_normal()
@@ -62,15 +63,15 @@ def init_norm(width: int) -> PyTree:
 
 
 def batch_norm(params: PyTree, x: Array, mask: Array, *, eps: float = 1e-5) -> Array:
-    """Normalize every channel over the examples that count, and all positions.
+    """Normalize every channel over the examples that count, and their positions that do.
 
     Args:
         params: `scale` and `bias`, [channels].
         x: [batch, ..., channels].
-        mask: [batch], boolean.
+        mask: [batch], or [batch, positions...], boolean.
         eps: added to the variance.
     """
-    counts = jnp.broadcast_to(jnp.expand_dims(mask, range(1, x.ndim)), x.shape)
+    counts = jnp.broadcast_to(positions_of(mask, x)[..., None], x.shape)
     mean = _mean(x, counts)
     centered = x - jnp.broadcast_to(mean, x.shape)
     variance = jnp.broadcast_to(_mean(jnp.square(centered), counts), x.shape)

@@ -63,7 +63,7 @@ def staged(stages: Sequence[Term], *, decay: float = 1.0) -> Term:
         for behind, name, stage in zip(range(len(stages))[::-1], names, stages, strict=True):
             value, _ = stage.apply(params[name], state.get(name), inputs)
             values.append(decay**behind * value)
-        return total(values), state
+        return total(values, inputs.mask), state
 
     return Term(init, apply, any(stage.couples_batch for stage in stages))
 

@@ -1,14 +1,17 @@
 """From a loss to a term: `of`, and the three that most objectives have."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kdjax import losses
+from kdjax.metrics import examples_of, positions_of, spread
 from kdjax.terms._reading import (
     Paths,
-    examples_of,
+    at_positions,
     feature_of,
     pair_paths,
     paths_of,
@@ -29,8 +32,13 @@ _READERS: dict[str, Reader] = {
     "teacher_logits": lambda x: teacher_of(x).logits,
     "labels": lambda x: x.batch["label"],
     "label_probs": lambda x: x.batch["label"],
-    "mask": lambda x: x.mask,
+    "student_outputs": lambda x: x.student.logits,
+    "outputs": lambda x: x.student.logits,
+    "teacher_outputs": lambda x: teacher_of(x).logits,
+    "mask": lambda x: x.mask if x.mask.ndim == 1 else spread(x.mask, x.student.logits.shape[:-1]),
 }
+_AVERAGES = (losses.cosine_loss, losses.hint_loss, losses.projected_feature_loss)
+"""Losses that average over positions, each by itself: a mask of positions selects some."""
 
 
 def stateless(fn: Callable[[TermInputs], Array], *, couples_batch: bool = False) -> Term:
@@ -57,13 +65,15 @@ def of(
     student: Paths | None = None,
     teacher: Paths | None = None,
     couples_batch: bool | None = None,
+    averages: bool | None = None,
     **hyper_parameters: Any,
 ) -> Term:
     """Lift a loss, of `kdjax.losses` or your own, to a term, by the names of its parameters.
 
     What a parameter takes is read off its name:
 
-    - `student_logits` (or `logits`), `teacher_logits`: of the networks' outputs;
+    - `student_logits` (or `logits`), `teacher_logits`, and of real numbers `student_outputs` (or
+      `outputs`), `teacher_outputs`: of the networks' outputs;
     - `student_log_probs`, `teacher_log_probs`: of their softened probabilities, the teacher's
       constant; the hyper-parameter `temperature`, 1 by default, softens both, without a factor T^2;
     - `labels`, `label_probs`: `batch["label"]`;
@@ -82,6 +92,9 @@ def of(
         teacher: paths of as many teacher features.
         couples_batch: whether an example's value depends on the others; by default, whether the
             loss takes a `mask`.
+        averages: whether a loss of features averages over positions, each by itself; under a mask
+            of positions, of pixels or tokens, it then has a value for each. By default known of
+            the losses of kdjax. All others see 0 in both networks at positions that do not count.
         **hyper_parameters: what the loss is called with beside that.
 
     Returns:
@@ -117,12 +130,16 @@ def of(
         for paths in _stages(signature, student, teacher)
     ]
 
+    averages = _plain(loss) in _AVERAGES if averages is None else averages
+
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
         values = []
         for readers in calls:
             arrays = {name: read(inputs) for name, read in readers.items()}
-            values.append(loss(**arrays, **hyper_parameters))
-        return total(values), state
+            arrays = _fitted(_plain(loss), arrays, inputs.mask)
+            fn = functools.partial(loss, **hyper_parameters)
+            values.append(at_positions(fn, inputs.mask, **arrays) if averages else fn(**arrays))
+        return total(values, inputs.mask), state
 
     coupled = "mask" in names if couples_batch is None else couples_batch
     return Term(_init_nothing, apply, coupled)
@@ -145,6 +162,22 @@ def kd(*, temperature: float | Array = 4.0, soft_weight: float | Array = 0.9) ->
 
 def _init_nothing(key: Array, inputs: TermInputs) -> Variables:
     return Variables({}, {})
+
+
+def _plain(loss: Callable[..., Array]) -> Callable[..., Array]:
+    """Return a loss without what was bound to it."""
+    return loss.func if isinstance(loss, functools.partial) else loss
+
+
+def _fitted(loss: Any, arrays: dict[str, Any], mask: Array) -> dict[str, Any]:
+    """Return what a loss takes as it has to be where a mask tells of positions."""
+    if mask.ndim > 1 and loss is losses.projected_feature_loss:
+        return dict(zip(arrays, losses.match_sizes(*arrays.values()), strict=True))
+    if mask.ndim > 1 and loss is losses.channel_wise_loss:
+        # A softmax over positions has to be told which there are.
+        found = ((name, x, positions_of(mask, x)[..., None]) for name, x in arrays.items())
+        return {name: jnp.where(counts, x, -jnp.inf) for name, x, counts in found}
+    return arrays
 
 
 def _softness(signature: Signature, hyper_parameters: dict[str, Any]) -> float | Array:

@@ -1,5 +1,6 @@
 """Terms that bring one of the student's features to the teacher's width by a layer they learn."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -9,7 +10,7 @@ from kdjax import losses
 from kdjax.terms import _layers
 from kdjax.terms._layers import init_linear, linear
 from kdjax.terms._learned import learned, one_size
-from kdjax.terms._reading import teacher_of
+from kdjax.terms._reading import at_positions, teacher_of
 from kdjax.types import Array, PyTree, Term, TermInputs
 
 
@@ -45,10 +46,12 @@ def hint(student_feature: str, teacher_feature: str, *, norm: bool = False) -> T
         return own | (_layers.init_norm(outer) if norm else {})
 
     def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
-        if not norm:
-            return losses.hint_loss(linear(params, student), teacher)
-        mapped = _layers.then_norm(linear, params, student, x.mask)
-        return losses.hint_loss(jax.nn.relu(mapped), teacher)
+        if norm:
+            mapped = jax.nn.relu(_layers.then_norm(linear, params, student, x.mask))
+        else:
+            mapped = linear(params, student)
+        pair = {"student_features": mapped, "teacher_features": teacher}
+        return at_positions(losses.hint_loss, x.mask, **pair)
 
     paths = student_feature, teacher_feature
     return learned("hint", paths, init, loss, read=one_size, couples_batch=norm)
@@ -87,7 +90,9 @@ def prime_aware(student_feature: str, teacher_feature: str, *, eps: float | Arra
     def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
         mean, spread = linear(params["mean"], student), linear(params["log_variance"], student)
         spread = _layers.batch_norm(params["norm"], spread, x.mask)
-        return losses.prime_aware_loss(mean, teacher, spread, eps=eps)
+        each = functools.partial(losses.prime_aware_loss, eps=eps)
+        pair = {"student_features": mean, "teacher_features": teacher}
+        return at_positions(each, x.mask, **pair, log_variances=spread)
 
     return learned("prime_aware", (student_feature, teacher_feature), init, loss)
 

@@ -1,11 +1,13 @@
 """How terms read what they are given: the teacher's outputs, features by module path."""
 
 import functools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from kdjax.metrics import examples_of, mean_of, spread
 from kdjax.types import Array, Outputs, TermInputs
 
 Paths = str | Sequence[str]
@@ -70,9 +72,36 @@ def pair_paths(term: str, student: Paths, teacher: Paths) -> list[tuple[str, str
     return list(zip(students, teachers, strict=True))
 
 
-def examples_of(mask: Array) -> Array:
-    """Return which examples count, [batch], whatever a mask tells of their parts."""
-    return jnp.any(mask, axis=tuple(range(1, mask.ndim))) if mask.ndim > 1 else mask
+def at_positions(loss: Callable[..., Array], mask: Array, **features: Array) -> Array:
+    """Return the values of a loss that averages over positions, one for each of them.
+
+    Args:
+        loss: of features [batch, ..., channels], by keyword.
+        mask: [batch], or [batch, positions...].
+        **features: [batch, positions..., channels], alike but for the channels.
+
+    Returns:
+        [batch, positions...], or one value per example where the mask or the features have no
+        positions of which the other tells.
+    """
+    related = all(x.ndim == mask.ndim + 1 for x in features.values())
+    if mask.ndim > 1 and related and len({x.shape[:-1] for x in features.values()}) == 1:
+        return _mapped(loss, mask.ndim - 1)(features)
+    return loss(**features)
+
+
+def _mapped(loss: Callable[..., Array], num_axes: int) -> Callable[..., Array]:
+    def each(features: dict[str, Array]) -> Array:
+        return loss(**features)
+
+    for _ in range(num_axes):
+        each = jax.vmap(each, in_axes=1, out_axes=1)
+    return each
+
+
+def summed(values: Array) -> Array:
+    """Scale values of positions so that their mean is what they sum up to in an example."""
+    return values * math.prod(values.shape[1:])
 
 
 def rows_of(term: str, inputs: TermInputs, student: str, teacher: str) -> tuple[Array, Array]:
@@ -90,6 +119,14 @@ def rows_of(term: str, inputs: TermInputs, student: str, teacher: str) -> tuple[
     return rows(own), rows(jax.lax.stop_gradient(taught))
 
 
-def total(values: Iterable[Array]) -> Array:
-    """Add arrays of one shape."""
+def total(values: Sequence[Array], mask: Array) -> Array:
+    """Add values of one grain; of several, those of positions are averaged for each example."""
+    if len({x.shape for x in values}) > 1:
+        values = [_of_examples(x, mask) for x in values]
     return functools.reduce(jnp.add, values)
+
+
+def _of_examples(values: Array, mask: Array) -> Array:
+    counts, axes = spread(mask, values.shape), tuple(range(1, values.ndim))
+    count = jnp.sum(counts, axis=axes, dtype=values.dtype)
+    return mean_of(jnp.sum(jnp.where(counts, values, 0), axis=axes), count)

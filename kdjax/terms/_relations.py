@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
+from kdjax.metrics import examples_of
 from kdjax.terms._layers import init_linear, linear
 from kdjax.terms._learned import learned
 from kdjax.terms._reading import rows_of
@@ -42,7 +43,8 @@ def consecutive_correlation(
     def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
         # The loss is one of the difference alone, in which the teacher's map learns too.
         error = linear(params["student"], student) - linear(params["teacher"], teacher)
-        return losses.consecutive_correlation_loss(error, jnp.zeros_like(error), mask=x.mask)
+        mask = examples_of(x.mask)
+        return losses.consecutive_correlation_loss(error, jnp.zeros_like(error), mask=mask)
 
     paths = student_feature, teacher_feature
     return learned("consecutive_correlation", paths, init, loss, read=rows_of)
@@ -80,8 +82,9 @@ def itrd(
 
     def loss(params: PyTree, _: PyTree, student: Array, teacher: Array, x: TermInputs) -> Array:
         mapped = linear(params, student)
-        correlation = losses.itrd_correlation_loss(mapped, teacher, order=order, mask=x.mask)
-        mutual = losses.itrd_mutual_loss(mapped, teacher, mask=x.mask)
+        mask = examples_of(x.mask)
+        correlation = losses.itrd_correlation_loss(mapped, teacher, order=order, mask=mask)
+        mutual = losses.itrd_mutual_loss(mapped, teacher, mask=mask)
         return correlation_weight * correlation + mutual_weight * mutual
 
     return learned("itrd", (student_feature, teacher_feature), init_linear, loss, read=rows_of)

@@ -54,7 +54,7 @@ def review(student_features: Paths, teacher_features: Paths, *, width: int | Non
             carried = _resize(_fuse(own, student, carried, inputs.mask), teacher)
             out = then_norm(conv, own["expand"], carried, inputs.mask)
             values.append(losses.hierarchical_context_loss(out, teacher))
-        return total(values), state
+        return total(values, inputs.mask), state
 
     return Term(init, apply, couples_batch=True)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from kdjax import losses
 from kdjax.losses import _inputs
 from kdjax.losses._numerics import norms
+from kdjax.metrics import examples_of
 from kdjax.terms._layers import batch_norm, conv, init_conv, init_linear, init_norm, linear
 from kdjax.terms._reading import feature_of, paths_of, teacher_of
 from kdjax.types import Array, PyTree, Term, TermInputs, Variables
@@ -59,8 +60,9 @@ def semantic_calibration(student_features: Sequence[str], teacher_features: Sequ
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
         student, teacher = _features(inputs, paths)
         mask = inputs.mask
-        queries = [_embed(params[f"query_{i}"], x, mask) for i, x in enumerate(student)]
-        keys = [_embed(params[f"key_{j}"], x, mask) for j, x in enumerate(teacher)]
+        examples = examples_of(mask)
+        queries = [_embed(params[f"query_{i}"], x, examples) for i, x in enumerate(student)]
+        keys = [_embed(params[f"key_{j}"], x, examples) for j, x in enumerate(teacher)]
         weights = losses.layer_attention(jnp.stack(queries, axis=1), jnp.stack(keys, axis=1))
         projected: list[list[Array]] = [[] for _ in student]
         targets: list[list[Array]] = [[] for _ in student]
@@ -69,7 +71,7 @@ def semantic_calibration(student_features: Sequence[str], teacher_features: Sequ
             projected[i].append(_project(params[f"project_{i}_{j}"], source, mask))
             targets[i].append(target)
         values = losses.semantic_calibration_loss(projected, targets, weights)
-        return jnp.where(mask, values, 0), state
+        return jnp.where(examples, values, 0), state
 
     return Term(init, apply, couples_batch=True)
 

@@ -1,6 +1,7 @@
 """`audit`: an objective held against what it should satisfy, on the first batch of real data."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,9 +120,9 @@ def _for_examples(objective: Objective, batch: Batch, size: int) -> tuple[Object
         return objective.init(key, seen(inputs))
 
     def apply(
-        params: PyTree, state: PyTree, inputs: TermInputs, *, step: Array | int = 0
+        params: PyTree, state: PyTree, inputs: TermInputs, **keywords: Any
     ) -> tuple[Array, PyTree, Metrics]:
-        return objective.apply(params, state, seen(inputs), step=step)
+        return objective.apply(params, state, seen(inputs), **keywords)
 
     rest = {name: x for name, x in batch.items() if name not in whole}
     return Objective(init, apply, objective.couples_batch), rest

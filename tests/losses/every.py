@@ -32,8 +32,15 @@ REQUIRED = {
     "top_k_log_probs": {"num_kept": 3},
     "top_k_log_probs_with_tail": {"num_kept": 3},
 }
+# Their labels are no classes: true or false, or real numbers.
+OTHER_LABELS = {"binary_cross_entropy": (0, 2), "bounded_regression_loss": (-4, 4),
+                "squared_error": (-4, 4)}  # fmt: skip
 NAMES = [name for name in losses.__all__ if name not in SCHEDULES + DRAWS]
-TAKES_LABELS = [n for n in NAMES if "labels" in inspect.signature(getattr(losses, n)).parameters]
+TAKES_LABELS = [
+    name
+    for name in NAMES
+    if "labels" in inspect.signature(getattr(losses, name)).parameters and name not in OTHER_LABELS
+]
 
 
 def log_softmax(x):
@@ -64,6 +71,10 @@ def _argument(name, argument, rng, normal):
         return 3 * normal(EMBEDDING)
     if argument.endswith("log_probs"):
         return log_softmax(3 * normal(EMBEDDING))
+    if argument == "labels" and name in OTHER_LABELS:
+        return rng.integers(*OTHER_LABELS[name], EMBEDDING).astype(np.int32)
+    if argument.endswith("outputs"):
+        return normal(EMBEDDING)
     if argument == "labels":
         shape = MAP[:3] if name.startswith("intra") else (BATCH,)
         return rng.integers(0, 4, shape).astype(np.int32)

@@ -213,14 +213,14 @@ FAULTS = (
     ),
     Fault(
         "ece-absolute",
-        "kdjax/metrics.py",
+        "kdjax/metrics/_means.py",
         "np.abs(total).sum() if",
         "np.abs(total.sum()) if",
         "tests/test_metrics.py",
     ),
     Fault(
         "ece-edge",
-        "kdjax/metrics.py",
+        "kdjax/metrics/_means.py",
         "jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1",
         "jnp.floor(confidence * num_bins).astype(jnp.int32)",
         "tests/test_metrics.py",
@@ -384,16 +384,16 @@ FAULTS = (
     # Metrics.
     Fault(
         "nll-of-all",
-        "kdjax/metrics.py",
+        "kdjax/metrics/_means.py",
         "return masked_sum(-picked, mask)",
         "return masked_sum(-picked, jnp.ones_like(mask))",
         "tests/test_metrics.py tests/test_step.py",
     ),
     Fault(
         "merge-forgets",
-        "kdjax/metrics.py",
-        "first[name][1] + second[name][1]",
-        "second[name][1]",
+        "kdjax/metrics/_means.py",
+        "operator.add, first[name], second[name]",
+        "lambda x, y: y, first[name], second[name]",
         "tests/test_metrics.py tests/test_loop.py",
     ),
     # Specialists.

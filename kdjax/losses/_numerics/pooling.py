@@ -28,18 +28,18 @@ def _pool_axis(x: Array, axis: int, size: int) -> Array:
     if old % size == 0:
         shape = (*x.shape[:axis], size, old // size, *x.shape[axis + 1 :])
         return jnp.mean(x.reshape(shape), axis=axis + 1)
-    bins = jnp.asarray(_bins(old, size), x.dtype)
-    pooled = jnp.tensordot(x, bins, axes=(axis, 1), precision="highest")
+    shares = jnp.asarray(bins(old, size), x.dtype)
+    pooled = jnp.tensordot(x, shares, axes=(axis, 1), precision="highest")
     return jnp.moveaxis(pooled, -1, axis)
 
 
-def _bins(old: int, size: int) -> np.ndarray:
+def bins(old: int, size: int) -> np.ndarray:
     """Return the matrix [size, old] of averages over `size` bins, as equal in width as can be."""
-    bins = np.zeros((size, old))
+    shares = np.zeros((size, old))
     for i in range(size):
         first, last = i * old // size, -(-(i + 1) * old // size)
-        bins[i, first:last] = 1 / (last - first)
-    return bins
+        shares[i, first:last] = 1 / (last - first)
+    return shares
 
 
 def flat(x: Array) -> Array:

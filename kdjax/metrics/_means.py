@@ -1,14 +1,6 @@
-"""Measures as `(total, count)`, which merge exactly over batches, devices and hosts.
+"""Means of values, how they are weighed, and how parts of a whole merge."""
 
-Totals are sums over the examples that count. A mask of numbers in place of booleans weighs them:
-the total is sum(weight * value), the count sum(weight), and what weighs nothing adds nothing.
-`calibration` keeps one total per bin, because the calibration error of a whole is not the mean of
-the errors of its parts.
-
-A label that counts and is no class is an error where it is known before the program runs, and makes
-the measure nan where it is traced.
-"""
-
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,13 +10,8 @@ import numpy as np
 
 from kdjax.losses import _inputs
 from kdjax.losses._numbers import known
-from kdjax.losses._numerics import relations
+from kdjax.losses._numerics import pooling, relations
 from kdjax.types import Array, Metrics
-
-__all__ = [
-    "accuracy", "agreement", "are_probabilities", "calibration", "counted", "known", "masked_sum",
-    "mean_of", "merge", "nll", "spread", "squared_error", "to_host", "value", "weights_of",
-]  # fmt: skip
 
 
 def are_probabilities(values: np.ndarray) -> bool:
@@ -66,11 +53,16 @@ def counted(mask: Array) -> Array:
 
 
 def spread(mask: Array, shape: tuple[int, ...]) -> Array:
-    """Return weights, or whether an example counts, for each of its values.
+    """Return weights, or whether something counts, for each of some values.
+
+    Where the mask tells of positions, of pixels or tokens, and the values have them in another
+    size, a value counts if any position of its cell does: of a smaller map each cell covers
+    several. A value of a whole example counts if any of the example's positions does. Values that
+    were matched so all weigh the same.
 
     Args:
-        mask: as for `weights_of`.
-        shape: of the values, [batch..., ...].
+        mask: [batch, positions...], as for `weights_of`.
+        shape: of the values, [batch, ...].
 
     Returns:
         Booleans or weights of that shape.
@@ -79,8 +71,30 @@ def spread(mask: Array, shape: tuple[int, ...]) -> Array:
         ValueError: as `weights_of`.
     """
     weights = weights_of(mask)
+    if weights.shape != shape[: weights.ndim]:
+        weights = _matched(counted(weights), shape)
     weights = jnp.reshape(weights, weights.shape + (1,) * (len(shape) - weights.ndim))
     return jnp.broadcast_to(weights, shape)
+
+
+def positions_of(mask: Array, features: Array) -> Array:
+    """Return which positions of features count.
+
+    Args:
+        mask: [batch] or [batch, positions...], booleans.
+        features: [batch, ..., channels]. With as many axes of positions as the mask they are
+            matched to it, see `spread`; otherwise all positions of an example count alike.
+
+    Returns:
+        Booleans, [batch, ...].
+    """
+    related = features.ndim == mask.ndim + 1
+    return spread(mask if related else examples_of(mask), features.shape[:-1])
+
+
+def examples_of(mask: Array) -> Array:
+    """Return of which examples anything counts, [batch], whatever a mask tells of their parts."""
+    return jnp.any(counted(mask), axis=tuple(range(1, mask.ndim))) if mask.ndim > 1 else mask
 
 
 def mean_of(total: Array, count: Array) -> Array:
@@ -94,16 +108,16 @@ def masked_sum(values: Array, mask: Array) -> tuple[Array, Array]:
     Args:
         values: one value per example, [batch...] or with further axes behind, any float type.
         mask: [batch...], true where an example counts, or its weight, see `weights_of`; it spans
-            the leading axes of `values`.
+            the leading axes of `values`, or is matched to them, see `spread`.
 
     Returns:
         The total, a float32 (or wider) scalar, and how many values went into it, or the sum of
         their weights. A value that weighs nothing may be nan.
 
     Raises:
-        ValueError: if `mask` does not span leading axes of `values`.
+        ValueError: if `mask` is of other examples than `values`.
     """
-    if values.shape[: mask.ndim] != mask.shape:
+    if values.shape[:1] != mask.shape[:1]:
         raise ValueError(
             f"masked_sum: mask has shape {mask.shape}, expected leading axes of {values.shape}"
         )
@@ -127,7 +141,7 @@ def accuracy(logits: Array, labels: Array, mask: Array) -> tuple[Array, Array]:
         TypeError: if the labels are real numbers and no probabilities.
         ValueError: if there is one class alone, or labels that are not traced are no classes.
     """
-    return masked_sum(_hits(*_read("accuracy", logits, labels, mask)), mask)
+    return masked_sum(_hits(*read("accuracy", logits, labels, mask)), mask)
 
 
 def agreement(student_logits: Array, teacher_logits: Array, mask: Array) -> tuple[Array, Array]:
@@ -167,7 +181,7 @@ def nll(logits: Array, labels: Array, mask: Array) -> tuple[Array, Array]:
         TypeError: if the labels are real numbers and no probabilities.
         ValueError: if there is one class alone, or labels that are not traced are no classes.
     """
-    x, truth, _ = _read("nll", logits, labels, mask)
+    x, truth, _ = read("nll", logits, labels, mask)
     log_probs = jax.nn.log_softmax(x, axis=-1)
     if isinstance(truth, _inputs.Labels):
         picked = truth.of(jnp.sum(jnp.where(truth.chosen, log_probs, 0), axis=-1))
@@ -227,10 +241,10 @@ def calibration(
         Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017,
         arXiv:1706.04599.
     """
-    read = _read("calibration", logits, labels, mask)
-    confidence = jnp.max(jax.nn.softmax(read[0], axis=-1), axis=-1)
+    found = read("calibration", logits, labels, mask)
+    confidence = jnp.max(jax.nn.softmax(found[0], axis=-1), axis=-1)
     bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
-    gaps, weights = _weighed(confidence - _hits(*read), mask)
+    gaps, weights = _weighed(confidence - _hits(*found), mask)
     bins, gaps = (relations.whole(x.ravel()) for x in (bins, gaps))
     totals = jnp.zeros(num_bins, gaps.dtype).at[bins].add(gaps)
     return totals, jnp.sum(weights, dtype=jnp.float32)
@@ -248,7 +262,7 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
     """
     merged = {**first, **second}
     for name in first.keys() & second.keys():
-        merged[name] = (first[name][0] + second[name][0], first[name][1] + second[name][1])
+        merged[name] = jax.tree.map(operator.add, first[name], second[name])
     return merged
 
 
@@ -266,15 +280,19 @@ def value(metric: tuple[Any, Any]) -> float:
         metric: `(total, count)`; totals with a bin axis are summed in absolute value.
 
     Returns:
-        total / count, or sum |total| / count over bins; nan when nothing was counted.
+        total / count, or sum |total| / count over bins; nan when nothing was counted. A pair with
+        a method `value` says itself what its number is.
     """
+    own = getattr(metric, "value", None)
+    if own is not None:
+        return float(own())
     total, count = (np.asarray(part, np.float64) for part in metric)
     if not count:
         return float("nan")
     return float((np.abs(total).sum() if total.ndim else total) / count)
 
 
-def _read(
+def read(
     function: str, logits: Array, labels: Array, mask: Array
 ) -> tuple[Array, _inputs.Labels | Array, Array]:
     """Return logits in float32 or wider, which class is the label or how likely, and the class."""
@@ -295,6 +313,18 @@ def _hits(x: Array, truth: _inputs.Labels | Array, label: Array) -> Array:
 
 def _widen(x: Array) -> Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def _matched(mask: Array, shape: tuple[int, ...]) -> Array:
+    """Return booleans for values of another size, or for whole examples."""
+    if len(shape) != mask.ndim:
+        return examples_of(mask)
+    for axis in range(1, mask.ndim):
+        if mask.shape[axis] != shape[axis]:
+            cells = jnp.asarray(pooling.bins(mask.shape[axis], shape[axis]) > 0, jnp.float32)
+            hits = jnp.tensordot(mask.astype(jnp.float32), cells, axes=(axis, 1))
+            mask = jnp.moveaxis(hits > 0, -1, axis)
+    return mask
 
 
 def _weighed(values: Array, mask: Array) -> tuple[Array, Array]:

@@ -1,0 +1,291 @@
+"""Measures of other tasks than one class of many, each a pair of sums that merges exactly.
+
+Where the number is not total / count, the pair is a named one whose method `value` makes it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.losses._numerics import relations
+from kdjax.metrics._means import masked_sum, read, spread, squared_error
+from kdjax.types import Array, Batch, Outputs
+
+# Logits beyond are as certain as these: bins are as wide as (1 + |z|)^2 / 2048.
+_LARGEST, _BINS = 1e6, 4096
+
+
+class RankedLabels(NamedTuple):
+    """How many labels are false and true, [2, labels, bins] by their scores, and how many count."""
+
+    total: Any
+    count: Any
+
+    def value(self) -> float:
+        """Return the mean over the labels that are ever true of the average precision."""
+        if np.isnan(self.count):
+            return float("nan")
+        false, true = np.flip(np.asarray(self.total, np.float64), -1)
+        hits = np.cumsum(true, -1)
+        precision = hits / np.maximum(hits + np.cumsum(false, -1), 1e-30)
+        ever = hits[:, -1] > 0
+        areas = np.sum(precision * true, -1) / np.where(ever, hits[:, -1], 1)
+        return float(areas[ever].mean()) if ever.any() else float("nan")
+
+
+class RootMean(NamedTuple):
+    """A total and a count, whose number is the root of their quotient."""
+
+    total: Any
+    count: Any
+
+    def value(self) -> float:
+        """Return sqrt(total / count)."""
+        return float(np.sqrt(self.total / self.count)) if self.count else float("nan")
+
+
+class Explained(NamedTuple):
+    """Sums of (z - y)^2, y and y^2, [3, values], y from some center on, and how many count."""
+
+    total: Any
+    count: Any
+
+    def value(self) -> float:
+        """Return 1 - residual / variance, the mean over values."""
+        if not self.count:
+            return float("nan")
+        residual, first, second = np.asarray(self.total, np.float64)
+        varied = second - first**2 / self.count
+        shares = residual / np.where(varied > 0, varied, np.nan)
+        return float(np.mean(1 - shares))
+
+
+class Confusion(NamedTuple):
+    """How often each class was taken for each, [classes, classes] by label and answer."""
+
+    total: Any
+    count: Any
+
+    def value(self) -> float:
+        """Return the mean of intersection over union, over the classes that are there at all."""
+        counts = np.asarray(self.total, np.float64)
+        if np.isnan(self.count):
+            return float("nan")
+        union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+        shares = counts.diagonal()[union > 0] / union[union > 0]
+        return float(shares.mean()) if shares.size else float("nan")
+
+
+def of(
+    measure: Callable[..., Any], *, feature: str | None = None, **settings: Any
+) -> Callable[[Batch, Outputs], Any]:
+    """Make of a measure what `make_eval_step(metrics={name: ...})` takes.
+
+    Args:
+        measure: of a network's outputs, labels and mask, as those here are.
+        feature: path of the feature that it looks at; the logits by default.
+        **settings: what the measure is called with beside that.
+
+    Returns:
+        A function of a batch and the outputs for it, which reads `label` and, where the batch has
+        one, `mask`.
+    """
+
+    def measured(batch: Batch, outputs: Outputs) -> Any:
+        x = outputs.logits if feature is None else outputs.features[feature]
+        mask = batch["mask"] if "mask" in batch else jnp.ones(len(x), bool)
+        return measure(x, batch["label"], mask, **settings)
+
+    return measured
+
+
+def binary_accuracy(
+    logits: Array, labels: Array, mask: Array, *, ignore_label: int | None = None
+) -> tuple[Array, Array]:
+    """Count the labels that are told right, each by itself: true where its logit is positive.
+
+    Args:
+        logits: [batch..., num_labels].
+        labels: 0, 1 or booleans of the same shape, or [batch...] for one logit.
+        mask: [batch...], true where an example counts.
+        ignore_label: the label that is not known, and does not count.
+
+    Returns:
+        How many labels are right, and how many there are.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    x, true, counts = _labels("binary_accuracy", logits, labels, mask, ignore_label)
+    right = ((x > 0) == (true == 1)).astype(jnp.float32)
+    return masked_sum(jnp.where((true == 0) | (true == 1), right, jnp.nan), counts)
+
+
+def mean_average_precision(
+    logits: Array, labels: Array, mask: Array, *, ignore_label: int | None = None
+) -> RankedLabels:
+    """Rank the examples by each label's score: the mean over labels of the average precision.
+
+    sum over thresholds of (R_n - R_(n-1)) P_n, with precision P and recall R
+
+    Scores are counted in 4,096 bins, which is what makes parts merge exactly to the whole: logits
+    that differ by less than (1 + |z|)^2 / 2048 may tie.
+
+    Args:
+        logits: [batch..., num_labels].
+        labels: 0, 1 or booleans of the same shape, or [batch...] for one logit.
+        mask: [batch...], true where an example counts.
+        ignore_label: the label that is not known, and does not count.
+
+    Returns:
+        Counts by label and score.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    x, true, weights = _labels("mean_average_precision", logits, labels, mask, ignore_label)
+    x = jnp.clip(x, -_LARGEST, _LARGEST)
+    place = (1 + x / (1 + jnp.abs(x))) / 2 * _BINS
+    bins = jnp.clip(place.astype(jnp.int32), 0, _BINS - 1)
+    which = _last_index(x)
+    weights = jnp.where((true == 0) | (true == 1) | (weights == 0), weights, jnp.nan)
+    true = jnp.where(true == 1, 1, 0)
+    places = (relations.whole(a.ravel()) for a in (true, which, bins))
+    counts = jnp.zeros((2, x.shape[-1], _BINS), jnp.float32)
+    counts = counts.at[tuple(places)].add(relations.whole(weights.ravel()))
+    return RankedLabels(counts, jnp.sum(weights))
+
+
+def root_mean_squared_error(outputs: Array, targets: Array, mask: Array) -> RootMean:
+    """Sum squared errors, whose number is the root of their mean, in the unit of the targets.
+
+    Args:
+        outputs: [batch..., values].
+        targets: the same shape, or [batch...] for a single value.
+        mask: [batch...], true where an example counts.
+
+    Returns:
+        The total and the number of examples.
+
+    Raises:
+        ValueError: if the targets have another shape.
+    """
+    return RootMean(*squared_error(outputs, targets, mask))
+
+
+def r_squared(outputs: Array, targets: Array, mask: Array, *, center: float = 0.0) -> Explained:
+    """Sum what the share of the variance that a regression explains is made of.
+
+    1 - sum (z - y)^2 / sum (y - mean(y))^2, the mean over values
+
+    Args:
+        outputs: [batch..., values].
+        targets: the same shape, or [batch...] for a single value.
+        mask: [batch...], true where an example counts.
+        center: a number near the targets' mean: far from it float32 would leave few digits of
+            their variance. It changes nothing else.
+
+    Returns:
+        Sums for each value, and the number of examples.
+
+    Raises:
+        ValueError: if the targets have another shape.
+    """
+    x, y = (jnp.asarray(a).astype(jnp.float32) for a in (outputs, targets))
+    y = _shaped("r_squared", y, x, "targets") - center
+    weights = spread(mask, x.shape[:-1]).astype(jnp.float32)[None, ..., None]
+    parts = jnp.stack([jnp.square(x - center - y), y, jnp.square(y)])
+    weighed = jnp.where(weights > 0, parts, 0) * weights
+    total = jnp.sum(weighed, axis=tuple(range(1, weighed.ndim - 1)))
+    return Explained(total, jnp.sum(weights))
+
+
+def recall_at_k(scores: Array, relevant: Array, mask: Array, *, k: int = 1) -> tuple[Array, Array]:
+    """Count the queries with something relevant among their k best candidates.
+
+    Args:
+        scores: [batch, candidates], such as the inner products of embeddings with those of a
+            collection that is the same for all batches; -inf leaves a candidate out.
+        relevant: booleans of the same shape, or the index of the one relevant candidate, [batch].
+        mask: [batch], true where a query counts.
+        k: how many candidates are looked at.
+
+    Returns:
+        The number of such queries and the number of all.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    relevant = jnp.asarray(relevant)
+    if relevant.shape == scores.shape[:1] and relevant.dtype != bool:
+        relevant = relevant[:, None] == jnp.arange(scores.shape[1])[None, :]
+    if relevant.shape != scores.shape or relevant.dtype != bool:
+        raise ValueError(
+            f"recall_at_k: relevant is {relevant.dtype}{relevant.shape}, expected booleans of "
+            f"{scores.shape} like the scores, or indices of {scores.shape[:1]}"
+        )
+    best = jnp.argsort(-scores, axis=-1)[:, :k]
+    hits = jnp.any(jnp.take_along_axis(relevant, best, axis=-1), axis=-1)
+    return masked_sum(hits.astype(jnp.float32), mask)
+
+
+def mean_iou(
+    logits: Array, labels: Array, mask: Array, *, ignore_label: int | None = None
+) -> Confusion:
+    """Count how often each class is taken for each: the mean of intersection over union.
+
+    Args:
+        logits: [batch..., num_classes], such as [batch, height, width, num_classes].
+        labels: integer classes, [batch...].
+        mask: [batch...], true where an example or a pixel counts.
+        ignore_label: the label of pixels that do not count, such as 255.
+
+    Returns:
+        Counts by label and answer.
+
+    Raises:
+        TypeError: if the labels are no integers.
+        ValueError: if the shapes do not fit, or labels that are not traced are no classes.
+    """
+    labels = jnp.asarray(labels)
+    weights = spread(mask, jnp.shape(logits)[:-1])
+    if ignore_label is not None:
+        weights = jnp.where(labels == ignore_label, jnp.zeros_like(weights), weights)
+    x, _, label = read("mean_iou", logits, labels, weights)
+    answer, size = jnp.argmax(x, axis=-1), x.shape[-1]
+    weights = weights.astype(jnp.float32)
+    wrong = (label < 0) | (label >= size)
+    weights = jnp.where(wrong & (weights > 0), jnp.nan, weights)
+    places = (relations.whole(a.ravel()) for a in (jnp.clip(label, 0, size - 1), answer))
+    counts = (
+        jnp.zeros((size, size), jnp.float32).at[tuple(places)].add(relations.whole(weights.ravel()))
+    )
+    return Confusion(counts, jnp.sum(weights))
+
+
+def _labels(
+    function: str, logits: Array, labels: Array, mask: Array, ignore_label: int | None
+) -> tuple[Array, Array, Array]:
+    """Return logits, labels of their shape as numbers, and the weight of each."""
+    x = jnp.asarray(logits)
+    y = _shaped(function, jnp.asarray(labels).astype(jnp.float32), x, "labels")
+    weights = spread(mask, x.shape[:-1])
+    weights = jnp.broadcast_to(weights[..., None], x.shape).astype(jnp.float32)
+    if ignore_label is not None:
+        weights = jnp.where(y == ignore_label, 0, weights)
+    return x.astype(jnp.float32), y, weights
+
+
+def _shaped(function: str, y: Array, x: Array, name: str) -> Array:
+    """Return labels in the shape of outputs [batch..., values]; [batch...] fits one value."""
+    y = y[..., None] if y.shape == x.shape[:-1] and x.shape[-1] == 1 else y
+    if y.shape != x.shape:
+        raise ValueError(f"{function}: {name} have shape {y.shape}, expected {x.shape}")
+    return y
+
+
+def _last_index(x: Array) -> Array:
+    last = jnp.arange(x.shape[-1]).reshape((1,) * (x.ndim - 1) + (-1,))
+    return jnp.broadcast_to(last, x.shape)
