@@ -18,6 +18,7 @@ LEVELS = [
     "distributed",
     "checkpoint",
     "metrics",
+    "heads",
     "optimizers",
     "models",
     "teachers",

@@ -20,7 +20,7 @@ def stop(*args, **kwargs):
     print(json.dumps([frame for frame in ours if frame[0].split(os.sep)[0] != "tests"]), flush=True)
     os._exit(0)
 
-exact._log_ratio = stop
+exact.kl_and_gap = stop
 sys.argv = ["distill", *sys.argv[1:]]
 runpy.run_module("experiments.distill", run_name="__main__")
 """
@@ -37,7 +37,7 @@ def stack(tmp_path_factory):
         text=True,
         check=True,
     )
-    return [*map(tuple, json.loads(done.stdout.splitlines()[-1])), ("", "_log_ratio")]
+    return [*map(tuple, json.loads(done.stdout.splitlines()[-1])), ("", "kl_and_gap")]
 
 
 def files_of(stack):

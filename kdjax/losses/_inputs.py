@@ -31,14 +31,15 @@ LOG_PROBS: Names = ("student_log_probs", "teacher_log_probs")
 
 
 class Labels(NamedTuple):
-    """Which class each label is, [..., num_classes]; the labels to leave out, [...], or None."""
+    """Which class each label is, [..., num_classes]; whether it is one; which to leave out."""
 
     chosen: Array
+    valid: Array
     ignored: Mask
 
     def of(self, values: Array) -> Array:
         """Return values [...], 0 where the label is to be ignored, nan where it is no class."""
-        values = jnp.where(jnp.any(self.chosen, axis=-1), values, jnp.nan)
+        values = jnp.where(self.valid, values, jnp.nan)
         return values if self.ignored is None else jnp.where(self.ignored, 0, values)
 
 
@@ -235,9 +236,10 @@ def as_chosen(
     if integers.shape == x.shape:
         like += "; class probabilities are of a floating type"
     check_shape(function, "labels", integers, x.shape[:-1], like)
-    _check_labels(function, labels, x.shape[-1], ignore_label, mask)
+    check_labels(function, labels, x.shape[-1], ignore_label, mask)
     ignored = None if ignore_label is None else integers == ignore_label
-    return Labels(jax.nn.one_hot(integers, x.shape[-1], dtype=bool), ignored)
+    valid = (integers >= 0) & (integers < x.shape[-1])
+    return Labels(jax.nn.one_hot(integers, x.shape[-1], dtype=bool), valid, ignored)
 
 
 def are_probs(labels: Array) -> bool:
@@ -341,7 +343,7 @@ def _check_axis(function: str, name: str, x: Array, axis: int, fewest: int) -> N
         )
 
 
-def _check_labels(
+def check_labels(
     function: str, labels: Any, num_classes: int, ignored: int | None, mask: Mask
 ) -> None:
     """Raise on a label that counts and is no class, where it is known before the program runs."""

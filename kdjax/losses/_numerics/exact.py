@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 Arrays = tuple[Array, ...]
+Pair = tuple[Array, Array]
 
 # phi(r) / r^2 = 1/2! + r/3! + r^2/4! + ...: enough terms for float64 where |r| <= 1/2.
 _PHI = [1 / math.factorial(k) for k in range(17, 1, -1)]
@@ -41,17 +42,23 @@ def _center(x: Array) -> Array:
     return jnp.where(jnp.isneginf(gap) & ~jnp.isneginf(x), jnp.nan, gap)
 
 
-def _is_top(x: Array) -> Array:
-    """Mark the first of the largest logits."""
-    classes = jnp.arange(x.shape[-1]).reshape((1,) * (x.ndim - 1) + (-1,))
-    return classes == jnp.argmax(x, axis=-1, keepdims=True)
+def _exponentials(x: Array, t: Array) -> tuple[Array, Array, Array]:
+    """Return x / t less its maximum, exp of that, and the sum of all exponentials but one of 1.
+
+    Without that 1, the maximum's own, the sum has digits where the others are small. What is 0
+    less its maximum more than once is counted: the difference of the two sums is a whole number.
+    """
+    z = _center(x) / t
+    e = jnp.exp(z)
+    below = _total(jnp.where(z == 0, 0, e))
+    ties = jnp.maximum(jnp.round(_total(e) - below), 1) - 1
+    return z, e, below + ties
 
 
 @jax.custom_jvp
 def log_softmax(x: Array, t: Array) -> Array:
     """Return log softmax(x / t) over the last axis, the top class by log1p over the others."""
-    z = _center(x) / t
-    others = jnp.sum(jnp.where(_is_top(x), 0, jnp.exp(z)), axis=-1, keepdims=True)
+    z, _, others = _exponentials(x, t)
     return z - jnp.log1p(others)
 
 
@@ -70,105 +77,144 @@ def _scaled_tangent(x: Array, t: Array, dx: Array, dt: Array) -> Array:
     return jnp.where(jnp.isneginf(x), 0, dz)
 
 
-@jax.custom_jvp
 def nll(x: Array, chosen: Array) -> Array:
     """Return -log softmax(x) at the chosen class, [...]."""
-    log_probs = log_softmax(x, at_one(x))
-    return -jnp.sum(jnp.where(chosen, log_probs, 0), axis=-1)
+    return _nll_and_gradient(x, chosen)[0]
 
 
-@nll.defjvp
-def _nll_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
-    """Sum over the other classes of q (dx - dx[label]): no 1 - q, which has no digits left."""
+@jax.custom_jvp
+def _nll_and_gradient(x: Array, chosen: Array) -> tuple[Array, Array]:
+    """Return -log q at the chosen class, [...], and q less 1 there: not as 1 - q, without digits.
+
+    Where the chosen class is the maximum, the sum over the others is known; elsewhere that sum has
+    the maximum's 1.
+    """
+    z, _, others = _exponentials(x, at_one(x))
+    label = _total(jnp.where(chosen, z, 0))
+    rest = jnp.where(label == 0, others, 1 + others - jnp.exp(label))
+    gradient = jnp.where(chosen, -rest, jnp.exp(_center(_again(x)))) / (1 + others)
+    return jnp.squeeze(jnp.log1p(others) - label, -1), gradient
+
+
+@_nll_and_gradient.defjvp
+def _nll_and_gradient_jvp(primals: Arrays, tangents: Arrays) -> tuple[Pair, Pair]:
     (x, chosen), (dx, _) = primals, tangents
-    probs = jnp.exp(log_softmax(x, at_one(x)))
-    at_label = jnp.sum(jnp.where(chosen, dx, 0), axis=-1, keepdims=True)
-    others = jnp.where(chosen | jnp.isneginf(x), 0, probs * (dx - at_label))
-    return nll(x, chosen), jnp.sum(others, axis=-1)
+    value, gradient = _nll_and_gradient(x, chosen)
+    probs, dz = jnp.exp(log_softmax(x, at_one(x))), jnp.where(jnp.isneginf(x), 0, dx)
+    return (value, gradient), (jnp.sum(gradient * dz, axis=-1), probs * (dz - _total(probs * dz)))
 
 
-def _log_ratio(x: Array, v: Array, t: Array) -> tuple[Array, Array, Array, Array]:
+def _again(x: Array) -> Array:
+    """Return logits as if they were others, so that what is made of them is not kept, but redone.
+
+    An exponential takes less time than its array takes room.
+    """
+    redone: Array = jax.lax.optimization_barrier(x)
+    return redone
+
+
+def _difference(x: Array, y: Array) -> tuple[Array, Array]:
+    """Return x - y as an unevaluated sum of two numbers: nothing is rounded away."""
+    gap = x - y
+    moved = gap - x
+    return gap, (x - (gap - moved)) - (y + moved)
+
+
+def _phi(r: Array) -> Array:
+    """Return phi(r) for |r| up to 2: the series at r / 4, and phi(2 s) = 2 phi(s) + (s + phi(s))^2.
+
+    All parts are positive, so that nothing cancels.
+    """
+    s = r / 4
+    terms = _PHI if r.dtype.itemsize > 4 else _PHI[-8:]
+    value = jnp.full_like(s, terms[0])
+    for coefficient in terms[1:]:
+        value = value * s + coefficient
+    value = value * s * s
+    value = 2 * value + jnp.square(s + value)
+    return 2 * value + jnp.square(2 * s + value)
+
+
+@jax.custom_jvp
+def kl_and_gap(x: Array, v: Array, t: Array) -> tuple[Array, Array]:
     """Compare q = softmax(x / t), the student, with p = softmax(v / t).
 
     Returns:
-        log p and log q, [..., num_classes]; log(q / p), 0 where one of them has no such class; and
-        [..., 1] whether the two are near, in which case log(q / p) is exact to its last digits.
+        KL(p || q), [...], without the factor t^2; and q - p, [..., num_classes]. Both are exact to
+        their last digits where the two nearly agree.
     """
-    log_p, log_q = log_softmax(v, t), log_softmax(x, t)
-    both = ~(jnp.isneginf(x) | jnp.isneginf(v))
-    student, teacher = jnp.where(both, x, 0), jnp.where(both, v, 0)
-    # The gap as an unevaluated sum, gap + rest, of two numbers: nothing is rounded away.
-    gap = student - teacher
-    moved = gap - student
-    rest = (student - (gap - moved)) - (teacher + moved)
-    p = jnp.where(both, jnp.exp(log_p), 0)
+    (_, ex, others_x), (zv, ev, others_v) = _exponentials(x, t), _exponentials(v, t)
+    q, p = ex / (1 + others_x), ev / (1 + others_v)
+    lacks_x, lacks_v = jnp.isneginf(x), jnp.isneginf(v)
+    both = ~(lacks_x | lacks_v)
+    gap, rest = (jnp.where(both, part, 0) for part in _difference(x, v))
     # log(q / p) is the gap up to a constant. Any center will do: the constant is computed for it.
     # A class with most of the mass keeps its digits as the center; otherwise the mean is closest.
-    top = _is_top(v)
-    dominant = jnp.max(p, axis=-1, keepdims=True) > 0.5
-    center = jnp.sum(jnp.where(dominant, jnp.where(top, gap, 0), p * gap), axis=-1, keepdims=True)
-    shift = jnp.sum(jnp.where(dominant & top, rest, 0), axis=-1, keepdims=True)
+    max_x, max_v = (jnp.max(y, axis=-1, keepdims=True) for y in (x, v))
+    top_x, top_v = _finite(max_x), _finite(max_v)
+    dominant = others_v < 1
+    parts = jnp.where(dominant, jnp.where(zv == 0, x, 0), p * gap)
+    middle = _total(jnp.where(both, parts, 0))
+    center, shift = _difference(middle, jnp.where(dominant, top_v, 0))
     g = jnp.where(both, ((gap - center) + (rest - shift)) / t, 0)
-    # q / p = exp(g + constant), and q sums to 1 over the shared classes and the student's own, p
-    # over the shared ones and those that the student has lost.
-    grown = jnp.where(g > 1, jnp.exp(log_p + g) - p, p * jnp.expm1(jnp.minimum(g, 1)))
-    grown = jnp.where(both, grown, 0)
-    own = jnp.sum(jnp.where(jnp.isneginf(v), jnp.exp(log_q), 0), axis=-1, keepdims=True)
-    lost = jnp.sum(jnp.where(jnp.isneginf(x), jnp.exp(log_p), 0), axis=-1, keepdims=True)
-    near = jnp.sum(jnp.abs(grown), axis=-1, keepdims=True) + own + lost < 0.5
-    excess = jnp.where(near, jnp.sum(grown, axis=-1, keepdims=True) - lost, 0)
-    constant = jnp.log1p(-jnp.where(near, own, 0)) - jnp.log1p(excess)
-    far = jnp.where(both, _finite(log_q) - _finite(log_p), 0)
-    return log_p, log_q, jnp.where(both, jnp.where(near, g + constant, far), 0), near
+    # log q - log p = g - lift + log(1 + others_v) - log(1 + others_x), and p * exp(g) is a multiple
+    # of the student's exponential.
+    apart, left = _difference(top_x, top_v)
+    lift = ((apart - center) + (left - shift)) / t
+    scale = jnp.exp(jnp.minimum(lift, 80)) / (1 + others_v)
+    # Of p * expm1(g) = p * phi(g) + p * g the parts are summed alone where g is small, and the
+    # whole where it is large, so that neither sum loses what the other needs.
+    small = jnp.abs(g) <= 2
+    phi = _phi(jnp.where(small, g, 0))
+    curved = _total(jnp.where(both, jnp.where(small, p * phi, ex * scale - p), 0))
+    linear, far = (_total(jnp.where(at, p * g, 0)) for at in (small, ~small))
+    grown = curved + linear
+    # q sums to 1 over the shared classes and the student's own, p over the shared ones alone: of a
+    # class that only the teacher has, the divergence is infinite.
+    alone = jnp.where(lacks_x & ~lacks_v, jnp.inf, 0)
+    own = _total(jnp.where(lacks_v, q, alone))
+    near = jnp.abs(grown) + own < 0.5
+    mass, grown = jnp.where(near, own, 0), jnp.where(near, grown, 0)
+    by_series = jnp.maximum((curved - far) - _phi(jnp.log1p(grown)), 0) - jnp.log1p(-mass)
+    by_logs = lift + (jnp.log1p(others_x) - jnp.log1p(others_v)) - (linear + far)
+    value = jnp.where(near, by_series, jnp.where(jnp.isneginf(max_v), 0, by_logs))
+    value = jnp.where(jnp.isposinf(own), jnp.inf, value)
+    closely = p * ((1 - mass) * (g + phi) - (mass + grown)) / (1 + grown)
+    return jnp.squeeze(value, -1), jnp.where(near & small & both, closely, q - p)
 
 
-@jax.custom_jvp
-def tempered_kl(x: Array, v: Array, t: Array) -> Array:
-    """Return KL(softmax(v / t) || softmax(x / t)) over the last axis, without the factor t^2."""
-    log_p, log_q, ratio, near = _log_ratio(x, v, t)
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    small = jnp.abs(ratio) <= 0.5
-    series = phi_near_zero(jnp.where(small, ratio, 0))
-    large = jnp.where(ratio > 1, jnp.exp(log_p + ratio) - p, p * jnp.expm1(jnp.minimum(ratio, 1)))
-    terms = jnp.where(small, p * series, large - p * ratio)
-    # Where the teacher has no class, p * phi(log(q / p)) is q.
-    terms = jnp.where(near, jnp.where(jnp.isneginf(v), q, terms), -p * ratio)
-    impossible = jnp.any(jnp.isneginf(x) & ~jnp.isneginf(v), axis=-1)
-    return jnp.where(impossible, jnp.inf, jnp.sum(terms, axis=-1))
-
-
-@tempered_kl.defjvp
-def _tempered_kl_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+@kl_and_gap.defjvp
+def _kl_and_gap_jvp(primals: Arrays, tangents: Arrays) -> tuple[Pair, Pair]:
     """Sum (q - p) dz + sum p (log(p / q) - KL) dv, both over t; derivatives of it exist too."""
     (x, v, t), (dx, dv, dt) = primals, tangents
-    value = tempered_kl(x, v, t)
-    taught = ~jnp.all(jnp.isneginf(v), axis=-1, keepdims=True)
-    by_student = jnp.where(taught, probability_gap(x, v, t), 0) * _scaled_tangent(x, t, dx, dt)
+    value, gap = kl_and_gap(x, v, t)
+    taught = ~jnp.isneginf(jnp.max(v, axis=-1, keepdims=True))
+    by_student = jnp.where(taught, gap, 0) * _scaled_tangent(x, t, dx, dt)
     log_p, log_q = log_softmax(v, t), log_softmax(x, t)
-    gap = jnp.where(jnp.isneginf(x) | jnp.isneginf(v), 0, _finite(log_p) - _finite(log_q))
+    ratio = jnp.where(jnp.isneginf(x) | jnp.isneginf(v), 0, _finite(log_p) - _finite(log_q))
     finite_value = jnp.where(jnp.isposinf(value), 0, value)[..., None]
-    by_teacher = jnp.exp(log_p) * (gap - finite_value) * _scaled_tangent(v, t, dv, dt)
-    return value, jnp.sum(by_student + by_teacher, axis=-1)
+    by_teacher = jnp.exp(log_p) * (ratio - finite_value) * _scaled_tangent(v, t, dv, dt)
+
+    def moved(log_probs: Array, logits: Array, tangent: Array) -> Array:
+        probs, dz = jnp.exp(log_probs), _scaled_tangent(logits, t, tangent, dt)
+        return probs * (dz - _total(probs * dz))
+
+    by_gap = moved(log_q, x, dx) - moved(log_p, v, dv)
+    return (value, gap), (jnp.sum(by_student + by_teacher, axis=-1), by_gap)
 
 
-@jax.custom_jvp
+def tempered_kl(x: Array, v: Array, t: Array) -> Array:
+    """Return KL(softmax(v / t) || softmax(x / t)) over the last axis, without the factor t^2."""
+    return kl_and_gap(x, v, t)[0]
+
+
 def probability_gap(x: Array, v: Array, t: Array) -> Array:
     """Return softmax(x / t) - softmax(v / t), exact to its last digits where they are close."""
-    log_p, log_q, ratio, near = _log_ratio(x, v, t)
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    close = near & (jnp.abs(ratio) <= 1) & ~jnp.isneginf(v) & ~jnp.isneginf(x)
-    return jnp.where(close, p * jnp.expm1(jnp.where(close, ratio, 0)), q - p)
+    return kl_and_gap(x, v, t)[1]
 
 
-@probability_gap.defjvp
-def _probability_gap_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
-    (x, v, t), (dx, dv, dt) = primals, tangents
-
-    def moved(logits: Array, tangent: Array) -> Array:
-        probs, dz = jnp.exp(log_softmax(logits, t)), _scaled_tangent(logits, t, tangent, dt)
-        return probs * (dz - jnp.sum(probs * dz, axis=-1, keepdims=True))
-
-    return probability_gap(x, v, t), moved(x, dx) - moved(v, dv)
+def _total(x: Array) -> Array:
+    return jnp.sum(x, axis=-1, keepdims=True)
 
 
 def entropy(log_p: Array) -> Array:
