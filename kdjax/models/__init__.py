@@ -18,6 +18,7 @@ from kdjax.models._residual import (
     resnet44, resnet56, resnet110,
 )
 from kdjax.models._shuffle import ShuffleNetV1, ShuffleNetV2, shufflenet_v1, shufflenet_v2
+from kdjax.models._torch import from_torch
 from kdjax.models._transformer import VisionTransformer, vit, vit_b, vit_mu, vit_s, vit_ti
 from kdjax.models._vgg import VGG, vgg, vgg8, vgg13
 from kdjax.models._wide import WideResNet, wide_resnet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
@@ -27,12 +28,13 @@ __all__ = [
     "MLP", "VGG", "BasicBlock", "BottleneckResNet", "ImageNetResNet", "MobileNetV2", "Network",
     "NetworkSpec", "Pool", "ResNet", "ShuffleNetV1", "ShuffleNetV2", "VisionTransformer",
     "WideResNet", "bottleneck_resnet", "build", "cifar_resnet50", "from_linen", "from_nnx",
-    "from_pytorch", "imagenet_resnet", "load_network", "mlp", "mobilenet_v2", "normalization_of",
-    "normalized", "num_params", "read_state_dict", "rematerialized", "resnet", "resnet8",
-    "resnet8x4", "resnet14", "resnet18", "resnet20", "resnet32", "resnet32x4", "resnet34",
-    "resnet44", "resnet56", "resnet110", "save_network", "shufflenet_v1", "shufflenet_v2", "simkd",
-    "variables_of", "vgg", "vgg8", "vgg13", "vit", "vit_b", "vit_mu", "vit_s", "vit_ti",
-    "wide_resnet", "with_class_maps", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2",
+    "from_pytorch", "from_torch", "imagenet_resnet", "load_network", "mlp", "mobilenet_v2",
+    "normalization_of", "normalized", "num_params", "read_state_dict", "rematerialized", "resnet",
+    "resnet8", "resnet8x4", "resnet14", "resnet18", "resnet20", "resnet32", "resnet32x4",
+    "resnet34", "resnet44", "resnet56", "resnet110", "save_network", "shufflenet_v1",
+    "shufflenet_v2", "simkd", "variables_of", "vgg", "vgg8", "vgg13", "vit", "vit_b", "vit_mu",
+    "vit_s", "vit_ti", "wide_resnet", "with_class_maps", "wrn_16_1", "wrn_16_2", "wrn_40_1",
+    "wrn_40_2",
 ]
 
 _, __getattr__ = moved(__name__)

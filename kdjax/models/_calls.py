@@ -97,42 +97,52 @@ def logits_fn(
     """
 
     def run(module: Any, inputs: Any, train: bool) -> tuple[Array, dict[str, tuple[Any, ...]]]:
-        return split_outputs(
-            where, type(module).__name__, (call_fn or call_module)(module, inputs, train)
-        )
+        outputs = (call_fn or call_module)(module, inputs, train)
+        hint = "pick it with call_fn=lambda module, inputs, train: ..."
+        return split_outputs(where, type(module).__name__, outputs, _as_array, hint)
 
     return run
 
 
-def split_outputs(where: str, name: str, outputs: Any) -> tuple[Array, dict[str, tuple[Any, ...]]]:
-    """Return a network's logits, and its other outputs by name, such as "hidden_states/2".
+def split_outputs(
+    where: str, name: str, outputs: Any, array_fn: Callable[[Any], Any], hint: str
+) -> tuple[Array, dict[str, tuple[Any, ...]]]:
+    """Return a network's logits, and all its outputs by name, such as "hidden_states/2".
 
     Args:
         where: the function that a message begins with.
         name: the network's.
         outputs: an array, or several in mappings, sequences and data classes, one of which is
             named `logits`.
+        array_fn: makes an array of JAX of a leaf, None of what is no array.
+        hint: what to do where none is.
 
     Raises:
         TypeError: if none is.
     """
-    if isinstance(outputs, _ARRAYS):
-        return jnp.asarray(outputs), {}
-    named = {path: (jnp.asarray(array),) for path, array in _named(outputs)}
-    if "logits" not in named:
+    named = {path: (array,) for path, array in _named(outputs, array_fn)}
+    # One array alone has no name.
+    found = named.pop("", None) or named.get("logits")
+    if found is None:
         of = f" of {', '.join(named)}" if named else ""
         raise TypeError(
             f"{where}: {name} returned a {type(outputs).__name__}{of}, expected one array of "
-            "logits, or several by name of which one is `logits`; pick it with "
-            "call_fn=lambda module, inputs, train: ..."
+            f"logits, or several by name of which one is `logits`; {hint}"
         )
-    return named["logits"][0], named
+    return found[0], named
 
 
-def _named(outputs: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _as_array(leaf: Any) -> Any:
+    return jnp.asarray(leaf) if isinstance(leaf, _ARRAYS) else None
+
+
+def _named(
+    outputs: Any, array_fn: Callable[[Any], Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     """Yield the arrays of a nested structure with their paths."""
-    if isinstance(outputs, _ARRAYS):
-        yield prefix, outputs
+    array = array_fn(outputs)
+    if array is not None:
+        yield prefix, array
         return
     if dataclasses.is_dataclass(outputs) and not isinstance(outputs, Mapping):
         outputs = {f.name: getattr(outputs, f.name) for f in dataclasses.fields(outputs)}
@@ -141,7 +151,7 @@ def _named(outputs: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(outputs, tuple | list):
         outputs = dict(enumerate(outputs))
     for key, value in outputs.items() if isinstance(outputs, Mapping) else ():
-        yield from _named(value, f"{prefix}/{key}" if prefix else str(key))
+        yield from _named(value, array_fn, f"{prefix}/{key}" if prefix else str(key))
 
 
 def values_by_path(leaves: Iterable[tuple[Sequence[Any], Any]]) -> dict[str, tuple[Any, ...]]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -68,9 +68,11 @@ def from_linen(
         collections = dict(made)
         params = collections.pop("params", {})
         shapes = functools.partial(_shapes_without, run, told[True], key, inputs)
-        sown = {k: v for k, v in collections.items() if _is_sown(k, v, shapes)}
-        _calls.check_paths("from_linen", wanted, {*called, *named, *_by_path(sown)})
-        return Variables(params, {k: v for k, v in collections.items() if k not in sown})
+        sown = [name for name, found in collections.items() if _is_sown(name, found, shapes)]
+        state = _without(collections, sown)
+        values = _by_path(_without(collections, state))
+        _calls.check_paths("from_linen", wanted, {*called, *named, *values})
+        return Variables(params, state)
 
     def apply(
         params: PyTree, state: PyTree, inputs: Any, *, train: bool, key: Array | None = None
@@ -87,7 +89,7 @@ def from_linen(
                 )
         except errors.InvalidRngError as error:
             raise ValueError(_needs_key(module, train)) from error
-        values = {**named, **_by_path({k: v for k, v in changed.items() if k not in state})}
+        values = {**named, **_by_path(_without(changed, state))}
         _calls.check_paths("from_linen", wanted, {*called, *values})
         found = _calls.pick_features("from_linen", wanted, values)
         new_state = {name: changed[name] for name in state}
@@ -131,6 +133,10 @@ def _keep(paths: frozenset[str] | set[str], called: set[str]) -> Callable[[nn.Mo
         return method == "__call__" and path in paths
 
     return keep
+
+
+def _without(collections: PyTree, names: Collection[str]) -> dict[str, PyTree]:
+    return {name: found for name, found in collections.items() if name not in names}
 
 
 def _by_path(collections: PyTree) -> dict[str, tuple[Any, ...]]:
