@@ -25,7 +25,8 @@ NETWORKS: Mapping[str, Callable[..., Model]] = {
     "wrn_16_2": _wide.wrn_16_2, "wrn_40_1": _wide.wrn_40_1, "wrn_40_2": _wide.wrn_40_2,
     "vgg8": _vgg.vgg8, "vgg13": _vgg.vgg13, "mobilenet_v2": _mobile.mobilenet_v2,
     "shufflenet_v1": _shuffle.shufflenet_v1, "shufflenet_v2": _shuffle.shufflenet_v2,
-    "resnet18": _residual.resnet18, "resnet34": _residual.resnet34, "vit_mu": _transformer.vit_mu,
+    "resnet18": _residual.resnet18, "resnet34": _residual.resnet34,
+    "resnet50": _residual.resnet50, "resnet101": _residual.resnet101, "vit_mu": _transformer.vit_mu,
     "vit_ti": _transformer.vit_ti, "vit_s": _transformer.vit_s, "vit_b": _transformer.vit_b,
 }  # fmt: skip
 _OWN_FIELDS = {

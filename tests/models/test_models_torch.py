@@ -160,3 +160,27 @@ def test_networks_of_torchvision_and_timm(name):
     teacher = teachers.from_torch(module, mean=MEAN, std=STD)
     got = jax.jit(teacher.apply)(teacher.variables, {"image": images}).logits
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+OURS = {
+    "timm:vit_tiny_patch16_224": lambda: models.vit_ti(7, patch_size=16),
+    "torchvision:vit_b_16": lambda: models.vit_b(7, patch_size=16),
+    "torchvision:resnet50": lambda: models.resnet50(7),
+    "torchvision:resnet101": lambda: models.resnet101(7),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OURS)
+def test_weights_of_torchvision_and_timm_in_our_networks(name, tmp_path):
+    library, network = name.split(":")
+    zoo = pytest.importorskip(library)
+    make = zoo.create_model if library == "timm" else zoo.models.get_model
+    module, model, images = spread(make(network, num_classes=7)), OURS[name](), images_of(224)
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "weights.pth")
+    model = models.normalized(model, MEAN, STD)
+    like = jax.eval_shape(model.init, jax.random.key(0), images)
+    found = models.from_pytorch(models.read_state_dict(tmp_path / "weights.pth"), like)
+    got = jax.jit(lambda v, x: model.apply(*v, x, train=False)[0].logits)(found, images)
+    want = in_pytorch(module, images).numpy()
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
