@@ -179,16 +179,16 @@ def _found(
 def _starts(arrays: StateDict, names: set[str]) -> tuple[str, tuple[str, ...]]:
     """Return what the names of a network begin with, and those of its copies."""
     places = Counter(start for name in arrays for start in _before(name, names))
-    most = max(places.values(), default=0)
-    # A layer inside may have the names of a few others: a copy has most of them.
-    copies = sorted((at for at in places if 2 * places[at] > most), key=len)
-    best = [at for at in copies if places[at] == most] or [""]
-    if len(best) > 1 and best[0] and 2 * most > len(names):
+    ranked = sorted(places, key=lambda at: (-places[at], len(at))) or [""]
+    first, second = ranked[0], "".join(ranked[1:2])
+    most = places[first]
+    if first and places[second] == most and 2 * most > len(names):
         raise ValueError(
-            f"from_pytorch: the state dict has the network {len(best)} times, under "
-            f"{_listed(best)}: give the entries of one of them"
+            f"from_pytorch: the state dict has the network 2 times, under {first} and {second}: "
+            "give the entries of one of them"
         )
-    return best[0], tuple(at for at in copies if at and at != best[0])
+    # A layer inside may have the names of a few others: a copy has most of them.
+    return first, tuple(at for at in ranked[1:] if at and 2 * places[at] > most)
 
 
 def _before(name: str, names: set[str]) -> list[str]:
