@@ -41,7 +41,8 @@ def from_pytorch(
     ResNets go by torchvision's names: `conv1`, `bn1`, `layer1.0.conv1`, ...,
     `layer2.0.downsample.0` (or `shortcut.0`), `fc`; vision transformers by those of timm, Hugging
     Face or torchvision; other networks for small images by those of RepDistiller. Multilayer
-    perceptrons go by order: the first weight is the first layer's, whatever its name.
+    perceptrons go by order: the first weight is the first layer's, whatever its name. A model that
+    `from_torch` makes goes by the names of its own module.
 
     What is around the names is found out: "module.", "backbone.", "net.", ...; the classifier may
     have any of its usual names. `num_batches_tracked` and the normalization are left out; what is
@@ -71,6 +72,8 @@ def from_pytorch(
     }
     params, stats = flatten(like.params), flatten(like.state)
     leaves = params | stats
+    if {len(path) for path in leaves} == {1}:
+        return _of_module(arrays, like)
     names, arrays = _matched({path: path[path in stats :] for path in leaves}, arrays, image_shape)
     shapes = {names[path]: _torch_shape(path, leaf.shape) for path, leaf in leaves.items()}
     arrays = {name: _resized(name, x, shapes.get(name, x.shape)) for name, x in arrays.items()}
@@ -78,6 +81,13 @@ def from_pytorch(
     filled = {path: _ours(arrays[name], leaves[path]) for path, name in names.items()}
     parts = [{path: filled[path] for path in part} for part in (params, stats)]
     return Variables(*map(unflatten, parts))
+
+
+def classes_of(state_dict: StateDict) -> int | None:
+    """Return how many classes a state dict's classifier has, None where none has a usual name."""
+    ends = tuple(f".{head}.weight" for head in HEADS)
+    found = [x for name, x in state_dict.items() if f".{name}".endswith(ends) and x.ndim == 2]
+    return found[-1].shape[0] if found else None
 
 
 def normalization_of(state_dict: StateDict) -> tuple[np.ndarray, np.ndarray] | None:
@@ -118,6 +128,24 @@ def _unwrapped(state_dict: StateDict) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _of_module(arrays: dict[str, np.ndarray], like: Variables) -> Variables:
+    """Return the variables of a PyTorch module, by its own names."""
+    wanted = {name: leaf for part in like for name, leaf in part.items() if leaf.shape}
+    own, passed, _ = _found(arrays, wanted)
+    if passed:
+        _warn(passed)
+    _check(own, {name: tuple(leaf.shape) for name, leaf in wanted.items()})
+    # What is one number counts batches.
+    blank = {n: jnp.zeros(x.shape, x.dtype) for part in like for n, x in part.items()}
+    filled = blank | {name: jnp.asarray(own[name], leaf.dtype) for name, leaf in wanted.items()}
+    return Variables(*({name: filled[name] for name in part} for part in like))
+
+
+def _warn(passed: Sequence[str]) -> None:
+    text = "from_pytorch: passed over what is no weight of the network: " + _listed(passed)
+    warnings.warn(text, stacklevel=4)
+
+
 def _matched(
     places: Mapping[Path, Path], arrays: dict[str, np.ndarray], image_shape: Sequence[int] | None
 ) -> tuple[dict[Path, str], dict[str, np.ndarray]]:
@@ -135,8 +163,7 @@ def _matched(
     else:
         names, own, passed = _by_order(places, arrays, image_shape)
     if passed:
-        text = "from_pytorch: passed over what is no weight of the network: " + _listed(passed)
-        warnings.warn(text, stacklevel=3)
+        _warn(passed)
     return names, own
 
 
@@ -212,8 +239,7 @@ def _take_head(
     wanted = next((head for head in HEADS if f"{head}.weight" in names), None)
     if wanted is None or f"{wanted}.weight" in own:
         return
-    parts = start.split(".")
-    outside = ["".join(f"{part}." for part in parts[:i]) for i in range(len(parts) - 1)]
+    outside = _parents(start)
     taken = names - {f"{wanted}.weight"}
     for held, where in [(own, ""), *((rest, at) for at in reversed(outside))]:
         for alias in HEADS:
@@ -221,6 +247,12 @@ def _take_head(
                 for leaf in held.keys() & {f"{where}{alias}.{x}" for x in ("weight", "bias")}:
                     own[f"{wanted}.{leaf.rpartition('.')[2]}"] = held.pop(leaf)
                 return
+
+
+def _parents(start: str) -> list[str]:
+    """Return what is around what names begin with, from the outside."""
+    parts = start.split(".")
+    return ["".join(f"{part}." for part in parts[:i]) for i in range(len(parts) - 1)]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -20,8 +20,9 @@ def from_torch(
     `init` returns copies of the module's own weights, whatever the key: parameters as params,
     buffers as state. `apply` runs the module's Python code in evaluation mode on arrays of JAX, so
     that it is compiled and differentiated like any other function; the module is left as it is.
-    Images [batch, height, width, channels] become [batch, channels, height, width] before; inputs
-    of another number of axes are fed as they are. What is captured stays in PyTorch's order.
+    Images [batch, height, width, channels] become [batch, channels, height, width] before, and what
+    is captured with four axes comes back the other way; inputs of another number of axes are fed
+    as they are.
 
     Code that asks for values (`if x.sum() > 0`, `.item()`, `.numpy()`), operators that are not
     PyTorch's own, and scripted or quantized modules cannot be compiled.
@@ -73,7 +74,8 @@ def from_torch(
             raw = torch.func.functional_call(module, weights, (x,), tie_weights=False)
         hint = "call it in a module of your own that returns them so"
         logits, named = _calls.split_outputs("from_torch", name, raw, as_array, hint)
-        values = {**named, **{path: tuple(map(as_array, found)) for path, found in calls.items()}}
+        found = {path: tuple(map(as_array, outputs)) for path, outputs in calls.items()}
+        values = jax.tree.map(_channels_last, {**named, **found})
         _calls.check_paths("from_torch", wanted, {*modules, *values})
         return Outputs(logits, _calls.pick_features("from_torch", wanted, values)), state
 
@@ -113,6 +115,10 @@ def _channels_first(params: PyTree, inputs: Any) -> Array:
     kinds = (leaf.dtype for leaf in jax.tree.leaves(params))
     dtype = next((kind for kind in kinds if jnp.issubdtype(kind, jnp.floating)), jnp.float32)
     return jnp.moveaxis(x.astype(dtype), -1, 1)
+
+
+def _channels_last(x: Array) -> Array:
+    return jnp.moveaxis(x, 1, -1) if x.ndim == 4 else x
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def test_a_module_teaches_with_pytorchs_logits_and_features_and_is_left_as_it_is
     np.testing.assert_allclose(
         outputs.features["hidden/2"], want["hidden"][2], rtol=1e-5, atol=1e-5
     )
-    chex.assert_shape(outputs.features["norm"], (4, 8, 6, 6))
+    chex.assert_shape(outputs.features["norm"], (4, 6, 6, 8))
     assert module.training
     assert not module.norm._forward_hooks
     assert "head.weight" in teacher.variables.params
