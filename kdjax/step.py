@@ -86,7 +86,7 @@ def init_train_state(
         inputs_fn: what the network is fed, `batch["image"]` by default.
         variables: where the student starts, trained before; by default it is drawn. The optimizer
             starts there too, which matters where its state holds copies of the parameters. They
-            are copied.
+            are copied; None in the place of an array leaves that one drawn.
         average: what `make_train_step` gets as `average`, if anything.
 
     Returns:
@@ -336,8 +336,9 @@ def _state_from(
 
 def _as_like(given: Variables, like: Variables) -> Variables:
     """Return copies of variables in the types of a network's own, which they must fit."""
-    theirs, ours = ({jax.tree_util.keystr(p): x for p, x in jax.tree.leaves_with_path(tree)}
-                    for tree in (tuple(given), tuple(like)))  # fmt: skip
+    flat = (jax.tree.leaves_with_path(tuple(x), is_leaf=lambda x: x is None) for x in (given, like))
+    theirs, ours = ({jax.tree_util.keystr(path): x for path, x in leaves} for leaves in flat)
+    theirs = {path: ours.get(path) if x is None else x for path, x in theirs.items()}
     for path in [*ours, *theirs]:
         shapes = [jnp.shape(tree[path]) if path in tree else None for tree in (theirs, ours)]
         if shapes[0] != shapes[1]:

@@ -12,12 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
+from kdjax import models
 from kdjax.metrics import are_probabilities, known
 from kdjax.types import Array, Batch, Model, OnlineTeacher, Outputs, PyTree, Teacher, Variables
 
 __all__ = [
-    "InputsFn", "absent", "check_logits", "ema", "ensemble", "fed", "frozen", "peers", "stored",
+    "InputsFn", "absent", "check_logits", "ema", "ensemble", "fed", "from_torch", "frozen", "peers",
+    "stored",
 ]  # fmt: skip
 
 InputsFn = Callable[[Batch], Any]
@@ -98,6 +101,48 @@ def frozen(
         return jax.lax.stop_gradient(outputs)
 
     return Teacher(variables, apply)
+
+
+def from_torch(
+    module: Any,
+    *,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
+    features: Sequence[str] = (),
+    inputs_fn: InputsFn = itemgetter("image"),
+) -> Teacher:
+    """Make a teacher of a PyTorch module, which runs inside the compiled step, in evaluation mode.
+
+    Its weights are copied: they are the teacher's variables, and the module is left as it is. See
+    `kdjax.models.from_torch` for what cannot be compiled.
+
+    Args:
+        module: a trained `torch.nn.Module` of images; ours, [batch, height, width, channels], reach
+            it as [batch, channels, height, width].
+        mean: [channels] that it was trained with, in units where white is 1; ImageNet's are (0.485,
+            0.456, 0.406). With `std`, the batch's images are raw, of 0 to 255; without both, they
+            are what the module takes.
+        std: [channels] likewise; ImageNet's are (0.229, 0.224, 0.225).
+        features: names of submodules whose outputs to capture, such as "layer4".
+        inputs_fn: what the network is fed, `batch["image"]` by default.
+
+    Returns:
+        A teacher that answers with the module's logits and features, gradients stopped.
+
+    Raises:
+        MissingPackage: if torch or torchax is not installed.
+        TypeError: if `module` is none of PyTorch.
+        ValueError: if only one of mean and std is given; from apply as in
+            `kdjax.models.from_torch`.
+    """
+    if (mean is None) != (std is None):
+        raise ValueError("from_torch: mean and std go together, and only one of them is given")
+    model = models.from_torch(module, features=features)
+    # The key and the inputs decide nothing: a module has its weights.
+    variables = model.init(jax.random.key(0), None)
+    if mean is not None and std is not None:
+        model = models.normalized(model, mean, std)
+    return frozen(model, variables, inputs_fn=inputs_fn)
 
 
 def ensemble(

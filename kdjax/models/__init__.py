@@ -5,34 +5,92 @@
 from kdjax._renamed import moved
 from kdjax.models._blocks import BasicBlock
 from kdjax.models._build import Network, NetworkSpec, build, load_network, save_network
-from kdjax.models._heads import simkd, with_class_maps
+from kdjax.models._heads import probed, simkd, with_class_maps
 from kdjax.models._layers import Pool
 from kdjax.models._linen import from_linen
 from kdjax.models._mlp import MLP, mlp
 from kdjax.models._mobile import MobileNetV2, mobilenet_v2
 from kdjax.models._nnx import from_nnx, variables_of
-from kdjax.models._pytorch import from_pytorch, normalization_of, read_state_dict
+from kdjax.models._pytorch import classes_of, from_pytorch, normalization_of
 from kdjax.models._residual import (
     BottleneckResNet, ImageNetResNet, ResNet, bottleneck_resnet, cifar_resnet50, imagenet_resnet,
     resnet, resnet8, resnet8x4, resnet14, resnet18, resnet20, resnet32, resnet32x4, resnet34,
-    resnet44, resnet56, resnet110,
+    resnet44, resnet50, resnet56, resnet101, resnet110,
 )
 from kdjax.models._shuffle import ShuffleNetV1, ShuffleNetV2, shufflenet_v1, shufflenet_v2
+from kdjax.models._torch import from_torch
+from kdjax.models._torch_files import read_state_dict
 from kdjax.models._transformer import VisionTransformer, vit, vit_b, vit_mu, vit_s, vit_ti
 from kdjax.models._vgg import VGG, vgg, vgg8, vgg13
 from kdjax.models._wide import WideResNet, wide_resnet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 from kdjax.models._wrappers import normalized, num_params, rematerialized
 
 __all__ = [
-    "MLP", "VGG", "BasicBlock", "BottleneckResNet", "ImageNetResNet", "MobileNetV2", "Network",
-    "NetworkSpec", "Pool", "ResNet", "ShuffleNetV1", "ShuffleNetV2", "VisionTransformer",
-    "WideResNet", "bottleneck_resnet", "build", "cifar_resnet50", "from_linen", "from_nnx",
-    "from_pytorch", "imagenet_resnet", "load_network", "mlp", "mobilenet_v2", "normalization_of",
-    "normalized", "num_params", "read_state_dict", "rematerialized", "resnet", "resnet8",
-    "resnet8x4", "resnet14", "resnet18", "resnet20", "resnet32", "resnet32x4", "resnet34",
-    "resnet44", "resnet56", "resnet110", "save_network", "shufflenet_v1", "shufflenet_v2", "simkd",
-    "variables_of", "vgg", "vgg8", "vgg13", "vit", "vit_b", "vit_mu", "vit_s", "vit_ti",
-    "wide_resnet", "with_class_maps", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2",
+    "MLP",
+    "VGG",
+    "BasicBlock",
+    "BottleneckResNet",
+    "ImageNetResNet",
+    "MobileNetV2",
+    "Network",
+    "NetworkSpec",
+    "Pool",
+    "ResNet",
+    "ShuffleNetV1",
+    "ShuffleNetV2",
+    "VisionTransformer",
+    "WideResNet",
+    "bottleneck_resnet",
+    "build",
+    "cifar_resnet50",
+    "classes_of",
+    "from_linen",
+    "from_nnx",
+    "from_pytorch",
+    "from_torch",
+    "imagenet_resnet",
+    "load_network",
+    "mlp",
+    "mobilenet_v2",
+    "normalization_of",
+    "normalized",
+    "num_params",
+    "probed",
+    "read_state_dict",
+    "rematerialized",
+    "resnet",
+    "resnet8",
+    "resnet8x4",
+    "resnet14",
+    "resnet18",
+    "resnet20",
+    "resnet32",
+    "resnet32x4",
+    "resnet34",
+    "resnet44",
+    "resnet50",
+    "resnet56",
+    "resnet101",
+    "resnet110",
+    "save_network",
+    "shufflenet_v1",
+    "shufflenet_v2",
+    "simkd",
+    "variables_of",
+    "vgg",
+    "vgg8",
+    "vgg13",
+    "vit",
+    "vit_b",
+    "vit_mu",
+    "vit_s",
+    "vit_ti",
+    "wide_resnet",
+    "with_class_maps",
+    "wrn_16_1",
+    "wrn_16_2",
+    "wrn_40_1",
+    "wrn_40_2",
 ]
 
 _, __getattr__ = moved(__name__)

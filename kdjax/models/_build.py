@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.models import _mlp, _mobile, _residual, _shuffle, _transformer, _vgg, _wide
-from kdjax.models._heads import Classifier, simkd, with_class_maps
+from kdjax.models._heads import Classifier, probed, simkd, with_class_maps
+from kdjax.models._own import own_model, seen_from
 from kdjax.models._wrappers import check_raw, normalized
-from kdjax.types import Array, Model, Variables
+from kdjax.types import Array, FeaturePaths, Model, Variables
 
 NETWORKS: Mapping[str, Callable[..., Model]] = {
     "mlp": _mlp.mlp, "resnet8": _residual.resnet8, "resnet14": _residual.resnet14,
@@ -25,9 +26,11 @@ NETWORKS: Mapping[str, Callable[..., Model]] = {
     "wrn_16_2": _wide.wrn_16_2, "wrn_40_1": _wide.wrn_40_1, "wrn_40_2": _wide.wrn_40_2,
     "vgg8": _vgg.vgg8, "vgg13": _vgg.vgg13, "mobilenet_v2": _mobile.mobilenet_v2,
     "shufflenet_v1": _shuffle.shufflenet_v1, "shufflenet_v2": _shuffle.shufflenet_v2,
-    "resnet18": _residual.resnet18, "resnet34": _residual.resnet34, "vit_mu": _transformer.vit_mu,
+    "resnet18": _residual.resnet18, "resnet34": _residual.resnet34,
+    "resnet50": _residual.resnet50, "resnet101": _residual.resnet101, "vit_mu": _transformer.vit_mu,
     "vit_ti": _transformer.vit_ti, "vit_s": _transformer.vit_s, "vit_b": _transformer.vit_b,
 }  # fmt: skip
+_DTYPES: Mapping[str, Any] = {"float32": None, "bfloat16": jnp.bfloat16}
 _OWN_FIELDS = {
     "mlp": ("widths", "dropout", "input_dropout"),
     "vit": ("patch_size", "dropout", "drop_path", "distillation_token"),
@@ -38,8 +41,11 @@ _OWN_FIELDS = {
 class NetworkSpec:
     """All that it takes to build a network; it is stored beside the variables.
 
-    `reused_width` is not zero where a network answers through the classifier of its teacher, whose
-    embedding has that width; see `kdjax.models.simkd`.
+    A name with a colon is that of what makes a network of the user's own, "package.module:name",
+    whose features are where `stages`, `embedding` and `classifier` say. `reused_width` is not zero
+    where a network answers through the classifier of its teacher, whose embedding has that width;
+    see `kdjax.models.simkd`. `probed_classes` is not zero where a linear layer over that many
+    logits gives a network other classes; see `kdjax.models.probed`.
     """
 
     name: str
@@ -56,6 +62,10 @@ class NetworkSpec:
     reused_width: int = 0
     label_names: tuple[str, ...] = ()
     distillation_token: bool = False
+    stages: tuple[str, ...] = ()
+    embedding: str = ""
+    classifier: str = ""
+    probed_classes: int = 0
 
 
 class Network(NamedTuple):
@@ -172,12 +182,17 @@ def _built(spec: NetworkSpec, features: tuple[str, ...]) -> Model:
 
 
 def _made(spec: NetworkSpec, features: Sequence[str], classifier: Classifier | None) -> Model:
+    if spec.probed_classes:
+        own = dataclasses.replace(spec, num_classes=spec.probed_classes, probed_classes=0)
+        return probed(_made(own, features, classifier), spec.num_classes)
+    if ":" in spec.name:
+        return _own(spec, features)
     if spec.name not in NETWORKS:
         raise ValueError(f"build: there is no network {spec.name!r}, only {', '.join(NETWORKS)}")
     make_fn = functools.partial(
         NETWORKS[spec.name],
         spec.num_classes,
-        dtype={"float32": None, "bfloat16": jnp.bfloat16}[spec.precision],
+        dtype=_DTYPES[spec.precision],
         **{name: getattr(spec, name) for name in _OWN_FIELDS.get(spec.name.split("_")[0], ())},
     )
     last_map = make_fn().paths.last_map
@@ -186,6 +201,19 @@ def _made(spec: NetworkSpec, features: Sequence[str], classifier: Classifier | N
     if last_map in features:
         model = with_class_maps(model)
     return simkd(model, classifier or _no_classifier(spec)) if spec.reused_width else model
+
+
+def _own(spec: NetworkSpec, features: Sequence[str]) -> Model:
+    """Make a network of the user's code, of the values of a specification that it asks for."""
+    given = {"num_classes": spec.num_classes, "image_shape": spec.image_shape}
+    given |= {"dropout": spec.dropout, "dtype": _DTYPES[spec.precision]}
+    paths = FeaturePaths(spec.stages, (), spec.embedding, spec.classifier)
+
+    def make(features: Sequence[str], paths: FeaturePaths = paths) -> Model:
+        return own_model(spec.name, given, features=features, paths=paths)
+
+    model = make(features, seen_from(make, paths, spec.image_shape))
+    return normalized(model, np.array(spec.mean), np.array(spec.std))
 
 
 def _no_classifier(spec: NetworkSpec) -> Classifier:

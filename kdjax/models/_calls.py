@@ -1,9 +1,11 @@
 """What both adapters share: how a network is called and how its features are named."""
 
 import contextlib
+import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -86,19 +88,80 @@ def one_program(where: str) -> Iterator[None]:
         ) from error
 
 
-def logits_fn(where: str, call_fn: CallFn | None) -> CallFn:
-    """Make what calls a network, and says what to do if its outputs are not one array."""
+def logits_fn(
+    where: str, call_fn: CallFn | None
+) -> Callable[[Any, Any, bool], tuple[Array, dict[str, tuple[Any, ...]]]]:
+    """Make what calls a network and returns its logits, and whatever else it returns by name.
 
-    def run(module: Any, inputs: Any, train: bool) -> Array:
+    It says what to do where none of the outputs is known to be the logits.
+    """
+
+    def run(module: Any, inputs: Any, train: bool) -> tuple[Array, dict[str, tuple[Any, ...]]]:
         outputs = (call_fn or call_module)(module, inputs, train)
-        if isinstance(outputs, _ARRAYS):
-            return jnp.asarray(outputs)
-        raise TypeError(
-            f"{where}: {type(module).__name__} returned a {type(outputs).__name__}, expected one "
-            "array of logits; pick it with call_fn=lambda module, inputs, train: ..."
-        )
+        hint = "pick it with call_fn=lambda module, inputs, train: ..."
+        return split_outputs(where, type(module).__name__, outputs, _as_array, hint)
 
     return run
+
+
+def split_outputs(
+    where: str, name: str, outputs: Any, array_fn: Callable[[Any], Any], hint: str
+) -> tuple[Array, dict[str, tuple[Any, ...]]]:
+    """Return a network's logits, and all its outputs by name, such as "hidden_states/2".
+
+    Args:
+        where: the function that a message begins with.
+        name: the network's.
+        outputs: an array, or several in mappings, sequences and data classes, one of which is
+            named `logits`.
+        array_fn: makes an array of JAX of a leaf, None of what is no array.
+        hint: what to do where none is.
+
+    Raises:
+        TypeError: if none is.
+    """
+    named = {path: (array,) for path, array in _named(outputs, array_fn)}
+    # One array alone has no name.
+    found = named.pop("", None) or named.get("logits")
+    if found is None:
+        of = f" of {', '.join(named)}" if named else ""
+        raise TypeError(
+            f"{where}: {name} returned a {type(outputs).__name__}{of}, expected one array of "
+            f"logits, or several by name of which one is `logits`; {hint}"
+        )
+    return found[0], named
+
+
+def _as_array(leaf: Any) -> Any:
+    return jnp.asarray(leaf) if isinstance(leaf, _ARRAYS) else None
+
+
+def _named(
+    outputs: Any, array_fn: Callable[[Any], Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield the arrays of a nested structure with their paths."""
+    array = array_fn(outputs)
+    if array is not None:
+        yield prefix, array
+        return
+    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, Mapping):
+        outputs = {f.name: getattr(outputs, f.name) for f in dataclasses.fields(outputs)}
+    elif hasattr(outputs, "_asdict"):
+        outputs = outputs._asdict()
+    elif isinstance(outputs, tuple | list):
+        outputs = dict(enumerate(outputs))
+    for key, value in outputs.items() if isinstance(outputs, Mapping) else ():
+        yield from _named(value, array_fn, f"{prefix}/{key}" if prefix else str(key))
+
+
+def values_by_path(leaves: Iterable[tuple[Sequence[Any], Any]]) -> dict[str, tuple[Any, ...]]:
+    """Return what modules have returned or sown, one entry a call, by path."""
+    found: dict[str, tuple[Any, ...]] = defaultdict(tuple)
+    for path, value in leaves:
+        parts = path[:-1] if path[-1] == "__call__" else path
+        values = value if isinstance(value, tuple) else (value,)
+        found["/".join(map(str, parts)).replace(".", "/")] += values
+    return found
 
 
 def parse_features(where: str, names: Sequence[str]) -> list[Feature]:
@@ -109,16 +172,17 @@ def parse_features(where: str, names: Sequence[str]) -> list[Feature]:
 
 
 def check_paths(where: str, features: Sequence[Feature], known: Collection[str]) -> None:
-    """Raise a ValueError that lists what there is, if a feature's module is not among it."""
+    """Raise a ValueError that lists what there is, if a feature is not among it."""
     for feature in features:
         if feature.path not in known:
             near = difflib.get_close_matches(feature.path, known, n=5)
             listed = sorted(path for path in known if path)
             more = ", ..." if len(listed) > _NUM_LISTED else ""
             raise ValueError(
-                f"{where}: features has {feature.name!r}, but the network calls no such module; "
+                f"{where}: features has {feature.name!r}, but no module that the network calls, no "
+                "value that it sows and no other output has this name; "
                 + (f"near matches: {', '.join(near)}; " if near else "")
-                + f"modules: {', '.join(listed[:_NUM_LISTED])}{more}"
+                + f"there are: {', '.join(listed[:_NUM_LISTED])}{more}"
             )
 
 

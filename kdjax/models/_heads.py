@@ -54,6 +54,37 @@ def with_class_maps(
     return model._replace(apply=apply)
 
 
+def probed(model: Model, num_classes: int) -> Model:
+    """Put a linear layer over a network's logits, which gives it other classes.
+
+    Args:
+        model: a network with logits [batch, classes of its own].
+        num_classes: of the layer.
+
+    Returns:
+        A model with `network` and `probe` (`kernel`, `bias`) in its parameters, the probe zero at
+        first; its features are the network's.
+
+    References:
+        Alain, Bengio, "Understanding intermediate layers using linear classifier probes", 2016,
+        arXiv:1610.01644.
+    """
+
+    def init(key: Array, inputs: Any) -> Variables:
+        own = model.init(key, inputs)
+        outputs, _ = model.apply(*own, inputs, train=False)
+        kernel = jnp.zeros((outputs.logits.shape[-1], num_classes))
+        probe = {"kernel": kernel, "bias": jnp.zeros(num_classes)}
+        return Variables({"network": own.params, "probe": probe}, own.state)
+
+    def apply(params: PyTree, state: PyTree, inputs: Any, **mode: Any) -> tuple[Outputs, PyTree]:
+        outputs, state = model.apply(params["network"], state, inputs, **mode)
+        return outputs._replace(logits=_classify(params["probe"], outputs.logits)), state
+
+    norms = tuple(f"network/{path}" for path in model.paths.norms)
+    return Model(init, apply, model.paths._replace(head="", norms=norms))
+
+
 def simkd(
     student: Model,
     classifier: Classifier,

@@ -1,13 +1,14 @@
 """Flax Linen modules as pairs of pure functions."""
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 from flax import errors
 from flax import linen as nn
+from flax.core import DenyList
 
 from kdjax.models import _calls
 from kdjax.models._calls import CallFn, flatten
@@ -32,24 +33,26 @@ def from_linen(
     true or false. In training, `key` seeds the "dropout" stream as it is, and every other stream
     that the module asks for; evaluation has no random numbers and must leave the state alone.
 
-    The state holds every collection but "params". Collections of sown values are not state: a
-    collection with a tuple among its variables is taken for one and left out.
+    The state holds every collection but "params" and those of values that modules sow.
 
     Args:
-        module: a module that returns logits [batch..., num_classes].
-        features: paths of submodules whose outputs to capture, such as "stage_1/block_0" or
-            "stage_1.block_0". A module that is called more than once is an error unless the path
-            says which call, counted from zero: "activation:2".
-        call_fn: `(module, inputs, train) -> logits`, for modules that are called otherwise.
+        module: a module that returns logits [batch..., num_classes], or several outputs by name
+            (a dictionary, a named tuple, a data class), `logits` among them.
+        features: what to capture: paths of submodules for their outputs, such as "stage_1/block_0"
+            or "stage_1.block_0"; of values that are sown, such as "attention/attention_weights";
+            names of other outputs, such as "hidden_states/2". A module that is called more than
+            once is an error unless the path says which call, counted from zero: "activation:2".
+        call_fn: `(module, inputs, train) -> outputs`, for modules that are called otherwise, or
+            whose outputs have no names.
         paths: where it has the features that methods look at, and its classifier; `Model.paths`.
 
     Returns:
         A model; `Outputs.features` has the captured arrays under the names in `features`.
 
     Raises:
-        TypeError: if `module` is none of Linen; from init and apply, if it does not return one
-            array.
-        ValueError: from init and apply, if a path in `features` names no module, or one that is
+        TypeError: if `module` is none of Linen; from init and apply, if none of its outputs is
+            known to be the logits.
+        ValueError: from init and apply, if a path in `features` names nothing, or a module that is
             called several times; from apply, if the module needs random numbers and has no key,
             changes its state in evaluation, or names an axis of `jax.pmap`.
     """
@@ -59,29 +62,36 @@ def from_linen(
 
     def init(key: Array, inputs: Any) -> Variables:
         called: set[str] = set()
-        make = nn.init(run, told[True], capture_intermediates=_keep(frozenset(), called))
-        collections = dict(make(key, inputs, True))
-        _calls.check_paths("from_linen", wanted, called)
+        keep = _keep(frozenset(), called)
+        make = nn.init_with_output(run, told[True], capture_intermediates=keep)
+        (_, named), made = make(key, inputs, True)
+        collections = dict(made)
         params = collections.pop("params", {})
-        return Variables(params, {k: v for k, v in collections.items() if not _is_sown(k, v)})
+        shapes = functools.partial(_shapes_without, run, told[True], key, inputs)
+        sown = [name for name, found in collections.items() if _is_sown(name, found, shapes)]
+        state = _without(collections, sown)
+        values = _by_path(_without(collections, state))
+        _calls.check_paths("from_linen", wanted, {*called, *named, *values})
+        return Variables(params, state)
 
     def apply(
         params: PyTree, state: PyTree, inputs: Any, *, train: bool, key: Array | None = None
     ) -> tuple[Outputs, PyTree]:
         called: set[str] = set()
-        forward = nn.apply(
-            run, told[train], mutable=[*state], capture_intermediates=_keep(captured, called)
-        )
+        # What modules sow is kept where features are asked for: one may be among them.
+        mutable: Any = DenyList("params") if wanted else [*state]
+        keep = _keep(captured, called)
+        forward = nn.apply(run, told[train], mutable=mutable, capture_intermediates=keep)
         try:
             with _calls.one_program("from_linen"):
-                logits, changed = forward(
+                (logits, named), changed = forward(
                     {"params": params, **state}, inputs, train, rngs=_streams(key) if train else {}
                 )
         except errors.InvalidRngError as error:
             raise ValueError(_needs_key(module, train)) from error
-        _calls.check_paths("from_linen", wanted, called)
-        outputs = _by_path(changed.get(_INTERMEDIATES, {}))
-        found = _calls.pick_features("from_linen", wanted, outputs)
+        values = {**named, **_by_path(_without(changed, state))}
+        _calls.check_paths("from_linen", wanted, {*called, *values})
+        found = _calls.pick_features("from_linen", wanted, values)
         new_state = {name: changed[name] for name in state}
         if not train:
             _calls.check_unchanged("from_linen", module, state, new_state)
@@ -125,17 +135,36 @@ def _keep(paths: frozenset[str] | set[str], called: set[str]) -> Callable[[nn.Mo
     return keep
 
 
-def _by_path(intermediates: PyTree) -> dict[str, tuple[Any, ...]]:
-    outputs: dict[str, tuple[Any, ...]] = defaultdict(tuple)
-    for path, values in flatten(intermediates).items():
-        if path[-1] == "__call__":
-            outputs["/".join(path[:-1]).replace(".", "/")] += values
-    return outputs
+def _without(collections: PyTree, names: Collection[str]) -> dict[str, PyTree]:
+    return {name: found for name, found in collections.items() if name not in names}
 
 
-def _is_sown(name: str, collection: PyTree) -> bool:
-    variables = flatten(collection).values()
-    return name == _INTERMEDIATES or any(isinstance(value, tuple) for value in variables)
+def _by_path(collections: PyTree) -> dict[str, tuple[Any, ...]]:
+    """Return what modules returned and sowed, by path, whichever collection it is in."""
+    leaves = flatten(collections).items()
+    return _calls.values_by_path((path[1:], values) for path, values in leaves)
+
+
+def _shapes_without(
+    run: Callable[..., Any], module: nn.Module, key: Array, inputs: Any, name: str
+) -> None:
+    """Trace a network's first call where nothing can be put into a collection."""
+    make = nn.init_with_output(run, module, mutable=DenyList(name))
+    jax.eval_shape(lambda key, inputs: make(key, inputs, True), key, inputs)
+
+
+def _is_sown(name: str, collection: PyTree, shapes_without: Callable[[str], None]) -> bool:
+    """Whether a collection holds what modules sow: then the network runs without it."""
+    # What is known is not traced for: BatchNorm's statistics, and what is sown by default.
+    if name == "batch_stats":
+        return False
+    if name == _INTERMEDIATES or any(isinstance(x, tuple) for x in flatten(collection).values()):
+        return True
+    try:
+        shapes_without(name)
+    except errors.FlaxError:
+        return False
+    return True
 
 
 def _streams(key: Array | None) -> dict[str, Array]:

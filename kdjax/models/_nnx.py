@@ -44,11 +44,13 @@ def from_nnx(
 
     Args:
         make_module: makes the module, as in `lambda rngs: Net(32, rngs=rngs)`; it returns logits
-            [batch..., num_classes].
-        features: paths of submodules whose outputs to capture, such as "blocks/0/norm" or
-            "blocks.0.norm". A module that is called more than once is an error unless the path
-            says which call, counted from zero: "activation:2".
-        call_fn: `(module, inputs, train) -> logits`, for modules that are called otherwise.
+            [batch..., num_classes], or several outputs by name, as in `from_linen`.
+        features: what to capture: paths of submodules for their outputs, such as "blocks/0/norm"
+            or "blocks.0.norm", of values that are sown, or names of other outputs. A module that is
+            called more than once is an error unless the path says which call, counted from zero:
+            "activation:2".
+        call_fn: `(module, inputs, train) -> outputs`, for modules that are called otherwise, or
+            whose outputs have no names.
         paths: where it has the features that methods look at, and its classifier; `Model.paths`.
 
     Returns:
@@ -56,18 +58,17 @@ def from_nnx(
         dictionaries by attribute; `Outputs.features` is keyed by the names in `features`.
 
     Raises:
-        TypeError: if `make_module` makes no NNX module; from init and apply, if the module does
-            not return one array.
-        ValueError: if a path in `features` names no module; from init and apply, if it names one
-            that is not called or called several times; from apply, if the module draws random
+        TypeError: if `make_module` makes no NNX module; from init and apply, if none of the
+            module's outputs is known to be the logits.
+        ValueError: from init and apply, if a path in `features` names nothing, or a module that is
+            not called or called several times; from apply, if the module draws random
             numbers in training and `key` is None, or in evaluation, or changes its state there, or
             names an axis of `jax.pmap`.
     """
     wanted = _calls.parse_features("from_nnx", features)
     blueprint = _blueprint(make_module)
     graphdef, (params_like, streams_like, state_like) = _split(blueprint)
-    known = [_join(path) for path, _ in nnx.iter_modules(blueprint)]
-    _calls.check_paths("from_nnx", wanted, known)
+    modules = {_join(path) for path, _ in nnx.iter_modules(blueprint)}
     run = _calls.logits_fn("from_nnx", call_fn)
 
     def init(key: Array, inputs: Any) -> Variables:
@@ -82,9 +83,10 @@ def from_nnx(
         parts = _filled(params_like, params), streams, _filled(state_like, state)
         module = nnx.merge(graphdef, *parts, copy=True)
         _tell(module, train)
-        _record(module, {feature.path for feature in wanted})
+        if wanted:
+            _record(module, {feature.path for feature in wanted})
         with _calls.one_program("from_nnx"):
-            logits, recorded = nnx.capture(run, _Feature)(module, inputs, train)
+            (logits, named), recorded = nnx.capture(run, _Feature)(module, inputs, train)
         _, (_, new_streams, new_state) = _split(module)
         if (key is None or not train) and _drew(streams, new_streams):
             raise ValueError(
@@ -94,7 +96,9 @@ def from_nnx(
         kept = _like(state_like, new_state)
         if not train:
             _calls.check_unchanged("from_nnx", blueprint, state, kept)
-        captured = _calls.pick_features("from_nnx", wanted, _by_path(recorded))
+        values = {**named, **_by_path(recorded)}
+        _calls.check_paths("from_nnx", wanted, {*modules, *values})
+        captured = _calls.pick_features("from_nnx", wanted, values)
         return Outputs(logits, captured), kept if train else state
 
     return Model(init, apply, paths or FeaturePaths())
@@ -215,23 +219,30 @@ def _drew(before: State, after: State) -> bool:
 
 
 def _record(module: nnx.Module, paths: set[str]) -> None:
-    """Make the modules at `paths` keep what they return. They belong to one call's copy."""
+    """Make modules keep what they sow, and those at `paths` what they return.
+
+    They belong to one call's copy.
+    """
     for path, child in list(nnx.iter_modules(module)):
-        if _join(path) in paths:
-            object.__setattr__(child, "__class__", _recording(type(child)))
+        object.__setattr__(child, "__class__", _recording(type(child), _join(path) in paths))
 
 
 @functools.cache
-def _recording(cls: Any) -> Any:
+def _recording(cls: Any, returned: bool) -> Any:
+    def sow(self: Any, variable_type: Any, name: str, value: Any, *how: Any, **named: Any) -> bool:
+        # Under one type, whichever the module's own: it is known when it is sown.
+        return bool(cls.sow(self, _Feature, name, value, *how, **named))
+
     @functools.wraps(cls.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         outputs = cls.__call__(self, *args, **kwargs)
-        self.sow(_Feature, "__call__", outputs)
+        cls.sow(self, _Feature, "__call__", outputs)
         return outputs
 
-    names = {"__qualname__": cls.__qualname__, "__module__": cls.__module__}
-    return type(cls)(cls.__name__, (cls,), {**names, "__call__": __call__})
+    members = {"__qualname__": cls.__qualname__, "__module__": cls.__module__, "sow": sow}
+    return type(cls)(cls.__name__, (cls,), members | ({"__call__": __call__} if returned else {}))
 
 
 def _by_path(recorded: State) -> dict[str, tuple[Any, ...]]:
-    return {_join(path[:-1]): _value(leaf) for path, leaf in nnx.to_flat_state(recorded)}
+    leaves = nnx.to_flat_state(recorded)
+    return _calls.values_by_path((path, _value(leaf)) for path, leaf in leaves)

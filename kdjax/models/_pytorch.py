@@ -1,67 +1,54 @@
 """PyTorch state dicts as variables of our networks, without PyTorch."""
 
-import functools
-import os
+import difflib
+import math
 import re
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
-from kdjax._extras import needs
 from kdjax.models._calls import flatten, unflatten
-from kdjax.models._torch_names import LEAVES, rules_of, torch_name, usual_name
+from kdjax.models._torch_files import StateDict, by_number
+from kdjax.models._torch_names import (
+    HEADS,
+    LEAVES,
+    NUM_CUSTOMS,
+    Rule,
+    rules_of,
+    torch_name,
+    usual_names,
+)
 from kdjax.types import Array, Variables
 
 Path = tuple[str, ...]
-StateDict = Mapping[str, np.ndarray]
 
 _WRAPPERS = ("module.", "model.", "state_dict.", "_orig_mod.")
+# What training scripts keep beside the weights.
+_BESIDE = re.compile(r"(\w*optim\w*|\w*sched\w*|scaler|amp|args|config|hyper_parameters|loops)\.")
 _NORMALIZATION = ("normalisation.mean", "normalisation.std")
 _NUM_LISTED = 3
-
-
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read a PyTorch state dict that was saved as `.npz` or `.safetensors`.
-
-    Args:
-        path: the file, as `numpy.savez(file, **{k: v.numpy() for k, v in state_dict.items()})` or
-            `safetensors.torch.save_file(state_dict, file)` write it.
-
-    Returns:
-        The arrays by name, in the file's order (safetensors keeps none: by name, numbers in it by
-        value).
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is of another kind, truncated or corrupt.
-    """
-    file = os.fspath(path)
-    reader = _READERS.get(os.path.splitext(file)[1])
-    if not os.path.exists(file):
-        raise FileNotFoundError(f"read_state_dict: there is no file {file}")
-    if reader is None or not os.path.isfile(file):
-        raise ValueError(f"read_state_dict: {file} is not a .npz or .safetensors file")
-    arrays = reader(file)
-    odd = [name for name, array in arrays.items() if not _is_numeric(array)]
-    if odd:
-        raise ValueError(f"read_state_dict: {file} holds {odd[0]!r}, which is no array of numbers")
-    return arrays
 
 
 def from_pytorch(
     state_dict: StateDict, like: Variables, *, image_shape: Sequence[int] | None = None
 ) -> Variables:
-    """Return the variables that a PyTorch state dict has for a network of convolutions or an `mlp`.
+    """Return the variables that a PyTorch state dict has for a network of ours.
 
-    ResNets go by the usual names: `conv1`, `bn1`, `layer1.0.conv1`, ..., `layer2.0.downsample.0`
-    (or `shortcut.0`), `fc` (or `linear`, `classifier`). Wide ResNets, VGGs, MobileNetV2 and the
-    ShuffleNets go by those of RepDistiller. Multilayer perceptrons go by order: the first weight is
-    the first layer's, whatever its name. Wrappers around the names ("module.", "model.",
-    "state_dict.") are taken off; `num_batches_tracked` and the normalization left out.
+    ResNets go by torchvision's names: `conv1`, `bn1`, `layer1.0.conv1`, ...,
+    `layer2.0.downsample.0` (or `shortcut.0`), `fc`; vision transformers by those of timm, Hugging
+    Face or torchvision; other networks for small images by those of RepDistiller. Multilayer
+    perceptrons go by order: the first weight is the first layer's, whatever its name. A model that
+    `from_torch` makes goes by the names of its own module.
+
+    What is around the names is found out: "module.", "backbone.", "net.", ...; the classifier may
+    have any of its usual names. `num_batches_tracked` and the normalization are left out; what is
+    no weight of the network (`epoch`, an optimizer's arrays, a moving average beside the network)
+    is passed over, and a warning names it. Learned positions of a transformer for images of another
+    size are interpolated.
 
     Args:
         state_dict: arrays by name: convolutions OIHW, linear layers (out, in).
@@ -76,7 +63,7 @@ def from_pytorch(
 
     Raises:
         ValueError: if arrays are missing, left over, of other shapes or not finite, naming the
-            first of them.
+            first of them, what the state dict holds and what was looked for.
     """
     arrays = {
         name: np.asarray(array)
@@ -84,13 +71,23 @@ def from_pytorch(
         if name not in _NORMALIZATION and not name.endswith("num_batches_tracked")
     }
     params, stats = flatten(like.params), flatten(like.state)
-    name_fn, arrays = _matched(params, arrays, image_shape)
-    names = {path: name_fn(path) for path in params} | {path: name_fn(path[1:]) for path in stats}
     leaves = params | stats
-    _check(arrays, {names[path]: _torch_shape(leaf.shape) for path, leaf in leaves.items()})
-    filled = {path: _ours(arrays[name], leaves[path].dtype) for path, name in names.items()}
+    if {len(path) for path in leaves} == {1}:
+        return _of_module(arrays, like)
+    names, arrays = _matched({path: path[path in stats :] for path in leaves}, arrays, image_shape)
+    shapes = {names[path]: _torch_shape(path, leaf.shape) for path, leaf in leaves.items()}
+    arrays = {name: _resized(name, x, shapes.get(name, x.shape)) for name, x in arrays.items()}
+    _check(arrays, shapes)
+    filled = {path: _ours(arrays[name], leaves[path]) for path, name in names.items()}
     parts = [{path: filled[path] for path in part} for part in (params, stats)]
     return Variables(*map(unflatten, parts))
+
+
+def classes_of(state_dict: StateDict) -> int | None:
+    """Return how many classes a state dict's classifier has, None where none has a usual name."""
+    ends = tuple(f".{head}.weight" for head in HEADS)
+    found = [x for name, x in state_dict.items() if f".{name}".endswith(ends) and x.ndim == 2]
+    return found[-1].shape[0] if found else None
 
 
 def normalization_of(state_dict: StateDict) -> tuple[np.ndarray, np.ndarray] | None:
@@ -120,46 +117,6 @@ def normalization_of(state_dict: StateDict) -> tuple[np.ndarray, np.ndarray] | N
     return mean, std
 
 
-# What readers make of damage, of sizes that nothing can hold, and of types that NumPy lacks.
-_DAMAGE = (ValueError, KeyError, OSError, AttributeError, TypeError, MemoryError)
-
-
-def _read_npz(file: str) -> dict[str, np.ndarray]:
-    try:
-        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return dict(archive.items())
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, *_DAMAGE) as error:
-        raise ValueError(f"read_state_dict: {file} is no intact .npz file ({error})") from error
-
-
-def _read_safetensors(file: str) -> dict[str, np.ndarray]:
-    with needs("train"):
-        import safetensors.numpy
-
-    try:
-        arrays = safetensors.numpy.load_file(file)
-    except (safetensors.SafetensorError, *_DAMAGE) as error:
-        raise ValueError(
-            f"read_state_dict: {file} is no intact .safetensors file ({error})"
-        ) from error
-    return {name: arrays[name] for name in sorted(arrays, key=_by_number)}
-
-
-_READERS = {".npz": _read_npz, ".safetensors": _read_safetensors}
-
-
-def _is_numeric(array: object) -> bool:
-    return isinstance(array, np.ndarray) and (
-        array.dtype.kind in "biuf" or jnp.issubdtype(array.dtype, jnp.floating)
-    )
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    return [
-        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
-    ]
-
-
 def _unwrapped(state_dict: StateDict) -> dict[str, np.ndarray]:
     wrappers = re.compile(rf"^({'|'.join(map(re.escape, _WRAPPERS))})+")
     arrays: dict[str, np.ndarray] = {}
@@ -171,22 +128,142 @@ def _unwrapped(state_dict: StateDict) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _of_module(arrays: dict[str, np.ndarray], like: Variables) -> Variables:
+    """Return the variables of a PyTorch module, by its own names."""
+    wanted = {name: leaf for part in like for name, leaf in part.items() if leaf.shape}
+    own, passed, _ = _found(arrays, wanted)
+    if passed:
+        _warn(passed)
+    _check(own, {name: tuple(leaf.shape) for name, leaf in wanted.items()})
+    # What is one number counts batches.
+    blank = {n: jnp.zeros(x.shape, x.dtype) for part in like for n, x in part.items()}
+    filled = blank | {name: jnp.asarray(own[name], leaf.dtype) for name, leaf in wanted.items()}
+    return Variables(*({name: filled[name] for name in part} for part in like))
+
+
+def _warn(passed: Sequence[str]) -> None:
+    text = "from_pytorch: passed over what is no weight of the network: " + _listed(passed)
+    warnings.warn(text, stacklevel=4)
+
+
 def _matched(
-    params: Collection[Path], arrays: dict[str, np.ndarray], image_shape: Sequence[int] | None
-) -> tuple[Callable[[Path], str], dict[str, np.ndarray]]:
-    """Return what names our arrays as PyTorch does, and PyTorch's arrays by these names."""
-    rules = rules_of({"/".join(path[:-1]) for path in params})
-    if rules is not None:
-        usual = {usual_name(name): array for name, array in arrays.items()}
-        return functools.partial(torch_name, rules=rules), usual
-    layers = _perceptron_layers(params, arrays)
-    name_fn = functools.partial(_perceptron_name, layers=layers)
-    return name_fn, _channels_last(arrays, layers, image_shape)
+    places: Mapping[Path, Path], arrays: dict[str, np.ndarray], image_shape: Sequence[int] | None
+) -> tuple[dict[Path, str], dict[str, np.ndarray]]:
+    """Return PyTorch's names of our arrays, and its arrays by these names.
+
+    Args:
+        places: by the path of each array, that of its layer's entry.
+        arrays: by name.
+        image_shape: as for `from_pytorch`.
+    """
+    layers = {"/".join(path[:-1]) for path in places.values()}
+    schemes = [rules for custom in range(NUM_CUSTOMS) if (rules := rules_of(layers, custom))]
+    if schemes:
+        names, own, passed = _by_name(schemes, places, usual_names(arrays))
+    else:
+        names, own, passed = _by_order(places, arrays, image_shape)
+    if passed:
+        _warn(passed)
+    return names, own
 
 
-def _perceptron_layers(params: Collection[Path], arrays: StateDict) -> dict[str, str]:
+def _by_name(
+    schemes: Sequence[Sequence[Rule]], places: Mapping[Path, Path], arrays: dict[str, np.ndarray]
+) -> tuple[dict[Path, str], dict[str, np.ndarray], list[str]]:
+    """Return names, arrays and what is passed over, by the custom that finds most of them."""
+    named = [{p: torch_name(at, rules) for p, at in places.items()} for rules in schemes]
+    found = [(names, *_found(arrays, names.values())) for names in named]
+    names, own, passed, _ = max(found, key=lambda each: each[-1])
+    return names, own, passed
+
+
+def _by_order(
+    places: Mapping[Path, Path], arrays: dict[str, np.ndarray], image_shape: Sequence[int] | None
+) -> tuple[dict[Path, str], dict[str, np.ndarray], list[str]]:
+    """Return names, arrays and what is passed over for a perceptron."""
+    own = {name: array for name, array in arrays.items() if not _is_beside(name, array)}
+    theirs = _perceptron_layers(places.values(), own)
+    names = {path: _perceptron_name(at, theirs) for path, at in places.items()}
+    passed = [name for name in arrays if name not in own]
+    return names, _channels_last(own, theirs, image_shape), passed
+
+
+def _found(
+    arrays: StateDict, wanted: Collection[str]
+) -> tuple[dict[str, np.ndarray], list[str], int]:
+    """Return a network's arrays by its own names, what is passed over, and how many were found."""
+    names = set(wanted)
+    start, others = _starts(arrays, names)
+    own = {name.removeprefix(start): x for name, x in arrays.items() if name.startswith(start)}
+    rest = {name: x for name, x in arrays.items() if not name.startswith(start)}
+    _take_head(own, rest, names, start)
+    passed = [n for n, x in own.items() if _is_beside(n, x) or f"{start}{n}".startswith(others)]
+    for name in passed:
+        del own[name]
+    return own, [*rest, *map(start.__add__, passed)], len(names & own.keys())
+
+
+def _starts(arrays: StateDict, names: set[str]) -> tuple[str, tuple[str, ...]]:
+    """Return what the names of a network begin with, and those of its copies."""
+    places = Counter(start for name in arrays for start in _before(name, names))
+    ranked = sorted(places, key=lambda at: (-places[at], len(at))) or [""]
+    first, second = ranked[0], "".join(ranked[1:2])
+    most = places[first]
+    if first and places[second] == most and 2 * most > len(names):
+        raise ValueError(
+            f"from_pytorch: the state dict has the network 2 times, under {first} and {second}: "
+            "give the entries of one of them"
+        )
+    # A layer inside may have the names of a few others: a copy has most of them.
+    return first, tuple(at for at in ranked[1:] if at and 2 * places[at] > most)
+
+
+def _before(name: str, names: set[str]) -> list[str]:
+    """Return what may come before the name that is looked for."""
+    parts = name.split(".")
+    ends = [".".join(parts[i:]) for i in range(len(parts))]
+    return [name.removesuffix(end) for end in ends if end in names]
+
+
+def _is_beside(name: str, array: np.ndarray) -> bool:
+    return array.ndim == 0 or _BESIDE.match(name) is not None
+
+
+def _take_head(
+    own: dict[str, np.ndarray], rest: dict[str, np.ndarray], names: set[str], start: str
+) -> None:
+    """Give a classifier the name that is looked for, whichever usual one it has, and where.
+
+    It may lie beside the network: under a part of what the network's names begin with.
+    """
+    wanted = next((head for head in HEADS if f"{head}.weight" in names), None)
+    if wanted is None or f"{wanted}.weight" in own:
+        return
+    outside = _parents(start)
+    taken = names - {f"{wanted}.weight"}
+    for held, where in [(own, ""), *((rest, at) for at in reversed(outside))]:
+        for alias in HEADS:
+            if f"{where}{alias}.weight" in held.keys() - taken:
+                for leaf in held.keys() & {f"{where}{alias}.{x}" for x in ("weight", "bias")}:
+                    own[f"{wanted}.{leaf.rpartition('.')[2]}"] = held.pop(leaf)
+                return
+
+
+def _parents(start: str) -> list[str]:
+    """Return what is around what names begin with, from the outside."""
+    parts = start.split(".")
+    return ["".join(f"{part}." for part in parts[:i]) for i in range(len(parts) - 1)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """List the first of some names, and how many more there are."""
+    more = f" and {len(names) - _NUM_LISTED} more" if len(names) > _NUM_LISTED else ""
+    return ", ".join(names[:_NUM_LISTED]) + more
+
+
+def _perceptron_layers(places: Collection[Path], arrays: StateDict) -> dict[str, str]:
     """Pair our layers with PyTorch's, in order of appearance."""
-    ours = sorted({path[0] for path in params}, key=lambda name: (name == "head", _by_number(name)))
+    ours = sorted({path[0] for path in places}, key=lambda name: (name == "head", by_number(name)))
     if not all(re.fullmatch(r"hidden_\d+|head", name) for name in ours):
         there = ", ".join(list(arrays)[:_NUM_LISTED])
         raise ValueError(
@@ -196,7 +273,7 @@ def _perceptron_layers(params: Collection[Path], arrays: StateDict) -> dict[str,
     theirs = list(dict.fromkeys(name.rpartition(".")[0] for name in arrays))
     if len(ours) != len(theirs):
         raise ValueError(
-            f"from_pytorch: the state dict has {len(theirs)} layers ({', '.join(theirs)}), "
+            f"from_pytorch: the state dict has {len(theirs)} layers ({_listed(theirs)}), "
             f"like has {len(ours)} ({', '.join(ours)})"
         )
     return dict(zip(ours, theirs, strict=True))
@@ -224,30 +301,58 @@ def _channels_last(
     return arrays | {first: planes.transpose(0, 2, 3, 1).reshape(weight.shape)}
 
 
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that PyTorch has for an array of ours."""
+    if path[0] == "tokens":
+        return tuple(shape)
+    if "attention" in path:
+        # Ours has the heads on an axis of their own: behind what is read, or before in `out`.
+        read = shape[:-1] if path[-2] == "out" else shape[:1]
+        shape = (math.prod(read), math.prod(shape[len(read) :]))
+        shape = (math.prod(shape),) if path[-1] == "bias" else shape
     return (*shape[:-3:-1], *shape[:-2]) if len(shape) > 1 else tuple(shape)
 
 
-def _ours(array: np.ndarray, dtype: DTypeLike) -> Array:
+def _ours(array: np.ndarray, leaf: Array) -> Array:
     if array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
-    return jnp.asarray(array.T if array.ndim == 2 else array, dtype)
+    if array.ndim == 2:
+        array = array.T
+    return jnp.asarray(array, leaf.dtype).reshape(leaf.shape)
+
+
+def _resized(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return learned positions [1, 1 + height * width, channels] for other square grids."""
+    sides = [round((n - 1) ** 0.5) for n in (array.shape + shape)[1::3]] if array.ndim == 3 else []
+    fits = [side**2 + 1 for side in sides] == [x[1] for x in (array.shape, shape)[: len(sides)]]
+    if array.shape == shape or not sides or not fits or "pos" not in name:
+        return array
+    old, new = sides
+    grid = array[:, 1:].reshape(old, old, array.shape[-1])
+    moved = jax.image.resize(grid, (new, new, array.shape[-1]), "cubic")
+    return np.concatenate([array[:, :1], np.asarray(moved).reshape(1, new * new, -1)], axis=1)
 
 
 def _check(arrays: StateDict, expected: Mapping[str, tuple[int, ...]]) -> None:
+    heads = tuple(f"{head}." for head in HEADS)
     problems = []
-    for name in sorted(expected, key=lambda name: (name.startswith("fc."), _by_number(name))):
+    extra = [name for name in arrays if name not in expected]
+    for name in sorted(expected, key=lambda name: (name.startswith(heads), by_number(name))):
         shape = expected[name]
         if name not in arrays:
-            problems.append(f"{name} {shape} is missing")
+            near = difflib.get_close_matches(name, extra, n=1)
+            told = f" (nearest: {near[0]} {arrays[near[0]].shape})" if near else ""
+            problems.append(f"{name} {shape} is missing{told}")
         elif arrays[name].shape != shape:
             problems.append(f"{name} has shape {arrays[name].shape}, expected {shape}")
         elif not np.all(np.isfinite(arrays[name].astype(np.float32))):
             problems.append(f"{name} is not finite")
-    extra = [name for name in arrays if name not in expected]
     unexpected = [f"{name} {arrays[name].shape} is unexpected" for name in extra]
     # What was looked for and what is there, side by side.
     problems = problems[:2] + unexpected[:1] + problems[2:] + unexpected[1:]
     if problems:
         more = f"; and {len(problems) - _NUM_LISTED} more" if len(problems) > _NUM_LISTED else ""
-        raise ValueError(f"from_pytorch: {'; '.join(problems[:_NUM_LISTED])}{more}")
+        raise ValueError(
+            f"from_pytorch: {'; '.join(problems[:_NUM_LISTED])}{more}; the state dict holds "
+            f"{_listed([*arrays])}; looked for are {_listed([*expected])}"
+        )

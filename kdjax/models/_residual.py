@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from kdjax.models._blocks import Bottleneck, feature_paths, stages
+from kdjax.models._blocks import BasicBlock, Bottleneck, feature_paths, stages
 from kdjax.models._layers import DType, Features, check_sizes, layer_fn, logits_of, max_pool
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Model
@@ -74,6 +74,8 @@ class BottleneckResNet(nn.Module):
 class ImageNetResNet(nn.Module):
     """The residual network for large images: a strided stem, then stages of 64, 128, 256, ...
 
+    With `bottlenecks` its stages are four times as wide: 256, 512, 1024, ...
+
     The stem and its pooling leave a quarter of the pixels a side, every stage but the first halves
     them. Modules: `stem`, `stem_norm`, `stage_1/block_0`, ..., `stage_4`, `pool` (the embedding),
     `head`; within a block those of `ResNet`.
@@ -81,11 +83,14 @@ class ImageNetResNet(nn.Module):
     References:
         He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2015,
         arXiv:1512.03385, table 1, with projections where the shape changes.
+
+    Differs from the paper: the 3x3 convolution of a bottleneck has the stride, as in torchvision.
     """
 
     stage_sizes: Sequence[int]
     num_classes: int
     dtype: DType = None
+    bottlenecks: bool = False
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool) -> Array:
@@ -93,7 +98,8 @@ class ImageNetResNet(nn.Module):
         x = nn.relu(layer_fn(self.dtype, train)(inputs, _STEM_WIDTH, 7, 2, "stem"))
         x = max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         widths = [_STEM_WIDTH * 2**i for i in range(len(self.stage_sizes))]
-        x = stages(x, widths, self.stage_sizes, self.dtype, train=train)
+        block = Bottleneck if self.bottlenecks else BasicBlock
+        x = stages(x, widths, self.stage_sizes, self.dtype, train=train, block=block)
         return logits_of(x, self.num_classes, self.dtype)
 
 
@@ -157,13 +163,19 @@ def bottleneck_resnet(
 
 
 def imagenet_resnet(
-    num_classes: int, *, stage_sizes: Sequence[int], dtype: DType = None, features: Features = ()
+    num_classes: int,
+    *,
+    stage_sizes: Sequence[int],
+    bottlenecks: bool = False,
+    dtype: DType = None,
+    features: Features = (),
 ) -> Model:
     """Make a residual network for large images, [batch, height, width, channels].
 
     Args:
         num_classes: the number of logits.
         stage_sizes: the number of blocks in each stage.
+        bottlenecks: whether blocks are bottlenecks, as in `resnet50` and deeper ones.
         dtype: what the convolutions compute in, such as `jnp.bfloat16`; parameters, statistics and
             logits stay in float32. None: the inputs' type, float32 at least.
         features: paths to capture: "stage_1", "stage_4/block_0", "pool", ...
@@ -175,8 +187,9 @@ def imagenet_resnet(
         ValueError: if a stage has no block, there is no stage, or `num_classes` is not positive.
     """
     sizes = check_sizes("imagenet_resnet", stage_sizes, num_classes)
-    paths = feature_paths(sizes, "sum", "norm_2")
-    return from_linen(ImageNetResNet(sizes, num_classes, dtype), features=features, paths=paths)
+    paths = feature_paths(sizes, "sum", "norm_3" if bottlenecks else "norm_2")
+    module = ImageNetResNet(sizes, num_classes, dtype, bottlenecks)
+    return from_linen(module, features=features, paths=paths)
 
 
 resnet8 = functools.partial(resnet, 8)
@@ -191,6 +204,8 @@ resnet32x4 = functools.partial(resnet, 32, widths=_WIDTHS_X4)
 cifar_resnet50 = functools.partial(bottleneck_resnet, stage_sizes=(3, 4, 6, 3))
 resnet18 = functools.partial(imagenet_resnet, stage_sizes=(2, 2, 2, 2))
 resnet34 = functools.partial(imagenet_resnet, stage_sizes=(3, 4, 6, 3))
+resnet50 = functools.partial(imagenet_resnet, stage_sizes=(3, 4, 6, 3), bottlenecks=True)
+resnet101 = functools.partial(imagenet_resnet, stage_sizes=(3, 4, 23, 3), bottlenecks=True)
 
 
 def _num_blocks(depth: int) -> tuple[int, ...]:

@@ -1,7 +1,9 @@
 """What PyTorch's implementations of our networks call the layers that we name otherwise."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
 
 from kdjax.models._mobile import STAGES
 
@@ -11,6 +13,11 @@ LEAVES = {
     "kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean",
     "var": "running_var",
 }  # fmt: skip
+HEADS = (
+    "fc", "linear", "classifier", "head", "head.fc", "heads.head", "output", "classifier.0",
+    "classifier.1", "last_linear", "logits", "_fc",
+)  # fmt: skip
+"""What classifiers are called."""
 _CONVS = (r"conv_(\d)", r"conv\1"), (r"norm_(\d)", r"bn\1")
 _ENDS = ("^stem_norm", "bn1"), ("^stem", "conv1"), ("^head", "fc")
 _STAGES = (r"^stage_(\d)/block_(\d+)", r"layer\1.\2")
@@ -46,23 +53,58 @@ _SPLIT: Sequence[Rule] = (
     ("shortcut_norm", "bn2"), ("shortcut_conv", "conv2"),
     ("^final/norm", "bn2"), ("^final/conv", "conv2"), *_GROUPED,
 )  # fmt: skip
+# Transformers: those of timm, of Hugging Face and of torchvision.
+_ATTENTION = "attention/(query|key|value)"
+_TIMM: Sequence[Rule] = (
+    ("^tokens/class_token", "cls_token"), ("^tokens/position", "pos_embed"),
+    ("^patches", "patch_embed/proj"), (r"^block_(\d+)", r"blocks/\1"), (r"norm_(\d)", r"norm\1"),
+    ("attention/out", "attn/proj"), (_ATTENTION, r"attn/qkv/\1"), ("mlp/up", "mlp/fc1"),
+    ("mlp/down", "mlp/fc2"),
+)  # fmt: skip
+_HUGGING_FACE: Sequence[Rule] = (
+    ("^tokens/class_token", "embeddings/cls_token"),
+    ("^tokens/position", "embeddings/position_embeddings"),
+    ("^patches", "embeddings/patch_embeddings/projection"), (r"^block_(\d+)", r"encoder/layer/\1"),
+    ("norm_1", "layernorm_before"), ("norm_2", "layernorm_after"), ("^norm", "layernorm"),
+    ("attention/out", "attention/output/dense"), (_ATTENTION, r"attention/attention/\1"),
+    ("mlp/up", "intermediate/dense"), ("mlp/down", "output/dense"), ("^head", "classifier"),
+)  # fmt: skip
+# Files keep those, while version 5 of transformers holds the network by these.
+_HUGGING_FACE_5: Sequence[Rule] = (
+    (r"^block_(\d+)", r"layers/\1"), ("attention/out", "attention/o_proj"),
+    ("attention/(query|key|value)", lambda m: f"attention/{m[1][0]}_proj"),
+    ("mlp/up", "mlp/fc1"), ("mlp/down", "mlp/fc2"), *_HUGGING_FACE,
+)  # fmt: skip
+_TORCHVISION: Sequence[Rule] = (
+    ("^tokens/class_token", "class_token"), ("^tokens/position", "encoder/pos_embedding"),
+    ("^patches", "conv_proj"), (r"^block_(\d+)", r"encoder/layers/encoder_layer_\1"),
+    (r"norm_(\d)", r"ln_\1"), ("^norm", "encoder/ln"), ("mlp/up", "mlp/0"), ("mlp/down", "mlp/3"),
+    ("attention/out", "self_attention/out_proj"), (_ATTENTION, r"self_attention/qkv/\1"),
+    ("^head", "heads/head"),
+)  # fmt: skip
 
 
-def rules_of(layers: Collection[str]) -> Sequence[Rule] | None:
-    """Return the rules for a network with these layers; None if it has no convolutions.
+NUM_CUSTOMS = 4
+
+
+def rules_of(layers: Collection[str], custom: int = 0) -> Sequence[Rule] | None:
+    """Return the rules for a network with these layers; None if there are none.
 
     Args:
         layers: paths such as "stage_1/block_0/conv_1".
+        custom: which of several customs to go by, below `NUM_CUSTOMS`.
     """
     marks = (
-        ("stage_1/block_0/shortcut_depthwise", _SPLIT),
-        ("final/conv", _MOBILE),
-        ("stage_1/block_0/depthwise", _GROUPED),
-        ("final/norm", _WIDE),
-        ("stage_0/block_0/conv", _VGG),
-        ("stem", _RESNET),
+        ("tokens", (_TIMM, _HUGGING_FACE, _HUGGING_FACE_5, _TORCHVISION)),
+        ("stage_1/block_0/shortcut_depthwise", (_SPLIT,)),
+        ("final/conv", (_MOBILE,)),
+        ("stage_1/block_0/depthwise", (_GROUPED,)),
+        ("final/norm", (_WIDE,)),
+        ("stage_0/block_0/conv", (_VGG,)),
+        ("stem", (_RESNET,)),
     )
-    return next((rules for mark, rules in marks if mark in layers), None)
+    customs = next((customs for mark, customs in marks if mark in layers), ())
+    return dict(enumerate(customs)).get(custom)
 
 
 def torch_name(path: Sequence[str], rules: Sequence[Rule]) -> str:
@@ -72,16 +114,27 @@ def torch_name(path: Sequence[str], rules: Sequence[Rule]) -> str:
         path: where it is in `params`, or in a collection of the state.
         rules: what `rules_of` returned.
     """
-    layer = "/".join(path[:-1])
+    name = "/".join((*path[:-1], LEAVES.get(path[-1], path[-1])))
     for pattern, replacement in rules:
-        layer = re.sub(pattern, replacement, layer)
-    return f"{layer}/{LEAVES[path[-1]]}".replace("/", ".")
+        name = re.sub(pattern, replacement, name)
+    return name.replace("/", ".")
 
 
-def usual_name(name: str) -> str:
-    """Return the name that the rules give for a layer, whichever usual name it has."""
-    name = re.sub(r"^(linear|classifier)(\.0)?\.", "fc.", name)
-    return name.replace(".shortcut.", ".downsample.")
+def usual_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays by the names that rules give: shortcuts, and each part of attention alone."""
+    found: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        fused = re.sub(r"\.in_proj_(weight|bias)$", r".qkv.\1", name)
+        start, _, leaf = fused.rpartition(".")
+        if start.endswith(".qkv") and array.ndim and len(array) % 3 == 0:
+            parts = np.split(array, 3)
+            found |= {
+                f"{start}.{part}.{leaf}": x
+                for part, x in zip(("query", "key", "value"), parts, strict=True)
+            }
+        else:
+            found[name.replace(".shortcut.", ".downsample.")] = array
+    return found
 
 
 def _mobile_block(stage: int, block: int) -> str:

@@ -28,6 +28,9 @@ class Settings(OneMethodSettings):
         "stop if it does not.",
         default=False,
     )
+    extend: bool = flag(
+        "Go on with the run in --workdir, finished or not, to a larger --epochs.", default=False
+    )
     distributed: DistributedSettings = group(DistributedSettings)
 
 

@@ -21,6 +21,7 @@ from kdjax.runs.networks import spec_of
 from kdjax.runs.report import format_table
 from kdjax.runs.resolved import Resolved, narrowed, resolve
 from kdjax.runs.settings import EMBEDDED, RunSettings
+from kdjax.types import Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Experiment:
     dataset: data.Dataset
     run: Run
     given_teacher: Network | None
+    student_start: Variables | None = None
 
 
 def is_finished(run: Run) -> bool:
@@ -155,12 +157,14 @@ def open_experiment(
         OSError: if the directory cannot be written, or another run is at work in it.
     """
     settings = resolve(asked, dataset)
+    if getattr(asked, "extend", False):
+        settings = _extended(asked, settings)
     mesh = _mesh(settings)
     _check_examples(asked, settings, dataset)
     _check_unlabelled(asked, settings, dataset)
     _check_batches(settings, mesh)
     # Before the directory is claimed: a teacher that does not fit must not leave a trace.
-    given_teacher = _checked_networks(settings, dataset)
+    given_teacher, student_start = _checked_networks(settings, dataset)
     with lock(settings.workdir):
         claimed = _claim(dataset, asked, settings)
         if claimed.resumed:
@@ -170,7 +174,7 @@ def open_experiment(
         own["claim"] = claimed
         run = narrowed(Run, settings, **own)
         _describe(asked, settings, dataset, run)
-        yield Experiment(settings, dataset, run, given_teacher)
+        yield Experiment(settings, dataset, run, given_teacher, student_start)
 
 
 def open_run(
@@ -212,20 +216,28 @@ def origin(trained_by: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {**{name: said(key) for name, key in names.items()}, "Training began": said("time")}
 
 
-def _checked_networks(settings: Resolved, dataset: data.Dataset) -> Network | None:
-    """Read the teacher that is given, if one is; raise a ValueError where networks do not fit."""
+def _checked_networks(
+    settings: Resolved, dataset: data.Dataset
+) -> tuple[Network | None, Variables | None]:
+    """Read the teacher and the student's start where they are given.
+
+    Raises:
+        ValueError: where networks do not fit.
+    """
     student, teacher = (spec_of(settings, dataset, x) for x in (settings.student, settings.teacher))
+    networks.check_own("--student", student, learns=True)
+    networks.check_own("--teacher", teacher, learns=False)
     networks.check_patches("--student", student)
     networks.check_patches("--teacher", teacher)
-    given = None
-    if settings.teacher.checkpoint is not None:
-        given = networks.load_teacher(settings.teacher, teacher)
-        teacher = given.spec
+    given = networks.given_teacher(settings.teacher, teacher)
+    teacher = given.spec if given else teacher
+    if settings.teacher.head == "probe" and given is None:
+        raise ValueError("--teacher.head probe needs a teacher: --teacher.checkpoint, or .module")
     if settings.rematerialise:
         trained = {"--student": student} | ({} if given else {"--teacher": teacher})
         networks.check_blocks(trained)
     methods.check(settings.method, student, teacher)
-    return given
+    return given, networks.starting_values(settings.student, student)
 
 
 def _log(directory: Path, run: str | None) -> workdir.MetricsLog:
@@ -248,7 +260,12 @@ def _claim(dataset: data.Dataset, asked: RunSettings, settings: Resolved) -> wor
     content = {
         "data": fingerprints.of_data(dataset),
         "teacher": fingerprints.of_path(settings.teacher.checkpoint),
+        "student": fingerprints.of_path(settings.student.checkpoint),
     }
+    before = workdir.read_json(path) if getattr(asked, "extend", False) else None
+    if before is not None:
+        # Held against what is there as it was; then it is written what it becomes.
+        config["epochs"] = before["epochs"]
     processes.agree("content", {**content, "kdjax": __version__, "code": fingerprints.of_code()})
     said, claimed = "", workdir.Claim(path, False, None)
     if distributed.is_leader():
@@ -263,6 +280,8 @@ def _claim(dataset: data.Dataset, asked: RunSettings, settings: Resolved) -> wor
             orphans=("checkpoints", "metrics.jsonl", "summary.json"),
             requested=requested,
         )
+        if before is not None and before["epochs"] != settings.epochs:
+            workdir.extend(path, epochs=settings.epochs)
         said = claimed.run or ""
     claimed = claimed._replace(run=distributed.exchange("claim", said)[0] or None)
     if not path.exists():
@@ -271,6 +290,32 @@ def _claim(dataset: data.Dataset, asked: RunSettings, settings: Resolved) -> wor
             f"{jax.process_index()} does not see what process 0 has written there"
         )
     return claimed
+
+
+def _extended(asked: RunSettings, settings: Resolved) -> Resolved:
+    """Return settings of a run that goes on beyond its end: its teacher is trained already.
+
+    Raises:
+        ValueError: if there is no run to go on with, or it would not become longer.
+    """
+    before = workdir.read_json(settings.workdir / "config.json")
+    if before is None or asked.epochs is None:
+        raise ValueError(
+            "--extend takes a run further: give its --workdir and the new --epochs, all in all"
+        )
+    old, new = before["epochs"], settings.epochs
+    if new < old:
+        raise ValueError(f"--extend takes a run further, but --epochs was {old}, is now {new}")
+    if new > old:
+        say(
+            f"extended from {old} to {new} epochs: students go on from their last step, and the "
+            "learning rate from where the schedule of the new length has it then: after a cosine, "
+            "which had come down to zero, it rises again"
+        )
+    if asked.teacher.epochs is not None:
+        return settings
+    own = dataclasses.replace(settings.teacher, epochs=before["teacher"]["epochs"])
+    return dataclasses.replace(settings, teacher=own)
 
 
 def _mesh(settings: Resolved) -> Mesh:

@@ -1,8 +1,10 @@
 """Networks as the command line names them: described by settings, checked, read as teachers."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +21,7 @@ from kdjax.types import Variables
 def spec_of(settings: Resolved, dataset: Dataset, network: NetworkSettings) -> NetworkSpec:
     """Describe a network of the settings for the data."""
     return NetworkSpec(
-        network.name or "mlp",
+        network.module or network.name or "mlp",
         tuple(network.widths or ()),
         dataset.num_classes,
         dataset.image_shape,
@@ -31,7 +33,24 @@ def spec_of(settings: Resolved, dataset: Dataset, network: NetworkSettings) -> N
         precision=settings.precision,
         patch_size=_patch_size(network, dataset.image_shape),
         label_names=dataset.label_names,
+        stages=tuple(network.stages or ()),
+        embedding=network.embedding or "",
+        classifier=network.classifier or "",
     )
+
+
+def check_own(flag: str, spec: NetworkSpec, *, learns: bool) -> None:
+    """Raise a ValueError that names the flag unless a network of the user's code can be made.
+
+    Args:
+        flag: such as "--student".
+        spec: describes the network.
+        learns: whether it is to be trained.
+    """
+    if ":" in spec.name and _is_torchs(_built(f"{flag}.module", spec)) and learns:
+        raise ValueError(
+            f"{flag}.module {spec.name} makes a PyTorch module, which teaches and does not learn"
+        )
 
 
 def check_patches(flag: str, spec: NetworkSpec) -> None:
@@ -55,13 +74,30 @@ def check_blocks(specs: Mapping[str, NetworkSpec]) -> None:
             )
 
 
+def given_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network | None:
+    """Read the teacher that the settings give, None where one is to be trained.
+
+    A PyTorch module is never trained: without a checkpoint it has the weights that it comes with.
+    """
+    if settings.checkpoint is not None:
+        return load_teacher(settings, spec)
+    if settings.module is None or not _is_torchs(_built("--teacher.module", spec)):
+        return None
+    mean, std = _normalization(settings, {}, spec)
+    spec = dataclasses.replace(spec, mean=mean, std=std)
+    model = models.build(spec)
+    images = np.zeros((1, *spec.image_shape), np.uint8)
+    return _with_classes(settings, Network(spec, model, model.init(jax.random.key(0), images)))
+
+
 def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
     """Read a teacher: a network of ours, or a PyTorch state dict.
 
     Args:
-        settings: `checkpoint` names a directory or a file, and for a file `name` the architecture;
-            `mean` and `std` override the normalization that a state dict may carry. Where none is
-            known it is that of the data, which is said.
+        settings: `checkpoint` names a directory or a file, and for a file `name` or `module` the
+            network; `mean` and `std` override the normalization that a state dict may carry. Where
+            none is known it is that of the data, which is said. With `head` "probe" the classes are
+            the teacher's own.
         spec: what flags and data say about the teacher.
 
     Returns:
@@ -74,29 +110,135 @@ def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
     path = settings.checkpoint
     assert path is not None
     if path.is_dir():
-        return _checked(path, _ours(path), settings, spec)
-    if not path.exists():
-        raise FileNotFoundError(f"--teacher.checkpoint: there is nothing at {path}")
-    state_dict = models.read_state_dict(path)
+        return _checked(path, _ours("--teacher", path), settings, spec)
+    state_dict = _read("--teacher", path)
     mean, std = _normalization(settings, state_dict, spec)
     spec = dataclasses.replace(spec, mean=mean, std=std)
-    model = models.build(spec)
+    if settings.head == "probe":
+        num_classes = models.classes_of(state_dict) or spec.num_classes
+        spec = dataclasses.replace(spec, num_classes=num_classes, label_names=())
+    return _with_classes(settings, _of_file("--teacher", path, state_dict, spec))
+
+
+def starting_values(settings: NetworkSettings, spec: NetworkSpec) -> Variables | None:
+    """Read where a student starts, None where it is drawn.
+
+    Returns:
+        Variables of the student, with None for what is drawn: a classifier of other classes.
+
+    Raises:
+        FileNotFoundError: if there is nothing at that path.
+        ValueError: if it holds another network.
+    """
+    if settings.checkpoint is None:
+        return None
+    path, like = settings.checkpoint, _shapes_of(spec)
+    given, ours = dict(_leaves(_start_of(path, spec))), dict(_leaves(like))
+    drawn = _drawn(path, spec, given, ours)
+    kept = [None if name in drawn else given[name] for name in ours]
+    start: Variables = jax.tree.unflatten(jax.tree.structure(like), kept)
+    return start
+
+
+def _start_of(path: Path, spec: NetworkSpec) -> Variables:
+    """Read variables for a network but for its classes."""
+    if path.is_dir():
+        return _ours("--student", path).variables
+    state_dict = _read("--student", path)
+    num_classes = models.classes_of(state_dict) or spec.num_classes
+    own = dataclasses.replace(spec, num_classes=num_classes)
+    return _of_file("--student", path, state_dict, own).variables
+
+
+def _drawn(
+    path: Path, spec: NetworkSpec, given: Mapping[str, Any], ours: Mapping[str, Any]
+) -> list[str]:
+    """Return which arrays of a network are of other shapes in a file: those of one layer may be."""
+    there = {name: tuple(np.shape(leaf)) for name, leaf in given.items()}
+    drawn = [name for name, leaf in ours.items() if there.get(name) != leaf.shape]
+    layers, odd = {name.rpartition("/")[0] for name in drawn}, [*(there.keys() - ours.keys())]
+    if odd or len(layers) > 1:
+        name = (odd + drawn)[0]
+        here = ours[name].shape if name in ours else "missing"
+        raise ValueError(
+            f"--student.checkpoint {path} is not a {spec.name}: {name} is "
+            f"{there.get(name, 'missing')} there, {here} here"
+        )
+    if drawn:
+        say(
+            f"student        starts from {path} but for {layers.pop()}, which is drawn: "
+            f"{drawn[0]} is {there.get(drawn[0])} there, {ours[drawn[0]].shape} here"
+        )
+    return drawn
+
+
+def in_place(start: Variables, spec: NetworkSpec) -> Variables:
+    """Return a student's starting values where a method makes more of it than the student."""
+    if not spec.reused_width:
+        return start
+    rest = jax.tree.map(lambda _: None, _shapes_of(spec))
+    return Variables(*({**r, "student": x} for r, x in zip(rest, start, strict=True)))
+
+
+def _leaves(tree: Variables) -> list[tuple[str, Any]]:
+    pairs = jax.tree.leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in pairs]
+
+
+def _built(flag: str, spec: NetworkSpec) -> Variables:
+    """Return the shapes of a network; a mistake in what makes it names the flag."""
     try:
-        like, shape = _shapes_of(spec), spec.image_shape
+        return _shapes_of(spec)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{flag} {spec.name}: {error}") from error
+
+
+def _is_torchs(variables: Variables) -> bool:
+    """Whether variables are those of a PyTorch module: arrays by name, and no layers."""
+    return bool(variables.params) and all(hasattr(x, "shape") for x in variables.params.values())
+
+
+def _read(flag: str, path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        raise FileNotFoundError(f"{flag}.checkpoint: there is nothing at {path}")
+    return models.read_state_dict(path)
+
+
+def _of_file(
+    flag: str, path: Path, state_dict: Mapping[str, np.ndarray], spec: NetworkSpec
+) -> Network:
+    """Put a state dict into a network."""
+    like, shape = _built(flag, spec), spec.image_shape
+    try:
         variables = models.from_pytorch(state_dict, like, image_shape=shape)
     except ValueError as error:
-        raise ValueError(f"--teacher.checkpoint {path} is not a {spec.name}: {error}") from error
-    return Network(spec, model, variables)
+        raise ValueError(f"{flag}.checkpoint {path} is not a {spec.name}: {error}") from error
+    return Network(spec, models.build(spec), variables)
 
 
-def _ours(path: Path) -> Network:
+def _with_classes(settings: TeacherSettings, teacher: Network) -> Network:
+    """Return a teacher whose own code says its classes, if they are those that are asked for."""
+    spec = teacher.spec
+    images = jax.ShapeDtypeStruct((1, *spec.image_shape), np.uint8)
+    call = functools.partial(teacher.model.apply, train=False)
+    (outputs, _) = jax.eval_shape(call, *teacher.variables, images)
+    found = outputs.logits.shape[-1]
+    if settings.head == "own" and found != spec.num_classes:
+        raise ValueError(
+            f"--teacher.module {spec.name} answers with {found} classes, the data has "
+            f"{spec.num_classes}: --teacher.head probe gives it those"
+        )
+    return teacher._replace(spec=dataclasses.replace(spec, num_classes=found))
+
+
+def _ours(flag: str, path: Path) -> Network:
     """Read a network of ours; where a work directory was named, say where its networks are."""
     try:
         return models.load_network(path)
     except FileNotFoundError as error:
         inside = [str(path / name) for name in ("teacher", "student") if (path / name).is_dir()]
         hint = f"; try {' or '.join(inside)}" if inside else ""
-        raise FileNotFoundError(f"--teacher.checkpoint {path} holds no network{hint}") from error
+        raise FileNotFoundError(f"{flag}.checkpoint {path} holds no network{hint}") from error
 
 
 def _normalization(
@@ -111,8 +253,9 @@ def _normalization(
     if brought is None and not (settings.mean and settings.std):
         words = [" ".join(f"{x:.3f}" for x in values) for values in chosen]
         say(
-            f"teacher        {settings.checkpoint} does not say how its images were normalized; "
-            f"taken are those of the data, mean {words[0]} and deviation {words[1]}; if it saw "
+            f"teacher        {settings.checkpoint or settings.module} does not say how its images "
+            "were normalized; taken are those of the data, "
+            f"mean {words[0]} and deviation {words[1]}; if it saw "
             "others, give --teacher.mean and --teacher.std (ImageNet's: 0.485 0.456 0.406 and "
             "0.229 0.224 0.225)"
         )
@@ -135,14 +278,15 @@ def _patch_size(settings: NetworkSettings, image_shape: tuple[int, ...]) -> int:
 
 def _checked(path: Path, teacher: Network, settings: TeacherSettings, spec: NetworkSpec) -> Network:
     """Return a teacher of ours if it is what the flags say and the data needs."""
-    asked, found = (settings.name, settings.widths), (teacher.spec.name, teacher.spec.widths)
+    asked = settings.module or settings.name, settings.widths
+    found = teacher.spec.name, teacher.spec.widths
     for flag, want, have in zip(("name", "widths"), asked, found, strict=True):
         if want is not None and want != have:
             raise ValueError(f"--teacher.{flag} is {want}, but {path} holds {have}")
-    if teacher.spec.num_classes != spec.num_classes:
+    if settings.head == "own" and teacher.spec.num_classes != spec.num_classes:
         raise ValueError(
             f"--teacher.checkpoint {path} has {teacher.spec.num_classes} classes, "
-            f"the data has {spec.num_classes}"
+            f"the data has {spec.num_classes}: --teacher.head probe gives it those"
         )
     if teacher.spec.image_shape != spec.image_shape:
         raise ValueError(

@@ -112,14 +112,22 @@ def resolve(settings: RunSettings, dataset: "Dataset") -> Resolved:
 
 def with_architecture(network: NetworkSettingsT, widths: tuple[int, ...]) -> NetworkSettingsT:
     """Settle name and widths: those of a checkpoint of ours are read later, with the checkpoint."""
-    if isinstance(network, TeacherSettings) and network.checkpoint is not None:
+    group = "teacher" if isinstance(network, TeacherSettings) else "student"
+    if network.module:
+        return _own(group, network)
+    if group == "teacher" and network.checkpoint is not None:
         return network
     name = network.name or "mlp"
     if network.widths and name != "mlp":
-        group = "teacher" if isinstance(network, TeacherSettings) else "student"
         raise ValueError(f"--{group}.widths are those of an mlp, and {name} has its own")
     chosen = (network.widths if network.widths is not None else widths) if name == "mlp" else ()
     return dataclasses.replace(network, name=name, widths=chosen)
+
+
+def _own(group: str, network: NetworkSettingsT) -> NetworkSettingsT:
+    if network.name or network.widths:
+        raise ValueError(f"--{group}.module is a network of your own: leave out --{group}.name")
+    return network
 
 
 def default_learning_rate(optimizer: str, batch_size: int) -> float:

@@ -16,7 +16,7 @@ NetworkName = Literal[
     "mlp", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
     "resnet8x4", "resnet32x4", "cifar_resnet50", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2",
     "vgg8", "vgg13", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2",
-    "resnet18", "resnet34", "vit_mu", "vit_ti", "vit_s", "vit_b",
+    "resnet18", "resnet34", "resnet50", "resnet101", "vit_mu", "vit_ti", "vit_s", "vit_b",
 ]  # fmt: skip
 PairName = Literal[
     "wrn_40_2-wrn_16_2", "wrn_40_2-wrn_40_1", "resnet56-resnet20", "resnet110-resnet20",
@@ -116,6 +116,21 @@ class NetworkSettings:
         "Units of each hidden layer of an mlp. Default: 256 256 for a teacher, 32 for a student.",
         POSITIVE,
     )
+    module: str | None = flag(
+        "A network of your own, PACKAGE.MODULE:NAME: a function or class of num_classes and the "
+        "like that makes a Linen, NNX (of rngs) or PyTorch module, or a Model.",
+        Limit("PACKAGE.MODULE:NAME", lambda name: all(name.partition(":"))),
+    )
+    stages: tuple[str, ...] | None = flag(
+        "Paths in your module of its maps or hidden layers, from the input on, for methods of "
+        "features."
+    )
+    embedding: str | None = flag("Path in your module of what its classifier reads.")
+    classifier: str | None = flag("Name of the classifier among your module's parameters.")
+    checkpoint: Path | None = flag(
+        "Where the network starts: W/student of an earlier run, or a PyTorch state dict (.npz, "
+        ".safetensors, .pth); a classifier of other classes is drawn."
+    )
     patch_size: int | None = flag(
         "Pixels a side of a vit's patches. Default: 16 on images of 112 pixels or more, 8 from 64 "
         "on, 4 from 16 on, else 2.",
@@ -143,7 +158,12 @@ class TeacherSettings(NetworkSettings):
     )
     checkpoint: Path | None = flag(
         "A trained teacher: W/teacher of an earlier run, or a PyTorch state dict (.npz, "
-        ".safetensors)."
+        ".safetensors, .pth)."
+    )
+    head: Literal["own", "probe"] = flag(
+        "own: the teacher's classes are those of the data; probe: they are others, and a linear "
+        "layer over its logits, fitted to the training labels, gives it those of the data.",
+        default="own",
     )
     epochs: int | None = flag(
         "Passes over the training examples. Default: as --epochs, over the teacher's examples.",

@@ -11,7 +11,7 @@ import numpy as np
 from kdjax import data, distributed, models, sharding, step, teachers, terms
 from kdjax.models import Network, NetworkSpec
 from kdjax.objective import combine
-from kdjax.runs import evaluation, methods, recipes, training, unlabelled
+from kdjax.runs import evaluation, methods, networks, probes, recipes, training, unlabelled
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Arrays, Run
 from kdjax.runs.experiment import Experiment
@@ -19,7 +19,7 @@ from kdjax.runs.networks import spec_of
 from kdjax.runs.resolved import ResolvedTeacher
 from kdjax.runs.settings import Augmentation
 from kdjax.runs.training import Training
-from kdjax.types import Model, Objective, OnlineTeacher, Teacher
+from kdjax.types import Model, Objective, OnlineTeacher, Teacher, Variables
 
 
 class TeacherResult(NamedTuple):
@@ -46,7 +46,10 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
         variables = experiment.given_teacher.variables
         on_mesh = sharding.put(variables, run.layout_fn(variables))
         network = experiment.given_teacher._replace(variables=on_mesh)
-        say(f"teacher        read from {settings.teacher.checkpoint}")
+        source = settings.teacher.checkpoint or settings.teacher.module
+        say(f"teacher        read from {source}")
+        if settings.teacher.head == "probe":
+            network = probes.fitted(run, dataset, network)
     else:
         lesson = from_labels(dataset.train._asdict())
         plan = plan_network(
@@ -182,7 +185,16 @@ def plan_network(
         eval_step=step.make_eval_step(model, layout_fn=layout_fn),
         watched={"validation": validation} if len(validation["label"]) else {},
         average=average,
+        start=None if teacher else _start(experiment, spec),
     )
+
+
+def _start(experiment: Experiment, spec: NetworkSpec) -> Variables | None:
+    """Return where the student of the settings starts, None where it, or another, is drawn."""
+    own = dataclasses.replace(spec, reused_width=0) == student_spec(experiment)
+    if experiment.student_start is None or not own:
+        return None
+    return networks.in_place(experiment.student_start, spec)
 
 
 def _average(decay: float | None, model: Model) -> OnlineTeacher | None:

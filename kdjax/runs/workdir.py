@@ -25,7 +25,7 @@ FORMAT = 2
 # of their own.
 FREE_SETTINGS = (
     *("workdir", "log_every", "audit", "profile", "keep_last", "keep_best", "on_nonfinite"),
-    *("methods", "num_best", "scales", "data.workers", "rematerialise", "steps_per_call"),
+    *("extend", "methods", "num_best", "scales", "data.workers", "rematerialise", "steps_per_call"),
 )
 FREE_GROUPS = ("mesh.", "distributed.")
 # What the file of a claimed folder holds beside settings.
@@ -250,9 +250,17 @@ def _moved(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return which paths may differ: what they lead to has a fingerprint."""
     if old.get("content") is None:
         return []
-    given = [flatten(settings) for settings in (old, new)]
-    both = ("teacher.checkpoint", "data.unlabelled")
-    return ["data.dir", *(n for n in both if all(own.get(n) is not None for own in given))]
+    both = flatten(old), flatten(new)
+    names = ("teacher.checkpoint", "student.checkpoint", "data.unlabelled")
+    return ["data.dir", *(n for n in names if all(x.get(n) is not None for x in both))]
+
+
+def extend(path: Path, **longer: Any) -> None:
+    """Write what a claimed run becomes; it is not finished any more."""
+    config = read_json(path)
+    assert config is not None
+    write_json(path, sealed({**config, **longer}))
+    (path.parent / "finished").unlink(missing_ok=True)
 
 
 def begin(path: Path, **by: str) -> None:

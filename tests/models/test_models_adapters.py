@@ -97,6 +97,66 @@ def test_a_tuple_is_refused_and_call_fn_picks(make):
     np.testing.assert_allclose(trained.logits, evaluated.logits + 1, rtol=1e-6)
 
 
+class Losses(nnx.Variable):
+    """A type of the user's own."""
+
+
+SUM = {"init_fn": lambda: 0.0, "reduce_fn": lambda old, new: old + new}
+
+
+class Telling(nn.Module):
+    """Sows values of its own and of a layer inside, and returns more than logits."""
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = nn.MultiHeadDotProductAttention(1, name="attn")(x, sow_weights=True)
+        for scale in (1.0, 2.0):
+            self.sow("losses", "balance", scale * jnp.mean(x), **SUM)
+        self.sow("intermediates", "hidden", hidden)
+        return {"logits": nn.Dense(2)(hidden), "hidden_states": (x, hidden), "mask": None}
+
+
+class NnxTelling(nnx.Module):
+    def __init__(self, rngs):
+        self.attn = nnx.MultiHeadAttention(1, 3, decode=False, rngs=rngs)
+        self.head = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+        hidden = self.attn(x, sow_weights=True)
+        for scale in (1.0, 2.0):
+            self.sow(Losses, "balance", scale * jnp.mean(x), **SUM)
+        self.sow(nnx.Intermediate, "hidden", hidden)
+        return {"logits": self.head(hidden), "hidden_states": (x, hidden), "mask": None}
+
+
+TOLD = ("attn", "attn/attention_weights", "balance", "hidden", "hidden_states/1")
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **kw: from_linen(Telling(), **kw),
+        lambda **kw: from_nnx(lambda rngs: NnxTelling(rngs), **kw),
+    ],
+    ids=["linen", "nnx"],
+)
+def test_sown_values_and_other_outputs_are_features_and_no_state(make, train):
+    x = X.reshape(1, 4, 3)
+    outputs, state = run(make(features=TOLD), train=train, key=KEY, inputs=x)
+    chex.assert_shape(outputs.logits, (1, 4, 2))
+    shapes = {name: value.shape for name, value in outputs.features.items()}
+    assert shapes["attn/attention_weights"] == (1, 1, 4, 4)
+    np.testing.assert_array_equal(outputs.features["balance"], 3 * jnp.mean(x))
+    for name in ("hidden", "hidden_states/1"):
+        np.testing.assert_array_equal(outputs.features[name], outputs.features["attn"])
+    assert not jax.tree.leaves(state)
+    plain, _ = run(make(), train=train, key=KEY, inputs=x)
+    np.testing.assert_array_equal(plain.logits, outputs.logits)
+    with pytest.raises(ValueError, match=r"'hiden'.*no value that it sows.*near matches: .*hidden"):
+        make(features=("hiden",)).init(KEY, x)
+
+
 class Act(nn.Module):
     def __call__(self, x):
         return nn.relu(x)

@@ -202,7 +202,9 @@ def test_gradient_reaches_through_features(adapter, inputs):
 def test_an_unknown_path_lists_near_ones(adapter, inputs):
     with pytest.raises(ValueError, match=r"'block_0/nrm'.*near matches: block_0/norm"):
         adapter(("block_0/nrm",)).init(jax.random.key(0), inputs)
-    with pytest.raises(ValueError, match=r"'zzz'.*modules: block_0, block_0/dense"):
+    with pytest.raises(
+        ValueError, match=r"'zzz'.*there are: block_0, block_0/debug, block_0/dense"
+    ):
         adapter(("zzz",)).init(jax.random.key(0), inputs)
 
 

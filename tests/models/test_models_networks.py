@@ -27,7 +27,9 @@ def test_resnet_sizes_are_the_fields(depth, count):
     assert isinstance(models.num_params(shapes.params), int)
 
 
-@pytest.mark.parametrize(("name", "count"), [("resnet18", 11689512), ("resnet34", 21797672)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("resnet18", 11689512), ("resnet34", 21797672), ("resnet50", 25557032)]
+)
 def test_imagenet_sizes_and_shapes_are_the_fields(name, count):
     paths = ("stem", "stage_1", "stage_2/block_0", "stage_3", "stage_4", "pool")
     model = getattr(models, name)(1000, features=paths)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import traverse_util
 
 from kdjax import models
 from kdjax.models import from_pytorch, normalization_of, read_state_dict
@@ -313,9 +314,9 @@ def test_flipped_bits_in_an_npz_are_refused_or_harmless(tmp_path):
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.npz"):
         read_state_dict(tmp_path / "none.npz")
-    for name in ("teacher.pth", "folder.npz"):
+    for name in ("teacher.h5", "folder.npz"):
         (tmp_path / name).mkdir() if name.startswith("folder") else (tmp_path / name).touch()
-        with pytest.raises(ValueError, match=rf"{name} is not a \.npz or \.safetensors file"):
+        with pytest.raises(ValueError, match=rf"{name} is not a \.npz, \.safetensors or PyTorch"):
             read_state_dict(tmp_path / name)
     np.save(tmp_path / "single.npy", np.ones(3))
     (tmp_path / "single.npy").rename(tmp_path / "single.npz")
@@ -354,3 +355,161 @@ def test_sizes_that_nothing_holds_and_types_that_numpy_lacks_are_one_line(tmp_pa
         with pytest.raises(ValueError, match=rf"{name} is no intact .* file \(") as raised:
             read_state_dict(tmp_path / name)
         assert "\n" not in str(raised.value)
+
+
+# By our own module, what three libraries call a transformer's; `|` parts names of fused layers.
+TRANSFORMERS = {
+    "timm": {
+        "tokens/class_token": "cls_token", "tokens/position": "pos_embed",
+        "patches": "patch_embed.proj", "norm": "norm", "head": "head",
+        "block_0/norm_1": "blocks.0.norm1", "block_0/norm_2": "blocks.0.norm2",
+        "block_0/attention/query": "blocks.0.attn.qkv|",
+        "block_0/attention/out": "blocks.0.attn.proj",
+        "block_0/mlp/up": "blocks.0.mlp.fc1", "block_0/mlp/down": "blocks.0.mlp.fc2",
+    },
+    "hugging face": {
+        "tokens/class_token": "vit.embeddings.cls_token",
+        "tokens/position": "vit.embeddings.position_embeddings",
+        "patches": "vit.embeddings.patch_embeddings.projection", "norm": "vit.layernorm",
+        "head": "classifier", "block_0/norm_1": "vit.encoder.layer.0.layernorm_before",
+        "block_0/norm_2": "vit.encoder.layer.0.layernorm_after",
+        "block_0/attention/query": "vit.encoder.layer.0.attention.attention.query",
+        "block_0/attention/key": "vit.encoder.layer.0.attention.attention.key",
+        "block_0/attention/value": "vit.encoder.layer.0.attention.attention.value",
+        "block_0/attention/out": "vit.encoder.layer.0.attention.output.dense",
+        "block_0/mlp/up": "vit.encoder.layer.0.intermediate.dense",
+        "block_0/mlp/down": "vit.encoder.layer.0.output.dense",
+    },
+    "torchvision": {
+        "tokens/class_token": "class_token", "tokens/position": "encoder.pos_embedding",
+        "patches": "conv_proj", "norm": "encoder.ln", "head": "heads.head",
+        "block_0/norm_1": "encoder.layers.encoder_layer_0.ln_1",
+        "block_0/norm_2": "encoder.layers.encoder_layer_0.ln_2",
+        "block_0/attention/query": "encoder.layers.encoder_layer_0.self_attention.in_proj_|",
+        "block_0/attention/out": "encoder.layers.encoder_layer_0.self_attention.out_proj",
+        "block_0/mlp/up": "encoder.layers.encoder_layer_0.mlp.0",
+        "block_0/mlp/down": "encoder.layers.encoder_layer_0.mlp.3",
+    },
+}  # fmt: skip
+
+
+def in_torchs(path, array):
+    """Return an array as a linear layer, a convolution or a vector of PyTorch has it."""
+    if array.ndim == 4 and "patches" in path:
+        return array.transpose(3, 2, 0, 1)
+    if path.startswith("tokens"):
+        return array
+    if path.endswith("bias"):
+        return array.reshape(-1)
+    rows = array.shape[-1] if path.endswith(("out/kernel", "mlp/up/kernel")) else None
+    if array.ndim == 1:
+        return array
+    return array.reshape((-1, rows) if rows else (array.shape[0], -1)).T
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    model = models.vit_mu(5, patch_size=4)
+    drawn = model.init(KEY, IMAGES)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), drawn)
+
+
+def renamed(variables, names):
+    """Return a state dict by another library's names."""
+    flat = {
+        "/".join(map(str, path)): np.asarray(x)
+        for path, x in traverse_util.flatten_dict(variables.params).items()
+    }
+    found = {}
+    for path, array in flat.items():
+        layer, _, leaf = path.rpartition("/")
+        word = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
+        if path in names:
+            found[names[path]] = array
+        elif layer in names and not names[layer].endswith("|"):
+            found[f"{names[layer]}.{word}"] = in_torchs(path, array)
+        elif layer in names:
+            parts = [path.replace("query", part) for part in ("query", "key", "value")]
+            dot = "" if names[layer].endswith("_|") else "."
+            name = f"{names[layer][:-1]}{dot}{word}"
+            found[name] = np.concatenate([in_torchs(part, flat[part]) for part in parts])
+    return found
+
+
+@pytest.mark.parametrize("names", TRANSFORMERS.values(), ids=TRANSFORMERS)
+def test_transformers_by_the_names_of_three_libraries(transformer, names):
+    arrays = renamed(transformer, names)
+    chex.assert_trees_all_equal(from_pytorch(arrays, transformer), transformer)
+    wrapped = {f"net.encoder.{name}": x for name, x in arrays.items()}
+    chex.assert_trees_all_equal(from_pytorch(wrapped, transformer), transformer)
+    with pytest.raises(ValueError, match=r"is missing.*the state dict holds .*looked for are "):
+        from_pytorch({n: x for n, x in arrays.items() if names["patches"] not in n}, transformer)
+
+
+def test_learned_positions_are_interpolated_for_other_sizes(transformer):
+    arrays = renamed(transformer, TRANSFORMERS["timm"])
+    model = models.vit_mu(5, patch_size=4)
+    like = jax.eval_shape(model.init, KEY, jnp.zeros((1, 16, 16, 3)))
+    first, grid = np.arange(32.0)[None, None], np.full((1, 4, 32), 3.0)
+    arrays["pos_embed"] = np.concatenate([first, grid], axis=1)
+    position = from_pytorch(arrays, like).params["tokens"]["position"]
+    np.testing.assert_allclose(position[:, :1], first)
+    np.testing.assert_allclose(position[:, 1:], np.full((1, 16, 32), 3.0), rtol=1e-6)
+    arrays["pos_embed"] = np.zeros((1, 8, 32))
+    with pytest.raises(
+        ValueError, match=r"pos_embed has shape \(1, 8, 32\), expected \(1, 17, 32\)"
+    ):
+        from_pytorch(arrays, like)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "net.", "encoder.", "a.student."])
+@pytest.mark.parametrize("head", ["head", "head.fc", "classifier", "output"])
+def test_whatever_is_around_the_names_and_the_classifiers_own(prefix, head):
+    arrays, like = resnet_state_dict(), resnet_like()
+    around = {prefix + name.replace("fc.", f"{head}."): x for name, x in arrays.items()}
+    chex.assert_trees_all_equal(from_pytorch(around, like), from_pytorch(arrays, like))
+
+
+def test_what_is_no_weight_is_passed_over_and_named():
+    arrays, like = resnet_state_dict(), resnet_like()
+    whole = {
+        "epoch": np.int64(3),
+        "best_acc": np.float32(0.7),
+        "optimizer.state.0.exp_avg": np.ones(3),
+    }
+    whole |= {f"state_dict.{name}": x for name, x in arrays.items()}
+    whole |= {f"ema.{name}": x + 1 for name, x in arrays.items()}
+    with pytest.warns(
+        UserWarning, match=r"passed over .*: epoch, best_acc, optimizer.* and 47 more"
+    ):
+        found = from_pytorch(whole, like)
+    chex.assert_trees_all_equal(found, from_pytorch(arrays, like))
+    two = {f"{of}.{name}": x for of in ("teacher", "student") for name, x in arrays.items()}
+    with pytest.raises(ValueError, match=r"network 2 times, under teacher\. and student\."):
+        from_pytorch(two, like)
+
+
+def test_a_file_of_pytorch_is_read_or_its_conversion_said(tmp_path):
+    arrays = resnet_state_dict()
+    file = tmp_path / "best.pth.tar"
+    try:
+        import torch
+    except ModuleNotFoundError:
+        file.touch()
+        with pytest.raises(
+            ValueError, match=r"kdjax\[torch\].*torch\.load\(.*numpy\.savez\('.*\.npz'"
+        ):
+            read_state_dict(file)
+        return
+    tensors = {name: torch.from_numpy(x) for name, x in arrays.items()}
+    tensors["fc.bias"] = tensors["fc.bias"].bfloat16().float().bfloat16()
+    torch.save({"state_dict": tensors, "epoch": 3, "arch": "resnet8"}, file)
+    with pytest.warns(UserWarning, match="passed over .*: epoch"):
+        found = from_pytorch(read_state_dict(file), resnet_like())
+    np.testing.assert_array_equal(
+        found.params["stem"]["kernel"].transpose(3, 2, 0, 1), arrays["conv1.weight"]
+    )
+    torch.save({"model": pathlib.PurePosixPath("x")}, file)
+    with pytest.raises(ValueError, match=r"no intact weights alone .*save model.state_dict"):
+        read_state_dict(file)
