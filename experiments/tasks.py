@@ -62,7 +62,8 @@ class Task(NamedTuple):
 
 def run(settings: Settings, command: str) -> None:
     """Train the teacher and both kinds of students, write `summary.json`, table and page."""
-    task, found = TASKS[settings.task](), {kind: [] for kind in KINDS}
+    task = TASKS[settings.task]()
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     absent = kdjax.teachers.absent()
     labels = kdjax.objective.combine({"hard": task.hard}, {"hard": 1.0})
     variables = trained(settings, task.teacher, labels, absent, task.train, settings.seed)
@@ -175,9 +176,9 @@ def _of_labels(rows: np.ndarray) -> Task:
         mean_average_precision=metrics.of(metrics.mean_average_precision),
         binary_accuracy=metrics.of(metrics.binary_accuracy),
     )
-    networks = (kdjax.models.mlp(rows.shape[1], widths=w) for w in ((256, 256), (32,)))
+    teacher, student = (kdjax.models.mlp(rows.shape[1], widths=w) for w in ((256, 256), (32,)))
     soft = {"soft": (of(losses.sigmoid_kd_loss, temperature=1.0), 20.0)}
-    return Task(train, 100, *networks, of(losses.binary_cross_entropy), soft, measure)
+    return Task(train, 100, teacher, student, of(losses.binary_cross_entropy), soft, measure)
 
 
 def regression() -> Task:
@@ -187,7 +188,7 @@ def regression() -> Task:
     losses, of, metrics = kdjax.losses, kdjax.terms.of, kdjax.metrics
     x, y = load_diabetes(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))
-    x, y = np.float32(20 * x[order]), np.float32((y[order] - 152) / 77)
+    x, y = (20 * x[order]).astype(np.float32), ((y[order] - 152) / 77).astype(np.float32)
     train, test = ({"image": x[i], "label": y[i]} for i in (slice(0, 300), slice(300, None)))
     measure = evaluated(
         test,
@@ -223,13 +224,15 @@ def embedding() -> Task:
         return jax.nn.logsumexp(scores, axis=1) - same
 
     def like(loss: Callable[..., Array]) -> Term:
-        return stateless(
-            lambda x: loss(x.student.logits, x.teacher.logits, mask=x.mask), couples_batch=True
-        )
+        def values(x: TermInputs) -> Array:
+            assert x.teacher is not None
+            return loss(x.student.logits, x.teacher.logits, mask=x.mask)
+
+        return stateless(values, couples_batch=True)
 
     def measure(model: Model, variables: Variables) -> dict[str, float]:
         z = unit(model.apply(*variables, test["image"], train=False)[0].logits)
-        every = np.ones(len(z), bool)
+        every = jnp.ones(len(z), bool)
         scores = jnp.where(jnp.eye(len(z), dtype=bool), -jnp.inf, z @ z.T)
         same = jnp.asarray(test["digit"][:, None] == test["digit"])
         return {
@@ -239,12 +242,14 @@ def embedding() -> Task:
             for k in (1, 5)
         }
 
-    networks = (kdjax.models.mlp(16, widths=w) for w in ((256, 256), (32,)))
+    teacher, student = (kdjax.models.mlp(16, widths=w) for w in ((256, 256), (32,)))
     soft = {
         "scores": (like(losses.similarity_score_loss), 10.0),
         "neighbors": (like(losses.similarity_distribution_loss), 0.5),
     }
-    return Task(train, 100, *networks, stateless(neighbors, couples_batch=True), soft, measure)
+    return Task(
+        train, 100, teacher, student, stateless(neighbors, couples_batch=True), soft, measure
+    )
 
 
 def segmentation() -> Task:
@@ -267,13 +272,13 @@ def segmentation() -> Task:
     train, test = (collages(x, count, seed) for seed, (x, count) in
                    enumerate(zip(digits(), (400, 100), strict=True)))  # fmt: skip
     measure = evaluated(test, mean_iou=metrics.of(metrics.mean_iou, ignore_label=255))
-    networks = (kdjax.models.from_linen(Pixels(w), features=("hidden",)) for w in (128, 32))
+    teacher, student = (kdjax.models.from_linen(Pixels(w), features=("hidden",)) for w in (128, 32))
     soft = {
         "pixels": (of(losses.soft_target_loss, temperature=2.0), 1.0),
         "hint": (kdjax.terms.hint("hidden", "hidden"), 0.1),
     }
     hard = of(losses.cross_entropy, ignore_label=255)
-    return Task(train, 30, *networks, hard, soft, measure)
+    return Task(train, 30, teacher, student, hard, soft, measure)
 
 
 def collages(examples: Examples, count: int, seed: int) -> Examples:
