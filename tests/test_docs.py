@@ -13,9 +13,11 @@ from kdjax.runs.flags import names
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("your-*.md"))
+# Its blocks stand alone, and some need packages that are not ours.
+OWN_TEST = "your-teacher.md"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != OWN_TEST])
 def test_the_blocks_of_a_page_run_in_their_order(page):
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.S | re.M)
     assert blocks

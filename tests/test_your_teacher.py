@@ -30,12 +30,3 @@ def test_a_block_runs(name, block, capsys):
         assert "is missing" in capsys.readouterr().out
     else:
         assert namespace["outputs"].logits.shape == (2, 10)
-
-
-def test_flags_on_the_page_exist():
-    from kdjax.runs.distill import Settings
-    from kdjax.runs.flags import names
-
-    found = set(re.findall(r"--[a-z]+(?:[.-][a-z-]+)*", TEXT))
-    assert found
-    assert found <= set(names(Settings))
