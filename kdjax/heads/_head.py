@@ -1,6 +1,5 @@
 """What a head is, and what all that takes one checks."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -72,4 +71,8 @@ def product_of(subscripts: str, x: Array, y: Array) -> Array:
 
 
 def widest(*dtypes: Any) -> Any:
-    return functools.reduce(jnp.promote_types, dtypes, jnp.float32)
+    """Return the type that holds these and float32."""
+    wide: Any = jnp.float32
+    for dtype in dtypes:
+        wide = jnp.promote_types(wide, dtype)
+    return wide
