@@ -9,7 +9,7 @@ from kdjax.models._heads import probed, simkd, with_class_maps
 from kdjax.models._layers import Pool
 from kdjax.models._linen import from_linen
 from kdjax.models._mlp import MLP, mlp
-from kdjax.models._mobile import MobileNetV2, mobilenet_v2
+from kdjax.models._mobile import MobileNetV2, imagenet_mobilenet_v2, mobilenet_v2
 from kdjax.models._nnx import from_nnx, variables_of
 from kdjax.models._pytorch import classes_of, from_pytorch, normalization_of
 from kdjax.models._residual import (
@@ -21,7 +21,10 @@ from kdjax.models._shuffle import ShuffleNetV1, ShuffleNetV2, shufflenet_v1, shu
 from kdjax.models._torch import from_torch
 from kdjax.models._torch_files import read_state_dict
 from kdjax.models._transformer import VisionTransformer, vit, vit_b, vit_mu, vit_s, vit_ti
-from kdjax.models._vgg import VGG, vgg, vgg8, vgg13
+from kdjax.models._vgg import (
+    VGG, ImageNetVGG, imagenet_vgg, imagenet_vgg11, imagenet_vgg13, imagenet_vgg16, imagenet_vgg19,
+    vgg, vgg8, vgg13,
+)
 from kdjax.models._wide import WideResNet, wide_resnet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 from kdjax.models._wrappers import normalized, num_params, rematerialized
 
@@ -31,6 +34,7 @@ __all__ = [
     "BasicBlock",
     "BottleneckResNet",
     "ImageNetResNet",
+    "ImageNetVGG",
     "MobileNetV2",
     "Network",
     "NetworkSpec",
@@ -48,7 +52,13 @@ __all__ = [
     "from_nnx",
     "from_pytorch",
     "from_torch",
+    "imagenet_mobilenet_v2",
     "imagenet_resnet",
+    "imagenet_vgg",
+    "imagenet_vgg11",
+    "imagenet_vgg13",
+    "imagenet_vgg16",
+    "imagenet_vgg19",
     "load_network",
     "mlp",
     "mobilenet_v2",

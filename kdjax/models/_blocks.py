@@ -82,11 +82,13 @@ class Final(nn.Module):
     width: int
     dtype: DType = None
     kernel_init: Initializer = HE_INIT
+    relu: Callable[[Array], Array] = nn.relu
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Return [batch, height, width, self.width]."""
-        return nn.relu(layer_fn(self.dtype, train, self.kernel_init)(x, self.width, 1, 1, "conv"))
+        layer = layer_fn(self.dtype, train, self.kernel_init)
+        return self.relu(layer(x, self.width, 1, 1, "conv"))
 
 
 def stages(

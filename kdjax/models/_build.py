@@ -24,6 +24,8 @@ NETWORKS: Mapping[str, Callable[..., Model]] = {
     "resnet8x4": _residual.resnet8x4, "resnet32x4": _residual.resnet32x4,
     "cifar_resnet50": _residual.cifar_resnet50, "wrn_16_1": _wide.wrn_16_1,
     "wrn_16_2": _wide.wrn_16_2, "wrn_40_1": _wide.wrn_40_1, "wrn_40_2": _wide.wrn_40_2,
+    "imagenet_mobilenet_v2": _mobile.imagenet_mobilenet_v2,
+    "imagenet_vgg11": _vgg.imagenet_vgg11, "imagenet_vgg16": _vgg.imagenet_vgg16,
     "vgg8": _vgg.vgg8, "vgg13": _vgg.vgg13, "mobilenet_v2": _mobile.mobilenet_v2,
     "shufflenet_v1": _shuffle.shufflenet_v1, "shufflenet_v2": _shuffle.shufflenet_v2,
     "resnet18": _residual.resnet18, "resnet34": _residual.resnet34,

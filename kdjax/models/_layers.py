@@ -38,7 +38,9 @@ def conv(width: int, size: int, stride: int, dtype: DType, name: str, **others: 
     return nn.Conv(width, (size, size), stride, size // 2, dtype=dtype, name=name, **given)
 
 
-def layer_fn(dtype: DType, train: bool, kernel_init: Initializer = HE_INIT) -> Callable[..., Array]:
+def layer_fn(
+    dtype: DType, train: bool, kernel_init: Initializer = HE_INIT, *, batch_norm: bool = True
+) -> Callable[..., Array]:
     """Make a function that applies a convolution and BatchNorm, within a module's `__call__`.
 
     `layer(x, width, size, stride, name)` takes what else `conv` does by keyword. The BatchNorm of
@@ -47,6 +49,8 @@ def layer_fn(dtype: DType, train: bool, kernel_init: Initializer = HE_INIT) -> C
 
     def layer(x: Array, width: int, size: int, stride: int, name: str, **others: Any) -> Array:
         x = conv(width, size, stride, dtype, name, kernel_init=kernel_init, **others)(x)
+        if not batch_norm:
+            return x
         named = name.replace("conv", "norm") if "conv" in name else f"{name}_norm"
         y: Array = norm(dtype, train)(name=named)(x)
         return y

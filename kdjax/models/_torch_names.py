@@ -15,7 +15,7 @@ LEAVES = {
 }  # fmt: skip
 HEADS = (
     "fc", "linear", "classifier", "head", "head.fc", "heads.head", "output", "classifier.0",
-    "classifier.1", "last_linear", "logits", "_fc",
+    "classifier.1", "classifier.6", "last_linear", "logits", "_fc",
 )  # fmt: skip
 """What classifiers are called."""
 _CONVS = (r"conv_(\d)", r"conv\1"), (r"norm_(\d)", r"bn\1")
@@ -39,6 +39,18 @@ _MOBILE: Sequence[Rule] = (
     ("conv_1", "0"), ("norm_1", "1"), ("conv_2", "6"), ("norm_2", "7"),
     ("^stem_norm", "conv1.1"), ("^stem", "conv1.0"),
     ("^final/norm", "conv2.1"), ("^final/conv", "conv2.0"), ("^head", "fc"),
+)  # fmt: skip
+# torchvision's blocks are numbered through; the first one has no convolution that widens.
+_MOBILE_NUMBERED: Sequence[Rule] = (
+    ("^stage_1/block_0/depthwise_norm", "features/1/conv/0/1"),
+    ("^stage_1/block_0/depthwise", "features/1/conv/0/0"),
+    ("^stage_1/block_0/conv_2", "features/1/conv/1"),
+    ("^stage_1/block_0/norm_2", "features/1/conv/2"),
+    (r"^stage_(\d)/block_(\d+)", lambda m: f"features/{_mobile_number(int(m[1]), int(m[2]))}/conv"),
+    ("depthwise_norm", "1/1"), ("depthwise", "1/0"),
+    ("conv_1", "0/0"), ("norm_1", "0/1"), ("conv_2", "2"), ("norm_2", "3"),
+    ("^stem_norm", "features/0/1"), ("^stem", "features/0/0"),
+    ("^final/norm", "features/18/1"), ("^final/conv", "features/18/0"), ("^head", "classifier/1"),
 )  # fmt: skip
 _GROUPED: Sequence[Rule] = (
     _STAGES, ("norm_2", "bn3"), ("conv_2", "conv3"), ("depthwise_norm", "bn2"),
@@ -94,13 +106,14 @@ def rules_of(layers: Collection[str], custom: int = 0) -> Sequence[Rule] | None:
         layers: paths such as "stage_1/block_0/conv_1".
         custom: which of several customs to go by, below `NUM_CUSTOMS`.
     """
-    marks = (
+    vgg = _numbered_vgg(layers) if "hidden_0" in layers else _VGG
+    marks: tuple[tuple[str, tuple[Sequence[Rule], ...]], ...] = (
         ("tokens", (_TIMM, _HUGGING_FACE, _HUGGING_FACE_5, _TORCHVISION)),
         ("stage_1/block_0/shortcut_depthwise", (_SPLIT,)),
-        ("final/conv", (_MOBILE,)),
+        ("final/conv", (_MOBILE, _MOBILE_NUMBERED)),
         ("stage_1/block_0/depthwise", (_GROUPED,)),
         ("final/norm", (_WIDE,)),
-        ("stage_0/block_0/conv", (_VGG,)),
+        ("stage_0/block_0/conv", (vgg,)),
         ("stem", (_RESNET,)),
     )
     customs = next((customs for mark, customs in marks if mark in layers), ())
@@ -145,3 +158,26 @@ def _mobile_block(stage: int, block: int) -> str:
             return f"blocks.{earlier + i}.{block}"
         block -= row.repeats
     raise AssertionError(f"stage {stage} has no block {block}")
+
+
+def _mobile_number(stage: int, block: int) -> int:
+    """Count our block among all of them, from 1."""
+    earlier = sum(row.repeats for rows in STAGES[: stage - 1] for row in rows)
+    return 1 + earlier + block
+
+
+def _numbered_vgg(layers: Collection[str]) -> Sequence[Rule]:
+    """Return torchvision's names: all layers are numbered through, with ReLU and pooling."""
+    step = 3 if "stage_0/block_0/norm" in layers else 2
+    found = [re.match(r"stage_(\d)/block_(\d+)/conv$", layer) for layer in layers]
+    stages = [int(m[1]) for m in found if m]
+
+    def number(m: re.Match[str]) -> str:
+        stage, block = int(m[1]), int(m[2])
+        earlier = sum(step * stages.count(i) + 1 for i in range(stage))
+        return f"features/{earlier + step * block + (m[3] == 'norm')}"
+
+    return (
+        (r"^stage_(\d)/block_(\d+)/(conv|norm)", number), ("^hidden_0", "classifier/0"),
+        ("^hidden_1", "classifier/3"), ("^head", "classifier/6"),
+    )  # fmt: skip

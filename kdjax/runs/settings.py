@@ -16,7 +16,9 @@ NetworkName = Literal[
     "mlp", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
     "resnet8x4", "resnet32x4", "cifar_resnet50", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2",
     "vgg8", "vgg13", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2",
-    "resnet18", "resnet34", "resnet50", "resnet101", "vit_mu", "vit_ti", "vit_s", "vit_b",
+    "resnet18", "resnet34", "resnet50", "resnet101",
+    "imagenet_mobilenet_v2", "imagenet_vgg11", "imagenet_vgg16",
+    "vit_mu", "vit_ti", "vit_s", "vit_b",
 ]  # fmt: skip
 PairName = Literal[
     "wrn_40_2-wrn_16_2", "wrn_40_2-wrn_40_1", "resnet56-resnet20", "resnet110-resnet20",

@@ -1,5 +1,8 @@
 """The networks of the field's tables: sizes, structure, precision, BatchNorm over devices."""
 
+import functools
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 
 from kdjax import models
+from kdjax.models import _vgg
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.uniform(jax.random.key(1), (8, 8, 8, 3))
@@ -37,15 +41,42 @@ def test_imagenet_sizes_and_shapes_are_the_fields(name, count):
     shapes = jax.eval_shape(model.init, KEY, images)
     assert models.num_params(shapes.params) == count
     outputs, _ = jax.eval_shape(lambda v: model.apply(*v, images, train=False), shapes)
+    wider = 4 if name == "resnet50" else 1  # bottlenecks end wider
     assert {path: x.shape[1:] for path, x in outputs.features.items()} == {
         "stem": (112, 112, 64),
-        "stage_1": (56, 56, 64),
-        "stage_2/block_0": (28, 28, 128),
-        "stage_3": (14, 14, 256),
-        "stage_4": (7, 7, 512),
-        "pool": (512,),
+        "stage_1": (56, 56, 64 * wider),
+        "stage_2/block_0": (28, 28, 128 * wider),
+        "stage_3": (14, 14, 256 * wider),
+        "stage_4": (7, 7, 512 * wider),
+        "pool": (512 * wider,),
     }
     assert outputs.logits.shape == (2, 1000)
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (models.imagenet_mobilenet_v2, 3_504_872),
+        (models.imagenet_vgg11, 132_863_336),
+        (models.imagenet_vgg16, 138_357_544),
+        (functools.partial(models.imagenet_vgg19, batch_norm=True), 143_678_248),
+    ],
+)
+def test_networks_of_torchvision_have_its_sizes(make, count):
+    model = make(1000)
+    shapes = jax.eval_shape(model.init, KEY, jnp.zeros((1, 224, 224, 3)))
+    assert models.num_params(shapes.params) == count
+    assert make(1000, features=model.paths.all).paths.spatial
+
+
+def test_maps_of_any_size_are_averaged_as_torchvision_does():
+    for size, side in ((14, 7), (7, 7), (1, 7), (9, 7)):
+        x = np.random.default_rng(0).normal(size=(1, size, size, 2)).astype(np.float32)
+        want = np.zeros((1, side, side, 2))
+        for i, j in itertools.product(range(side), repeat=2):
+            rows, columns = (slice(k * size // side, -(-(k + 1) * size // side)) for k in (i, j))
+            want[:, i, j] = x[:, rows, columns].mean((1, 2))
+        np.testing.assert_allclose(_vgg._averaged(jnp.asarray(x), side), want, atol=1e-6)
 
 
 @pytest.mark.parametrize("sizes", [(), (2, 0, 2)])

@@ -1,5 +1,6 @@
 """PyTorch state dicts: names, layouts, files, and what is refused."""
 
+import functools
 import json
 import pathlib
 import re
@@ -14,7 +15,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from kdjax import models
-from kdjax.models import from_pytorch, normalization_of, read_state_dict
+from kdjax.models import _torch_names, from_pytorch, normalization_of, read_state_dict
 
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
@@ -513,3 +514,55 @@ def test_a_file_of_pytorch_is_read_or_its_conversion_said(tmp_path):
     torch.save({"model": pathlib.PurePosixPath("x")}, file)
     with pytest.raises(ValueError, match=r"no intact weights alone .*save model.state_dict"):
         read_state_dict(file)
+
+
+def mobilenet_state_dict():
+    """Random weights by torchvision's names: blocks of (expansion, width, repeats)."""
+    rng, arrays, width, number = np.random.default_rng(0), {}, 32, 1
+    conv(rng, arrays, "features.0.0", 32, 3, 3)
+    norm(rng, arrays, "features.0.1", 32)
+    rows = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]
+    for expansion, out, repeats in rows:
+        for _ in range(repeats):
+            inner, at = expansion * width, f"features.{number}.conv"
+            parts = [(inner, width, 1)] * (expansion > 1) + [(inner, 1, 3)]
+            for i, sizes in enumerate(parts):
+                conv(rng, arrays, f"{at}.{i}.0", *sizes)
+                norm(rng, arrays, f"{at}.{i}.1", inner)
+            conv(rng, arrays, f"{at}.{len(parts)}", out, inner, 1)
+            norm(rng, arrays, f"{at}.{len(parts) + 1}", out)
+            width, number = out, number + 1
+    conv(rng, arrays, "features.18.0", 1280, 320, 1)
+    norm(rng, arrays, "features.18.1", 1280)
+    arrays["classifier.1.weight"] = rng.normal(size=(4, 1280))
+    arrays["classifier.1.bias"] = rng.normal(size=4)
+    return arrays
+
+
+def test_mobilenet_by_torchvisions_names():
+    arrays = mobilenet_state_dict()
+    like = jax.eval_shape(models.imagenet_mobilenet_v2(4).init, KEY, np.zeros((1, 64, 64, 3)))
+    params, state = from_pytorch(arrays, like)
+    block = params["stage_1"]["block_0"]
+    assert set(block) == {"depthwise", "depthwise_norm", "conv_2", "norm_2"}
+    kernel = arrays["features.1.conv.0.0.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_allclose(block["depthwise"]["kernel"], kernel, rtol=1e-6)
+    last = arrays["features.17.conv.3.running_var"]
+    np.testing.assert_allclose(state["batch_stats"]["stage_4"]["block_3"]["norm_2"]["var"], last)
+
+
+@pytest.mark.parametrize(("batch_norm", "index"), [(False, 18), (True, 25)])
+def test_vgg_by_torchvisions_numbers(batch_norm, index):
+    """The last convolution of VGG-11 is its layer 18, with BatchNorm 25."""
+    small = models.imagenet_vgg11(4, batch_norm=batch_norm)
+    like = jax.eval_shape(small.init, KEY, np.zeros((1, 32, 32, 3)))
+    layers = {"/".join(str(k.key) for k in path[:-1]) for path, _ in
+              jax.tree.leaves_with_path(like.params)}  # fmt: skip
+    rules = _torch_names.rules_of(layers)
+    name = functools.partial(_torch_names.torch_name, rules=rules)
+    assert name(("stage_4", "block_1", "conv", "kernel")) == f"features.{index}.weight"
+    assert name(("stage_0", "block_0", "conv", "bias")) == "features.0.bias"
+    assert name(("hidden_1", "kernel")) == "classifier.3.weight"
+    assert name(("head", "bias")) == "classifier.6.bias"
+    if batch_norm:
+        assert name(("stage_4", "block_1", "norm", "var")) == "features.26.running_var"

@@ -166,6 +166,9 @@ OURS = {
     "timm:vit_tiny_patch16_224": lambda: models.vit_ti(7, patch_size=16),
     "torchvision:vit_b_16": lambda: models.vit_b(7, patch_size=16),
     "torchvision:resnet50": lambda: models.resnet50(7),
+    "torchvision:mobilenet_v2": lambda: models.imagenet_mobilenet_v2(7),
+    "torchvision:vgg11": lambda: models.imagenet_vgg11(7),
+    "torchvision:vgg16_bn": lambda: models.imagenet_vgg16(7, batch_norm=True),
     "torchvision:resnet101": lambda: models.resnet101(7),
 }
 
