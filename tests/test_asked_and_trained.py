@@ -224,6 +224,7 @@ def test_knobs_that_do_not_fit_are_one_line(trained, capfd, flags, words):
     assert re.search(words, capfd.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_transformer_learns_by_its_token_from_mixtures_and_goes_out_with_it(trained, tmp_path):
     flags = ["--student.name", "vit_mu", "--method", "deit-hard", "--augment", "mixup", "cutmix"]
     flags += ["--epochs", 1, "--teacher.epochs", 1, "--num-seeds", 1, "--mix-each", "example"]

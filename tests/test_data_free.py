@@ -25,6 +25,7 @@ def run(*flags):
     return scripts.run("experiments.data_free", *flags)
 
 
+@pytest.mark.slow
 def test_a_student_of_made_up_images(tmp_path):
     flags = ["--teacher.epochs", "2", "--steps", "20", "--num-seeds", "1", "--log-every", "10"]
     done = run(*flags, "--workdir", tmp_path)
@@ -45,6 +46,7 @@ def test_a_student_of_made_up_images(tmp_path):
 def test_the_teacher_sees_what_distill_shows_it():
     split = SimpleNamespace(label=np.zeros(60_000))
     mnist = SimpleNamespace(image_shape=(28, 28, 1), label_names=tuple("0123456789"), train=split)
+    mnist.name, mnist.version = "mnist", "3"
     asked = data_free.Settings(data=settings.DataSettings(name="mnist"), workdir=Path("w"))
     assert resolved.resolve(asked, mnist).teacher.augment == ("jitter",)
 

@@ -109,6 +109,7 @@ def test_the_student_loads_with_one_call(finished):
     assert params_sha256(network.variables.params) in hashes(finished[0])["distilled"]
 
 
+@pytest.mark.slow
 def test_a_set_that_streams_is_learned_as_one_in_memory(finished, tmp_path):
     done = run(tmp_path / "run", "--data.streaming")
     assert (done.returncode, done.stderr) == (0, "")
@@ -430,6 +431,7 @@ def test_a_short_run_is_not_mostly_validation(finished):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_goes_without_a_home(tmp_path):
     flags = ["--epochs", "2", "--teacher.epochs", "1", "--num-seeds", "1", "--profile"]
     (tmp_path / "file").write_text("")
@@ -506,8 +508,8 @@ def test_help_ends_quietly_where_its_reader_has_seen_enough():
 class FakeData:
     """What `resolve` looks at."""
 
-    def __init__(self, shape, names, size):
-        self.image_shape, self.label_names = shape, names
+    def __init__(self, name, shape, names, size):
+        self.name, self.version, self.image_shape, self.label_names = name, "1", shape, names
         self.train = type("Examples", (), {"label": np.zeros(size)})
 
 
@@ -524,13 +526,13 @@ def test_defaults_follow_the_data_and_digits_are_never_flipped(
     name, shape, labels, augment, teacher_augment
 ):
     asked = distill.Settings(data=settings.DataSettings(name=name), workdir=Path("w"))
-    found = resolved.resolve(asked, FakeData(shape, labels, 50_000))
+    found = resolved.resolve(asked, FakeData(name, shape, labels, 50_000))
     assert found.augment == augment
     assert found.teacher.augment == teacher_augment
     assert found.data.student_examples == (100 if name == "digits" else 50_000)
     kept = resolved.resolve(
         distill.Settings(augment=("none",), epochs=3, batch_size=32, workdir=Path("w")),
-        FakeData(shape, labels, 500),
+        FakeData(name, shape, labels, 500),
     )
     assert (kept.augment, kept.teacher.augment, kept.epochs, kept.batch_size) == (
         ("none",),
@@ -579,7 +581,7 @@ def test_the_pytorch_teacher_needs_its_architecture_and_classes(capsys, tmp_path
         "--teacher.checkpoint", teacher,
         "--teacher.name", "resnet20",
     )  # fmt: skip
-    assert "is not a resnet20" in error
+    assert f"{teacher} is for images of 3 channels, the data has 1" in error
 
 
 def test_audit_shows_a_table_before_training_and_stops_on_what_does_not_hold(
@@ -652,6 +654,7 @@ def test_one_run_per_directory(tmp_path):
     assert not (tmp_path / "w" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_and_skipping_may_be_switched_on_later(finished, tmp_path):
     from kdjax import checkpoint
 

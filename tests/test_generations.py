@@ -21,6 +21,7 @@ def run(*flags):
     return scripts.run("experiments.generations", *flags)
 
 
+@pytest.mark.slow
 def test_assistants_from_the_command_line(tmp_path):
     flags = ["--epochs", "2", "--teacher.epochs", "2", "--num-seeds", "1", "--workdir", tmp_path]
     done = run("--assistants", "32x16", *flags)

@@ -200,6 +200,7 @@ def train(study, seeds=(0, 1)):
     return networks.train(cohort, "group")
 
 
+@pytest.mark.slow
 def test_interrupted_group_ends_in_the_same_bytes(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -315,6 +316,7 @@ def test_two_runs_do_not_train_one_group(tmp_path):
         other.kill()
 
 
+@pytest.mark.slow
 def test_a_learning_curve_survives_an_interruption(tmp_path):
     def learn(folder, stop_fn):
         folder.mkdir(exist_ok=True)

@@ -298,7 +298,7 @@ def test_parts_of_a_batch_add_up_where_grains_differ():
         np.testing.assert_allclose(one, two, rtol=1e-5)
 
 
-@pytest.mark.parametrize("grain", [(4, 4), (6,)])
+@pytest.mark.parametrize("grain", [(4, 4), pytest.param((6,), marks=pytest.mark.slow)])
 def test_padding_never_counts_whatever_it_holds(grain):
     """The catalogue in one objective: what padding holds changes no loss, not by a bit."""
     inputs = inputs_of_grain(grain)

@@ -136,6 +136,7 @@ def test_what_is_no_network_is_one_line(folder, capsys, flags, message):
     assert line.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_is_extended_and_a_student_starts_where_another_ended(folder, capsys):
     whole = run(folder, "long", "--student.widths", 5)
     capsys.readouterr()

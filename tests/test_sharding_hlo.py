@@ -18,8 +18,9 @@ STUDENTS = {
     "resnet": lambda: models.resnet8(CLASSES),
     "transformer": lambda: models.vit(CLASSES, patch_size=4, width=16, depth=1, num_heads=8),
 }
-# loss and kd share one total; accuracy, agreement and teacher/accuracy.
-NUM_METRICS = 4
+# loss and kd share one total; accuracy, agreement and teacher/accuracy; how many labels there are,
+# for each of the two that look at them.
+NUM_METRICS = 6
 
 
 def compiled(student, mesh, *, teacher_axes=sharding.LOGICAL_AXES):

@@ -448,7 +448,7 @@ def test_labels_are_measured_as_what_they_are():
     np.testing.assert_allclose(measured["one"]["mse"], squares[:, 0].mean(), rtol=1e-5)
     assert measured["one"] == measured["two"]
     ordinal = trained({**GOOD, "label": real[:, 0]}, objective=soft_objective())[1]
-    assert ordinal.keys() == {"loss", "loss/soft", "agreement"}
+    assert ordinal.keys() == {"loss", "loss/soft"}
 
 
 def test_the_audit_names_what_its_inputs_are_not():

@@ -66,6 +66,7 @@ def run(photos, directory, *flags, script=distill):
     script.main([*map(str, base)])
 
 
+@pytest.mark.slow
 def test_a_run_on_a_folder_and_more_images(photos, tmp_path, capsys):
     more = ["--data.unlabelled", photos / "more", *SMALL]
     run(photos, tmp_path / "w", *more)

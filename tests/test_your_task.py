@@ -38,6 +38,7 @@ def test_names_on_the_page_exist():
 QUICK = "embedding"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task", [t if t == QUICK else pytest.param(t, marks=pytest.mark.slow) for t in tasks.TASKS]
 )

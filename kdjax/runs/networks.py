@@ -113,6 +113,11 @@ def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
         return _checked(path, _ours("--teacher", path), settings, spec)
     state_dict = _read("--teacher", path)
     mean, std = _normalization(settings, state_dict, spec)
+    if len(mean) != spec.image_shape[-1]:
+        raise ValueError(
+            f"--teacher.checkpoint {path} is for images of {len(mean)} channels, the data has "
+            f"{spec.image_shape[-1]}"
+        )
     spec = dataclasses.replace(spec, mean=mean, std=std)
     if settings.head == "probe":
         num_classes = models.classes_of(state_dict) or spec.num_classes
