@@ -46,7 +46,7 @@ def test_a_student_of_made_up_images(tmp_path):
 def test_the_teacher_sees_what_distill_shows_it():
     split = SimpleNamespace(label=np.zeros(60_000))
     mnist = SimpleNamespace(image_shape=(28, 28, 1), label_names=tuple("0123456789"), train=split)
-    mnist.name, mnist.version = "mnist", "3"
+    mnist.name, mnist.version, mnist.unlabelled = "mnist", "3", None
     asked = data_free.Settings(data=settings.DataSettings(name="mnist"), workdir=Path("w"))
     assert resolved.resolve(asked, mnist).teacher.augment == ("jitter",)
 

@@ -509,7 +509,8 @@ class FakeData:
     """What `resolve` looks at."""
 
     def __init__(self, name, shape, names, size):
-        self.name, self.version, self.image_shape, self.label_names = name, "1", shape, names
+        self.name, self.version, self.unlabelled = name, "1", None
+        self.image_shape, self.label_names = shape, names
         self.train = type("Examples", (), {"label": np.zeros(size)})
 
 
