@@ -25,11 +25,11 @@ def pytest_unconfigure():
 
 @pytest.fixture(autouse=True, scope="module")
 def little_memory():
-    """Forget compiled programs between files once they fill more than 1.5 gigabytes."""
+    """Forget compiled programs between files once they fill more than two gigabytes."""
     yield
     statistics = Path("/proc/self/statm")
     pages = int(statistics.read_text().split()[1]) if statistics.exists() else 0
-    if pages * os.sysconf("SC_PAGE_SIZE") > 3 * 2**29:
+    if pages * os.sysconf("SC_PAGE_SIZE") > 2 * 2**30:
         import jax
 
         jax.clear_caches()
