@@ -445,6 +445,7 @@ def test_a_run_goes_without_a_home(tmp_path):
     assert lines == ["warning: after 4 steps there is no trace: it begins behind the first 10"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_is_one_line(tmp_path):
     limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (%d, %d))\n"
     limited += "sys.argv[0] = 'x'; runpy.run_module('experiments.distill', run_name='__main__')"

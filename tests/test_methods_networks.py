@@ -119,6 +119,7 @@ def test_networks_that_fit():
     assert methods.stage_widths(spec_of("resnet8")) == (16, 32, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("teacher", "student", "method"),
     [

@@ -281,6 +281,7 @@ def test_mutual_step_is_traced_once_over_three_students_with_state():
     assert not np.allclose(*(jax.tree.leaves(s)[0] for s in (statistics, states[0].model_state)))
 
 
+@pytest.mark.slow
 def test_eight_devices_train_like_one():
     batch = toys.batch_of(16)
     model, parts = toys.linear_model(), cohort(3)
@@ -301,6 +302,7 @@ def test_eight_devices_train_like_one():
     assert_close(*results)
 
 
+@pytest.mark.slow
 def test_peers_that_are_split_over_devices_train_like_whole_ones():
     students, objectives, _ = cohort(2)
     parts, batch = (students, objectives, (optax.sgd(0.1, momentum=0.9),) * 2), toys.batch_of(16)

@@ -248,8 +248,12 @@ def _held(path: Path) -> dict[str, np.ndarray]:
     files = sorted(path.glob("*.np[yz]")) if path.is_dir() else [path]
     held: dict[str, np.ndarray] = {}
     for file in files:
-        loaded = np.load(file, mmap_mode="r")
-        held |= dict(loaded) if file.suffix == ".npz" else {file.stem: loaded}
+        if file.suffix == ".npy":
+            held[file.stem] = np.load(file, mmap_mode="r")
+            continue
+        # NumPy leaves a file open that it cannot read, where it opens it itself.
+        with open(file, "rb") as stream, np.load(stream) as archive:
+            held |= dict(archive)
     return held
 
 

@@ -182,6 +182,7 @@ def test_what_knows_no_scale_knows_none_however_extreme():
             np.testing.assert_allclose(values, expected[name], rtol=1e-3, err_msg=words)
 
 
+@pytest.mark.slow
 def test_correlations_of_vanishing_probabilities():
     """A class 43 below the others varies too, by numbers whose product vanishes."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 5)), jnp.float32).at[:, 4].add(-43)
