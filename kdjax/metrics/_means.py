@@ -206,12 +206,7 @@ def squared_error(outputs: Array, targets: Array, mask: Array) -> tuple[Array, A
     Raises:
         ValueError: if the targets have another shape.
     """
-    single = outputs.shape[-1] == 1 and targets.shape == outputs.shape[:-1]
-    targets = targets[..., None] if single else targets
-    if targets.shape != outputs.shape:
-        raise ValueError(
-            f"squared_error: targets have shape {targets.shape}, expected {outputs.shape}"
-        )
+    targets = shaped("squared_error", targets, outputs, "targets")
     errors = _widen(outputs) - _widen(targets)
     return masked_sum(jnp.mean(jnp.square(errors), axis=-1), mask)
 
@@ -335,3 +330,11 @@ def _weighed(values: Array, mask: Array) -> tuple[Array, Array]:
     if weights.dtype != bool:
         selected = _widen(selected) * weights.astype(_widen(selected).dtype)
     return selected, weights
+
+
+def shaped(function: str, y: Array, x: Array, name: str) -> Array:
+    """Return labels in the shape of outputs [batch..., values]; [batch...] fits one value."""
+    y = y[..., None] if y.shape == x.shape[:-1] and x.shape[-1] == 1 else y
+    if y.shape != x.shape:
+        raise ValueError(f"{function}: {name} have shape {y.shape}, expected {x.shape}")
+    return y

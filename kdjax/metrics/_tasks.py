@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.losses._numerics import relations
-from kdjax.metrics._means import masked_sum, read, spread, squared_error
+from kdjax.metrics._means import masked_sum, read, shaped, spread, squared_error
 from kdjax.types import Array, Batch, Outputs
 
 # Logits beyond are as certain as these: bins are as wide as (1 + |z|)^2 / 2048.
@@ -194,7 +194,7 @@ def r_squared(outputs: Array, targets: Array, mask: Array, *, center: float = 0.
         ValueError: if the targets have another shape.
     """
     x, y = (jnp.asarray(a).astype(jnp.float32) for a in (outputs, targets))
-    y = _shaped("r_squared", y, x, "targets") - center
+    y = shaped("r_squared", y, x, "targets") - center
     weights = spread(mask, x.shape[:-1]).astype(jnp.float32)[None, ..., None]
     parts = jnp.stack([jnp.square(x - center - y), y, jnp.square(y)])
     weighed = jnp.where(weights > 0, parts, 0) * weights
@@ -270,20 +270,12 @@ def _labels(
 ) -> tuple[Array, Array, Array]:
     """Return logits, labels of their shape as numbers, and the weight of each."""
     x = jnp.asarray(logits)
-    y = _shaped(function, jnp.asarray(labels).astype(jnp.float32), x, "labels")
+    y = shaped(function, jnp.asarray(labels).astype(jnp.float32), x, "labels")
     weights = spread(mask, x.shape[:-1])
     weights = jnp.broadcast_to(weights[..., None], x.shape).astype(jnp.float32)
     if ignore_label is not None:
         weights = jnp.where(y == ignore_label, 0, weights)
     return x.astype(jnp.float32), y, weights
-
-
-def _shaped(function: str, y: Array, x: Array, name: str) -> Array:
-    """Return labels in the shape of outputs [batch..., values]; [batch...] fits one value."""
-    y = y[..., None] if y.shape == x.shape[:-1] and x.shape[-1] == 1 else y
-    if y.shape != x.shape:
-        raise ValueError(f"{function}: {name} have shape {y.shape}, expected {x.shape}")
-    return y
 
 
 def _last_index(x: Array) -> Array:

@@ -86,6 +86,13 @@ def check_sizes(function: str, stage_sizes: Sequence[int], num_classes: int) -> 
     return sizes
 
 
+def check_rates(function: str, **rates: float) -> None:
+    """Raise a ValueError unless these are shares of what is dropped."""
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"{function}: {name} is {rate}, expected a rate in [0, 1)")
+
+
 def check_classes(function: str, num_classes: int) -> None:
     """Raise a ValueError unless there is a class."""
     if num_classes < 1:

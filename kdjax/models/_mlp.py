@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.models._layers import DType, Features, head
+from kdjax.models._layers import DType, Features, check_rates, head
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, FeaturePaths, Model
 
@@ -62,9 +62,7 @@ def mlp(
     for name, sizes in (("num_classes", [num_classes]), ("widths", list(widths))):
         if any(size < 1 for size in sizes):
             raise ValueError(f"mlp: {name} has {min(sizes)}, expected positive sizes")
-    for name, rate in (("dropout", dropout), ("input_dropout", input_dropout)):
-        if not 0 <= rate < 1:
-            raise ValueError(f"mlp: {name} is {rate}, expected a rate in [0, 1)")
+    check_rates("mlp", dropout=dropout, input_dropout=input_dropout)
     module = MLP(num_classes, tuple(widths), dropout, input_dropout, dtype)
     layers = range(len(module.widths))
     stages, sums = (tuple(f"{kind}_{i}" for i in layers) for kind in ("drop", "hidden"))

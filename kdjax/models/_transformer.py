@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.models._layers import DType, Features, head
+from kdjax.models._layers import DType, Features, check_rates, head
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, FeaturePaths, Model
 
@@ -196,9 +196,7 @@ def vit(
             raise ValueError(f"vit: {name} is {size}, expected at least 1")
     if width % num_heads:
         raise ValueError(f"vit: width is {width}, expected a multiple of num_heads, {num_heads}")
-    for name, rate in (("dropout", dropout), ("drop_path", drop_path)):
-        if not 0 <= rate < 1:
-            raise ValueError(f"vit: {name} is {rate}, expected a rate in [0, 1)")
+    check_rates("vit", dropout=dropout, drop_path=drop_path)
     module = VisionTransformer(
         **sizes,
         dropout=dropout,

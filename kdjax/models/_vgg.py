@@ -12,6 +12,7 @@ from kdjax.models._layers import (
     DType,
     Features,
     check_classes,
+    check_rates,
     head,
     layer_fn,
     logits_of,
@@ -159,8 +160,7 @@ def imagenet_vgg(
             `num_classes` is not positive.
     """
     sizes = _sizes("imagenet_vgg", stage_sizes, num_classes)
-    if not 0 <= dropout < 1:
-        raise ValueError(f"imagenet_vgg: dropout is {dropout}, expected a rate in [0, 1)")
+    check_rates("imagenet_vgg", dropout=dropout)
     end, norm = ("norm", "norm") if batch_norm else ("conv", "")
     paths = feature_paths(sizes[1:], end, norm)._replace(embedding="drop_1")
     module = ImageNetVGG(sizes, num_classes, batch_norm, dropout, dtype)

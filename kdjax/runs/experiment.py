@@ -14,7 +14,7 @@ from kdjax._version import __version__
 from kdjax.checkpoint import lock
 from kdjax.loop import stop_on_signals
 from kdjax.models import Network
-from kdjax.runs import fingerprints, methods, networks, processes, unlabelled, workdir
+from kdjax.runs import fingerprints, methods, networks, processes, recipes, unlabelled, workdir
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Run
 from kdjax.runs.networks import spec_of
@@ -359,7 +359,7 @@ def _check_examples(asked: RunSettings, settings: Resolved, dataset: data.Datase
 
 def _check_mixtures(settings: Resolved) -> None:
     """Raise a ValueError if the method cannot learn from images that are mixed."""
-    mixers = [name for name in settings.augment if name in ("mixup", "cutmix")]
+    mixers = recipes.mixers_in(settings.augment)
     for method in methods.methods_in(settings.method) if mixers else ():
         if methods.METHODS[method].needs & (methods.Need.LABELS | methods.Need.INDEX):
             raise ValueError(
@@ -388,7 +388,7 @@ def _check_unlabelled(asked: RunSettings, settings: Resolved, dataset: data.Data
     if dataset.unlabelled is None:
         return
     parts, why = settings.num_micro_batches, ""
-    mixers = [name for name in settings.augment if name in ("mixup", "cutmix")]
+    mixers = recipes.mixers_in(settings.augment)
     if mixers:
         why = f"--augment {mixers[0]} needs a label for each"
     elif settings.class_weights is not None or settings.balanced_classes:

@@ -23,8 +23,7 @@ def fitted(run: Run, dataset: Dataset, teacher: Network) -> Network:
         teacher: with classes of its own.
 
     Returns:
-        The teacher with a linear layer over its logits. They are a linear map of its embedding, so
-        that hardly more is to be had from that.
+        The teacher with a linear layer over its logits, which need no path as its embedding would.
     """
     answers = evaluation.predict(run, teacher.model, teacher.variables, dataset.train._asdict())
     labels = np.asarray(dataset.train.label)

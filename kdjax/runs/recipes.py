@@ -1,7 +1,6 @@
 """Optimizers and views of images from their settings."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from kdjax.types import Array, Batch, PyTree
 
 _NOT_KERNELS = ("class_token", "distillation_token", "position")
 """Parameters of several axes that no layer multiplies with."""
+_MIXERS: Mapping[str, Callable[..., step.ViewFn]] = {"mixup": data.mixup, "cutmix": data.cutmix}
 _OWN_STREAMS = 1000
 """Above the numbers that `data.augment` folds into the key for its functions."""
 
@@ -75,6 +75,11 @@ def mixing_of(settings: MethodSettings, num_classes: int) -> Mixing:
     return Mixing(num_classes, *alphas, settings.mix_each == "example")
 
 
+def mixers_in(augment: Sequence[Augmentation]) -> list[Augmentation]:
+    """Return which augmentations mix images, whose labels are distributions then."""
+    return [name for name in augment if name in _MIXERS]
+
+
 def changes_images(augment: Sequence[Augmentation]) -> bool:
     """Whether images look different from step to step."""
     return bool({*augment} - {"none"})
@@ -113,14 +118,14 @@ def make_views(
     if class_weights is not None:
         views.append(data.class_weighted(class_weights))
     if mixing is not None:
-        makers = {
-            "mixup": functools.partial(data.mixup, alpha=mixing.mixup_alpha),
-            "cutmix": functools.partial(data.cutmix, alpha=mixing.cutmix_alpha),
-        }
+        alphas = {"mixup": mixing.mixup_alpha, "cutmix": mixing.cutmix_alpha}
         mixed = [
-            makers[name](num_classes=mixing.num_classes, per_example=mixing.per_example)
-            for name in augment
-            if name in makers
+            _MIXERS[name](
+                num_classes=mixing.num_classes,
+                alpha=alphas[name],
+                per_example=mixing.per_example,
+            )
+            for name in mixers_in(augment)
         ]
         views += [data.one_of(*mixed, per_example=mixing.per_example)] if mixed[1:] else mixed
     return _in_turn(views)
