@@ -8,9 +8,9 @@ import jax
 from jax import Array
 
 __all__ = [
-    "Array", "Batch", "FeaturePaths", "Metrics", "Model", "ModelApply", "ModelInit", "Objective",
-    "ObjectiveApply", "OnlineTeacher", "Outputs", "PyTree", "Teacher", "TeacherApply", "Term",
-    "TermApply", "TermInit", "TermInputs", "TrainState", "Variables",
+    "Array", "Batch", "Decode", "FeaturePaths", "Metrics", "Model", "ModelApply", "ModelInit",
+    "Objective", "ObjectiveApply", "OnlineTeacher", "Outputs", "PyTree", "Teacher", "TeacherApply",
+    "Term", "TermApply", "TermInit", "TermInputs", "TrainState", "Variables",
 ]  # fmt: skip
 
 PyTree = Any
@@ -83,12 +83,31 @@ class FeaturePaths(NamedTuple):
         return tuple(dict.fromkeys(filter(None, named)))
 
 
+class Decode(NamedTuple):
+    """How a language model reads a few tokens at a time, and remembers those before them.
+
+    `start(batch_size, length)` makes an empty cache for as many tokens as `length`; its `read`
+    [batch] says how many of each row were read. `apply(params, state, tokens, cache)` reads tokens
+    [batch, n] and answers with logits [batch, n, vocab_size] and the new cache. `context` is the
+    most tokens in a row.
+    """
+
+    start: Callable[[int, int], Any]
+    apply: Callable[[PyTree, PyTree, Array, Any], tuple[Array, Any]]
+    vocab_size: int
+    context: int
+
+
 class Model(NamedTuple):
-    """A network as a pair of pure functions, and where it has its features, if it says so."""
+    """A network as a pair of pure functions, and where it has its features, if it says so.
+
+    A language model may also `decode`, a few tokens at a time.
+    """
 
     init: ModelInit
     apply: ModelApply
     paths: FeaturePaths = FeaturePaths()
+    decode: Decode | None = None
 
 
 class TeacherApply(Protocol):

@@ -5,6 +5,7 @@
 from kdjax._renamed import moved
 from kdjax.models._blocks import BasicBlock
 from kdjax.models._build import Network, NetworkSpec, build, load_network, save_network
+from kdjax.models._decoder import Decoder, Details, LongContext, Rotary, head_of, transformer
 from kdjax.models._heads import probed, simkd, with_class_maps
 from kdjax.models._layers import Pool
 from kdjax.models._linen import from_linen
@@ -33,13 +34,17 @@ __all__ = [
     "VGG",
     "BasicBlock",
     "BottleneckResNet",
+    "Decoder",
+    "Details",
     "ImageNetResNet",
     "ImageNetVGG",
+    "LongContext",
     "MobileNetV2",
     "Network",
     "NetworkSpec",
     "Pool",
     "ResNet",
+    "Rotary",
     "ShuffleNetV1",
     "ShuffleNetV2",
     "VisionTransformer",
@@ -52,6 +57,7 @@ __all__ = [
     "from_nnx",
     "from_pytorch",
     "from_torch",
+    "head_of",
     "imagenet_mobilenet_v2",
     "imagenet_resnet",
     "imagenet_vgg",
@@ -86,6 +92,7 @@ __all__ = [
     "shufflenet_v1",
     "shufflenet_v2",
     "simkd",
+    "transformer",
     "variables_of",
     "vgg",
     "vgg8",

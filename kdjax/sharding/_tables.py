@@ -33,14 +33,17 @@ TRANSFORMER_RULES: Rules = (
     (r"attention/(query|key|value)/kernel$", by("fsdp", "tensor", None)),
     (r"attention/(query|key|value)/bias$", by("tensor", None)),
     (r"attention/out/kernel$", by("tensor", None, "fsdp")),
-    (r"mlp/up/kernel$", by("fsdp", "tensor")),
+    (r"mlp/(up|gate)/kernel$", by("fsdp", "tensor")),
     (r"mlp/up/bias$", by("tensor")),
     (r"mlp/down/kernel$", by("tensor", "fsdp")),
     (r"patches/kernel$", by(None, None, None, "fsdp")),
     (r"tokens/position$", by(None, None, "fsdp")),
+    (r"tokens/embedding$", by(("tensor", "fsdp"), None)),
+    (r"project_(in|out)/kernel$", by(None, "fsdp")),
     (r"head/kernel$", by(("tensor", "fsdp"), None)),
 )
-"""For `kdjax.models.vit`: kernels of attention are [width, heads, head_width], out's reversed."""
+"""For `kdjax.models.vit` and `transformer`: kernels of attention are [width, heads, head_width],
+out's reversed; a language model's head and embedding are [vocab_size, width]."""
 
 NETWORK_RULES: Rules = (*MLP_RULES, *RESNET_RULES, *TRANSFORMER_RULES)
 """For any of them: no path means two things."""
