@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from typing import Any
 
     from kdjax import (  # isort: skip
-        checkpoint as checkpoint, data as data, distributed as distributed, heads as heads,
-        loop as loop, losses as losses, many as many, metrics as metrics, models as models,
+        checkpoint as checkpoint, data as data, distributed as distributed,
+        generation as generation, heads as heads, loop as loop, losses as losses, many as many,
+        metrics as metrics, models as models,
         objective as objective, online as online, optimizers as optimizers, runs as runs,
         sharding as sharding, specialists as specialists, step as step, teachers as teachers,
         terms as terms, testing as testing, types as types,
     )  # fmt: skip
 
 __all__ = [
-    "__version__", "checkpoint", "data", "distributed", "heads", "loop", "losses", "many",
-    "metrics", "models", "objective", "online", "optimizers", "runs", "sharding", "specialists",
-    "step", "teachers", "terms", "testing", "types",
+    "__version__", "checkpoint", "data", "distributed", "generation", "heads", "loop", "losses",
+    "many", "metrics", "models", "objective", "online", "optimizers", "runs", "sharding",
+    "specialists", "step", "teachers", "terms", "testing", "types",
 ]  # fmt: skip
 
 

@@ -94,7 +94,7 @@ class Decode(NamedTuple):
 
     start: Callable[[int, int], Any]
     apply: Callable[[PyTree, PyTree, Array, Any], tuple[Array, Any]]
-    vocab_size: int
+    vocab_size: int | None
     context: int
 
 

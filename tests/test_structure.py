@@ -21,6 +21,7 @@ LEVELS = [
     "heads",
     "optimizers",
     "models",
+    "generation",
     "teachers",
     "terms",
     "objective",

@@ -1,0 +1,217 @@
+"""Text from a language model: continuations of prompts, in one compiled scan.
+
+from kdjax import generation, models
+
+model = models.transformer(vocab_size, width=128, depth=4, num_heads=4)
+tokens, mask = generation.sample(
+    model, variables, key, prompts, length=64, temperature=0.8, stop=end_of_text
+)
+"""
+
+import functools
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from kdjax.losses import _inputs, _numbers
+from kdjax.types import Decode, Model, PyTree, Variables
+
+__all__ = ["Samples", "draw", "sample", "uncached"]
+
+_BLOCK = 256
+
+
+class Samples(NamedTuple):
+    """Prompts and their continuations, [batch, prompt + length]; where these are, in booleans.
+
+    A continuation ends with `stop`, if it does; behind it there is `stop` and no mask.
+    """
+
+    tokens: Array
+    mask: Array
+
+
+def sample(
+    model: Model,
+    variables: Variables,
+    key: Array,
+    prompts: Array,
+    *,
+    length: int,
+    temperature: float | Array = 1.0,
+    stop: int | None = None,
+    prompt_lengths: Array | None = None,
+) -> Samples:
+    """Continue prompts, a token at a time, with what is drawn from a language model.
+
+    The prompts are read at once, then every token is, with the keys and values of those before it
+    in a cache: in the time of one pass over all tokens, and `length` passes over one. It may stand
+    in a compiled step. Nothing here has a gradient.
+
+    Args:
+        model: one that can decode, as `kdjax.models.transformer` can; or any that answers tokens
+            [batch, tokens] with logits [batch, tokens, vocab_size] and sees none that come later:
+            it reads everything again for every token (`uncached`).
+        variables: of the model.
+        key: what is drawn depends on it, and on nothing else.
+        prompts: [batch, prompt], integers.
+        length: how many tokens to add to each.
+        temperature: softens the probabilities, a number or a scalar array; 0, as a number, always
+            takes the likeliest token.
+        stop: the token that ends a text.
+        prompt_lengths: how many of each row of `prompts` count, [batch], at least 1; the rest only
+            fills up, and the continuation comes in its place. All of them by default.
+
+    Returns:
+        `tokens`, [batch, prompt + length], and `mask`, where the continuations are in them.
+
+    Raises:
+        TypeError: if prompts are no integers.
+        ValueError: if shapes do not fit, `length` is not positive, the temperature is negative, or
+            prompt and length together are more than the model's context.
+    """
+    decode = model.decode or uncached(model)
+    length = _numbers.as_count("sample", "length", length)
+    prompts = _checked(prompts, length, decode)
+    shape = (len(prompts),)
+    if prompt_lengths is None:
+        prompt_lengths = jnp.full(shape, prompts.shape[1], jnp.int32)
+    counts = _inputs.as_type("sample", "prompt_lengths", prompt_lengths, jnp.integer, "integers")
+    _inputs.check_shape("sample", "prompt_lengths", counts, shape, "a number for each prompt")
+    greedy = isinstance(temperature, int | float) and temperature == 0
+    if not greedy:
+        wide = jnp.float32
+        temperature = _numbers.as_number(
+            "sample", "temperature", temperature, wide, _numbers.POSITIVE
+        )
+    fixed = decode, length, greedy, stop
+    found: Samples = _sampled(*fixed, variables, key, prompts, counts, temperature)
+    return found
+
+
+def draw(key: Array, logits: Array, temperature: float | Array = 1.0) -> Array:
+    """Draw a class from each row's probabilities: where their running sum passes a random number.
+
+    One random number for a row, and sums over blocks of classes before those within one. With
+    `jax.random.categorical`, which takes one for each class, drawing is the larger part of sampling
+    from a large vocabulary on a CPU. Probabilities count to 2^-23 of the sum.
+
+    Args:
+        key: what is drawn depends on it.
+        logits: [..., num_classes], any floating type; a class at -inf is never drawn.
+        temperature: positive, a number or [...].
+
+    Returns:
+        Classes, [...], int32.
+    """
+    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    temperature = jnp.broadcast_to(jnp.asarray(temperature, wide), logits.shape[:-1])
+    scaled = logits.astype(wide) / temperature[..., None]
+    mass = jnp.exp(scaled - jnp.max(scaled, -1, keepdims=True))
+    missing = -mass.shape[-1] % _BLOCK
+    blocks = jnp.pad(mass, [(0, 0)] * (mass.ndim - 1) + [(0, missing)])
+    blocks = jnp.reshape(blocks, (*mass.shape[:-1], -1, _BLOCK))
+    sums = jnp.sum(blocks, -1)
+    point = jax.random.uniform(key, mass.shape[:-1], wide) * jnp.sum(sums, -1)
+    block, point = _passed(sums, point)
+    chosen = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
+    return _BLOCK * block + _passed(chosen, point)[0]
+
+
+@functools.lru_cache(maxsize=8)
+def uncached(model: Model) -> Decode:
+    """Let any language model decode, by reading everything again for every token.
+
+    Args:
+        model: it answers tokens [batch, tokens] with logits [batch, tokens, vocab_size], and none
+            of these depends on a later token.
+
+    Returns:
+        What `Model.decode` is, with a cache of the tokens themselves.
+    """
+
+    def start(batch_size: int, length: int) -> _Read:
+        tokens = jnp.zeros((batch_size, length), jnp.int32)
+        return _Read(tokens, jnp.zeros((batch_size,), jnp.int32))
+
+    def apply(params: PyTree, state: PyTree, tokens: Array, cache: _Read) -> tuple[Array, _Read]:
+        rows = jnp.arange(len(tokens))[:, None]
+        places = cache.read[:, None] + jnp.arange(tokens.shape[1])[None, :]
+        whole = cache.tokens.at[rows, places].set(tokens.astype(jnp.int32))
+        outputs, _ = model.apply(params, state, whole, train=False)
+        return outputs.logits[rows, places], _Read(whole, cache.read + tokens.shape[1])
+
+    return Decode(start, apply, None, sys.maxsize)
+
+
+class _Read(NamedTuple):
+    tokens: Array
+    read: Array
+
+
+def _passed(mass: Array, point: Array) -> tuple[Array, Array]:
+    """Return where the running sum of masses passes a point, and how far that is behind it."""
+    total = jnp.cumsum(mass, -1)
+    # Rounding may put the point at the very end: the last one that has a mass is meant.
+    place = jnp.sum(total <= point[..., None], -1)
+    last = mass.shape[-1] - 1 - jnp.argmax(jnp.flip(mass > 0, -1), -1)
+    place = jnp.minimum(place, last).astype(jnp.int32)
+    here = jnp.take_along_axis(total - mass, place[..., None], -1)[..., 0]
+    return place, point - here
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _sampled(
+    decode: Decode,
+    length: int,
+    greedy: bool,
+    stop: int | None,
+    variables: Variables,
+    key: Array,
+    prompts: Array,
+    counts: Array,
+    temperature: Any,
+) -> Samples:
+    batch_size, width = prompts.shape
+    rows = jnp.arange(batch_size)
+    cache = decode.start(batch_size, width + length)
+    if width > 1:
+        _, cache = decode.apply(*variables, prompts[:, :-1], cache)
+    last = counts.astype(jnp.int32) - 1
+    cache = cache._replace(read=last)
+
+    def step(carry: tuple[Array, Any, Array], i: Array) -> tuple[Any, tuple[Array, Array]]:
+        token, cache, ended = carry
+        logits, cache = decode.apply(*variables, token[:, None], cache)
+        logits = logits[:, 0]
+        if greedy:
+            new = jnp.argmax(logits, -1).astype(prompts.dtype)
+        else:
+            new = draw(jax.random.fold_in(key, i), logits, temperature).astype(prompts.dtype)
+        if stop is None:
+            return (new, cache, ended), (new, ~ended)
+        new = jnp.where(ended, jnp.asarray(stop, new.dtype), new)
+        return (new, cache, ended | (new == stop)), (new, ~ended)
+
+    first = prompts[rows, last], cache, jnp.zeros((batch_size,), bool)
+    _, (new, there) = jax.lax.scan(step, first, jnp.arange(length))
+    places = last[:, None] + 1 + jnp.arange(length)[None, :]
+    tokens = jnp.pad(prompts, ((0, 0), (0, length)))
+    mask = jnp.zeros(tokens.shape, bool).at[rows[:, None], places].set(there.T)
+    return Samples(tokens.at[rows[:, None], places].set(new.T), mask)
+
+
+def _checked(prompts: Any, length: int, decode: Decode) -> Array:
+    """Return prompts as integers, if they and what is added fit into the context."""
+    found = _inputs.as_type("sample", "prompts", prompts, jnp.integer, "integers")
+    expected = "[batch, prompt] with a token at least"
+    _inputs.check_fits(found.ndim == 2 and found.shape[1] > 0, "sample", "prompts", found, expected)
+    if found.shape[1] + length > decode.context:
+        raise ValueError(
+            f"sample: prompts of {found.shape[1]} tokens and {length} more are "
+            f"{found.shape[1] + length}, and the model's context is {decode.context}"
+        )
+    return found
