@@ -23,9 +23,9 @@ from kdjax.types import (
 )
 
 __all__ = [
-    "OF_CLASSES", "STUDENT_STREAM", "MetricFn", "ViewFn", "are_numbers", "check_batch",
-    "check_labels", "check_view", "examples_in", "fitting", "hits", "in_types_of", "kept_if",
-    "key_of", "mask_of", "measured", "seen_by_terms", "student_of", "updated", "view_of",
+    "OF_CLASSES", "SAMPLE_STREAM", "STUDENT_STREAM", "MetricFn", "ViewFn", "are_numbers",
+    "check_batch", "check_labels", "check_view", "examples_in", "fitting", "hits", "in_types_of",
+    "kept_if", "key_of", "mask_of", "measured", "seen_by_terms", "student_of", "updated", "view_of",
 ]  # fmt: skip
 
 ViewFn = Callable[[Array, Batch], Batch]
@@ -34,8 +34,8 @@ ViewFn = Callable[[Array, Batch], Batch]
 MetricFn = Callable[[Batch, Outputs], Any]
 """Measures a network's outputs for a batch: one value per example [batch...], or (total, count)."""
 
-# The two uses of a step's key: they must never share random numbers.
-STUDENT_STREAM, _VIEW_STREAM = 0, 1
+# The uses of a step's key: they must never share random numbers.
+STUDENT_STREAM, _VIEW_STREAM, SAMPLE_STREAM = 0, 1, 2
 
 
 def key_of(state: TrainState, stream: int = STUDENT_STREAM) -> Array:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from kdjax.losses import _inputs, _numbers
-from kdjax.types import Decode, Model, PyTree, Variables
+from kdjax.types import Batch, Decode, Model, PyTree, Variables
 
-__all__ = ["Samples", "draw", "sample", "uncached"]
+__all__ = ["Samples", "continued", "draw", "sample", "uncached"]
 
 _BLOCK = 256
 
@@ -90,6 +90,66 @@ def sample(
     fixed = decode, length, greedy, stop
     found: Samples = _sampled(*fixed, variables, key, prompts, counts, temperature)
     return found
+
+
+def continued(
+    model: Model,
+    variables: Variables,
+    key: Array,
+    batch: Batch,
+    *,
+    prompt_length: int,
+    temperature: float | Array = 1.0,
+    stop: int | None = None,
+) -> Batch:
+    """Let a model continue the rows of a batch: what a student learns from on its own policy.
+
+    The first tokens of each row stay; the labels, the tokens behind, are the model's own and only
+    they count. A teacher that looks at the batch then judges what the student does itself.
+
+    Agarwal et al., "On-Policy Distillation of Language Models: Learning from Self-Generated
+    Mistakes", 2023, arXiv:2306.13649.
+
+    Args:
+        model: see `sample`.
+        variables: of the model.
+        key: what is drawn depends on it.
+        batch: `tokens` and `label` [batch, length], `mask` likewise or none; where a prompt is not
+            all there, its row does not count.
+        prompt_length: how many tokens stay, from 1 to `length`.
+        temperature: see `sample`.
+        stop: see `sample`.
+
+    Returns:
+        The batch with other `tokens`, `label` and `mask`; each row is one `document`.
+
+    Raises:
+        ValueError: if the prompt is longer than a row, and as `sample`.
+    """
+    tokens = batch["tokens"]
+    length = tokens.shape[1]
+    if not 1 <= prompt_length <= length:
+        raise ValueError(
+            f"continued: prompt_length is {prompt_length}, expected 1 to {length}, the tokens of "
+            "a row"
+        )
+    own, mask = sample(
+        *(model, variables, key, tokens[:, :prompt_length]),
+        length=length + 1 - prompt_length,
+        temperature=temperature,
+        stop=stop,
+    )
+    changed = {"tokens": own[:, :-1], "label": own[:, 1:], "mask": mask[:, 1:]}
+    if "mask" in batch:
+        given = jnp.broadcast_to(
+            jnp.reshape(batch["mask"], (len(tokens), -1)), (len(tokens), length)
+        )
+        # The last label of the prompt is not read, but the token that it names is there.
+        there = given[:, max(prompt_length - 2, 0), None]
+        changed["mask"] = changed["mask"].astype(there.dtype) * there
+    if "document" in batch:
+        changed["document"] = jnp.zeros_like(batch["document"])
+    return {**batch, **changed}
 
 
 def draw(key: Array, logits: Array, temperature: float | Array = 1.0) -> Array:

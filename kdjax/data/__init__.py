@@ -1,6 +1,7 @@
 """Data: sets as arrays, batches as a function of the step, views made on the device."""
 
 from kdjax._renamed import moved
+from kdjax.data import text as text
 from kdjax.data.arrays import from_arrays, from_source
 from kdjax.data.batches import (
     batch_indices,
@@ -33,7 +34,7 @@ __all__ = [
     "balanced_weights", "batch_indices", "center_crop", "class_weighted", "cutmix", "erase",
     "eval_batches", "example_order", "flip", "from_arrays", "from_folder", "from_source", "is_lazy",
     "jitter", "kind_of", "load", "mixup", "one_of", "pad_and_crop", "prefetch", "random_crop",
-    "stretch", "take", "train_batch", "train_batches", "train_rows", "translate", "warp",
+    "stretch", "take", "text", "train_batch", "train_batches", "train_rows", "translate", "warp",
     "with_all", "with_unlabelled",
 ]  # fmt: skip
 

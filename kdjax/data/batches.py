@@ -149,8 +149,8 @@ def eval_batches(
         workers: processes that read and decode; 0 for threads of this one.
 
     Yields:
-        The arrays' rows, and `mask` [rows], false where a row only fills up. Every process yields
-        the same number of batches.
+        The arrays' rows, and `mask` [rows], false where a row only fills up; a `mask` that the
+        arrays have is kept elsewhere. Every process yields the same number of batches.
 
     Raises:
         ValueError: if the arrays do not hold the same number of examples each.
@@ -172,7 +172,11 @@ def _eval_batch(
     mask = positions < num_examples
     # Filled up with the first example: any will do, the mask keeps it out.
     chosen = np.where(mask, positions, 0)
-    return {**_gathered(arrays, chosen, [(int(i),) for i in chosen]), "mask": mask}
+    found = _gathered(arrays, chosen, [(int(i),) for i in chosen])
+    if "mask" in found:
+        own = found["mask"]
+        mask = own * np.reshape(mask, (-1, *[1] * (own.ndim - 1))).astype(own.dtype)
+    return {**found, "mask": mask}
 
 
 def _count(function: str, arrays: Arrays) -> int:

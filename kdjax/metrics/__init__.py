@@ -18,6 +18,7 @@ from kdjax.metrics._means import (
     agreement,
     are_probabilities,
     calibration,
+    calibration_of,
     counted,
     examples_of,
     masked_sum,
@@ -42,8 +43,8 @@ from kdjax.metrics._tasks import (
 )
 
 __all__ = [
-    "accuracy", "agreement", "are_probabilities", "binary_accuracy", "calibration", "counted",
-    "examples_of", "known", "masked_sum", "mean_average_precision", "mean_iou", "mean_of", "merge",
-    "nll", "of", "positions_of", "r_squared", "recall_at_k", "root_mean_squared_error", "spread",
-    "squared_error", "to_host", "value", "weights_of",
+    "accuracy", "agreement", "are_probabilities", "binary_accuracy", "calibration",
+    "calibration_of", "counted", "examples_of", "known", "masked_sum", "mean_average_precision",
+    "mean_iou", "mean_of", "merge", "nll", "of", "positions_of", "r_squared", "recall_at_k",
+    "root_mean_squared_error", "spread", "squared_error", "to_host", "value", "weights_of",
 ]  # fmt: skip

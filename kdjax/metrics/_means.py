@@ -238,8 +238,25 @@ def calibration(
     """
     found = read("calibration", logits, labels, mask)
     confidence = jnp.max(jax.nn.softmax(found[0], axis=-1), axis=-1)
+    return calibration_of(confidence, _hits(*found), mask, num_bins=num_bins)
+
+
+def calibration_of(
+    confidence: Array, correct: Array, mask: Array, *, num_bins: int = 15
+) -> tuple[Array, Array]:
+    """Do as `calibration` does, where there are no logits any more.
+
+    Args:
+        confidence: the largest probability of each example, [batch...].
+        correct: 1 where its class is the label, else 0, [batch...].
+        mask: true where an example counts; it spans leading axes.
+        num_bins: the number of bins that split (0, 1].
+
+    Returns:
+        Totals of confidence - correctness, [num_bins], and the number of examples.
+    """
     bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
-    gaps, weights = _weighed(confidence - _hits(*found), mask)
+    gaps, weights = _weighed(confidence - correct, mask)
     bins, gaps = (relations.whole(x.ravel()) for x in (bins, gaps))
     totals = jnp.zeros(num_bins, gaps.dtype).at[bins].add(gaps)
     return totals, jnp.sum(weights, dtype=jnp.float32)

@@ -9,6 +9,7 @@ from kdjax.runs import interrupts
 
 SCRIPTS = {
     "distill": "Distil a teacher into a student, and compare it with one trained on labels alone.",
+    "lm": "Distil a language model, and compare it with one trained on the text alone.",
     "compare": "Compare the ways of distilling: every method with one budget.",
     "generations": "Distil along a chain: born-again generations, or teacher assistants.",
     "data-free": "Distil without data: a generator makes up the images.",

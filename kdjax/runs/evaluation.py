@@ -70,9 +70,23 @@ def trained_by(mesh: Mesh) -> dict[str, str]:
     }
 
 
-def measure(run: Run, eval_step: Any, variables: Variables, arrays: Arrays) -> dict[str, Any]:
+def measure(
+    run: Run,
+    eval_step: Any,
+    variables: Variables,
+    arrays: Arrays,
+    *,
+    batch_size: int = EVAL_BATCH_SIZE,
+) -> dict[str, Any]:
     """Evaluate a network on every example once, as `{name: (total, count)}`."""
-    return loop.evaluate(eval_step, variables, _eval_batches(run, arrays, EVAL_BATCH_SIZE))
+    return loop.evaluate(eval_step, variables, _eval_batches(run, arrays, batch_size))
+
+
+def answers(
+    run: Run, answer_fn: Callable[[Batch], Array], arrays: Arrays, *, batch_size: int
+) -> np.ndarray:
+    """Collect what a function says of every example, by batches on the mesh, [examples, ...]."""
+    return loop.predict(answer_fn, _eval_batches(run, arrays, batch_size))
 
 
 def predict(
@@ -86,7 +100,7 @@ def predict(
     """Compute the logits of a network on the mesh for every example, [examples, num_classes]."""
     leaves, tree = jax.tree.flatten(sharding.layout_of(variables))
     answer = functools.partial(_logits, model, (tuple(leaves), tree), variables)
-    return loop.predict(answer, _eval_batches(run, arrays, batch_size))
+    return answers(run, answer, arrays, batch_size=batch_size)
 
 
 def least_steps_between(watched: Mapping[str, Arrays], batch_size: int) -> int:

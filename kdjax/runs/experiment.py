@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -20,7 +21,7 @@ from kdjax.runs.evaluation import Run
 from kdjax.runs.networks import spec_of
 from kdjax.runs.report import format_table
 from kdjax.runs.resolved import Resolved, narrowed, resolve
-from kdjax.runs.settings import EMBEDDED, RunSettings
+from kdjax.runs.settings import EMBEDDED, MeshSettings, RunSettings
 from kdjax.types import Variables
 
 
@@ -35,7 +36,7 @@ class Experiment:
     student_start: Variables | None = None
 
 
-def is_finished(run: Run) -> bool:
+def is_finished(run: Run, table_fn: Callable[[dict[str, Any]], str] = format_table) -> bool:
     """Whether the work directory holds this run, finished; its table is shown again then.
 
     A summary that is not the one that was written is made again, from the checkpoints.
@@ -46,7 +47,7 @@ def is_finished(run: Run) -> bool:
     if finished.read_bytes() != _finished(run):
         say(f"{path} is damaged or of another run: it is made again from the checkpoints")
         return False
-    say(format_table(json.loads(path.read_bytes())))
+    say(table_fn(json.loads(path.read_bytes())))
     say(f"finished: nothing left to do in {run.workdir}")
     return True
 
@@ -159,17 +160,22 @@ def open_experiment(
     settings = resolve(asked, dataset)
     if getattr(asked, "extend", False):
         settings = _extended(asked, settings)
-    mesh = _mesh(settings)
+    mesh = mesh_of(settings.mesh)
     _check_examples(asked, settings, dataset)
     _check_unlabelled(asked, settings, dataset)
-    _check_batches(settings, mesh)
+    check_batches(settings, mesh)
     # Before the directory is claimed: a teacher that does not fit must not leave a trace.
     given_teacher, student_start = _checked_networks(settings, dataset)
     with lock(settings.workdir):
-        claimed = _claim(dataset, asked, settings)
+        content = {
+            "data": fingerprints.of_data(dataset),
+            "teacher": fingerprints.of_path(settings.teacher.checkpoint),
+            "student": fingerprints.of_path(settings.student.checkpoint),
+        }
+        claimed = claim(content, asked, settings)
         if claimed.resumed:
             say(f"resuming the run in {settings.workdir}")
-        log = _log(settings.workdir, claimed.run)
+        log = log_of(settings.workdir, claimed.run)
         own = {"mesh": mesh, "log": log, "stop_fn": stop_fn, "workers": settings.data.workers}
         own["claim"] = claimed
         run = narrowed(Run, settings, **own)
@@ -181,7 +187,7 @@ def open_run(
     directory: Path, stop_fn: Callable[[], bool], claim: workdir.Claim | None = None
 ) -> Run:
     """Return a run on all devices, with a log in a directory and everything else by default."""
-    return Run(directory, sharding.make_mesh(), _log(directory, None), stop_fn, claim)
+    return Run(directory, sharding.make_mesh(), log_of(directory, None), stop_fn, claim)
 
 
 def facts(run: Run, command: str, **own: str) -> dict[str, str]:
@@ -240,7 +246,8 @@ def _checked_networks(
     return given, networks.starting_values(settings.student, student)
 
 
-def _log(directory: Path, run: str | None) -> workdir.MetricsLog:
+def log_of(directory: Path, run: str | None) -> workdir.MetricsLog:
+    """Return the log of a directory; of several processes the first writes it."""
     path, writes = directory / "metrics.jsonl", distributed.is_leader()
     return workdir.MetricsLog(path, writes=writes, run=run)
 
@@ -251,17 +258,18 @@ def _finished(run: Run) -> bytes:
     return f"{own} {fingerprints.of_path(run.workdir / 'summary.json')}\n".encode()
 
 
-def _claim(dataset: data.Dataset, asked: RunSettings, settings: Resolved) -> workdir.Claim:
-    """Let process 0 claim the work directory, and the others see that it is the same for them."""
+def claim(content: dict[str, Any], asked: Any, settings: Any) -> workdir.Claim:
+    """Let process 0 claim the work directory, and the others see that it is the same for them.
+
+    Args:
+        content: fingerprints of what the settings' paths lead to.
+        asked: the settings as the flags gave them.
+        settings: the same, decided, with a work directory.
+    """
     directory, path = settings.workdir, settings.workdir / "config.json"
     requested, decided = (workdir.plain(dataclasses.asdict(x)) for x in (asked, settings))
     # What was decided, and what a script asks besides.
     config = {**requested, **decided}
-    content = {
-        "data": fingerprints.of_data(dataset),
-        "teacher": fingerprints.of_path(settings.teacher.checkpoint),
-        "student": fingerprints.of_path(settings.student.checkpoint),
-    }
     before = workdir.read_json(path) if getattr(asked, "extend", False) else None
     if before is not None:
         # Held against what is there as it was; then it is written what it becomes.
@@ -318,9 +326,9 @@ def _extended(asked: RunSettings, settings: Resolved) -> Resolved:
     return dataclasses.replace(settings, teacher=own)
 
 
-def _mesh(settings: Resolved) -> Mesh:
+def mesh_of(asked: MeshSettings) -> Mesh:
     """Arrange the devices as the flags say."""
-    sizes = {"data": settings.mesh.data, "fsdp": settings.mesh.fsdp, "tensor": settings.mesh.tensor}
+    sizes = {"data": asked.data, "fsdp": asked.fsdp, "tensor": asked.tensor}
     try:
         return sharding.make_mesh(**sizes)
     except ValueError as error:
@@ -403,7 +411,7 @@ def _check_unlabelled(asked: RunSettings, settings: Resolved, dataset: data.Data
         raise ValueError(f"--data.unlabelled {settings.data.unlabelled}: {why}; leave it out")
 
 
-def _check_batches(settings: Resolved, mesh: Mesh) -> None:
+def check_batches(settings: Any, mesh: Mesh) -> None:
     """Raise a ValueError where the batch does not divide over the devices."""
     parts = settings.num_micro_batches
     try:

@@ -12,7 +12,9 @@ from kdjax.runs import workdir
 from kdjax.runs.settings import DistributedSettings
 
 # Where a process finds things, and how it reads them, is its own affair.
-OWN_SETTINGS = ("workdir", "data.dir", "data.unlabelled", "data.workers")
+OWN_SETTINGS = (
+    *("workdir", "data.dir", "data.file", "data.unlabelled", "data.workers"), "teacher.store",
+)  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from kdjax import checkpoint, data, loop, many, metrics, models, sharding, step
+from kdjax import checkpoint, data, loop, many, metrics, models, sharding, step, teachers
 from kdjax.distributed import gathered
+from kdjax.runs import evaluation
 from kdjax.runs.console import progress, say
 from kdjax.runs.evaluation import Arrays, Run, least_steps_between, measure, on_mesh
 from kdjax.runs.log import TrainingLog
@@ -45,11 +47,12 @@ class Training:
     `step_fn` makes the step of a setting, which networks that train together each have, and of the
     teacher. `watched` are the splits that are measured now and then, by name. `start` is where the
     network starts, `rows_fn` the order of the examples; by default both come from the seed.
-    `average` is the moving average that is evaluated and kept in the place of the network.
+    `average` is the moving average that is evaluated and kept in the place of the network. `spec`
+    describes networks of images; `inputs_fn` is what the network is fed of a batch.
     """
 
     phase: str
-    spec: models.NetworkSpec
+    spec: models.NetworkSpec | None
     model: Model
     objective: Objective
     optimizer: optax.GradientTransformation
@@ -63,6 +66,8 @@ class Training:
     start: Variables | None = None
     rows_fn: RowsFn | None = None
     average: OnlineTeacher | None = None
+    inputs_fn: teachers.InputsFn = itemgetter("image")
+    eval_batch_size: int = evaluation.EVAL_BATCH_SIZE
 
     @functools.cached_property
     def train_step(self) -> Step:
@@ -78,6 +83,7 @@ class Training:
 
     def network(self, variables: Variables) -> models.Network:
         """Return what is deployed of trained variables."""
+        assert self.spec is not None
         return models.Network(self.spec, models.build(self.spec), variables)
 
 
@@ -196,8 +202,9 @@ def audit(
     size = training.batch_size
     batch = data.train_batch(training.examples, 0, seed=seed, batch_size=size, rows=np.arange(size))
     outputs = training.teacher.apply(gathered(training.teacher.variables), batch)
-    variables = training.model.init(jax.random.key(seed), batch["image"])
-    student, _ = training.model.apply(*variables, batch["image"], train=False)
+    inputs = training.inputs_fn(batch)
+    variables = training.model.init(jax.random.key(seed), inputs)
+    student, _ = training.model.apply(*variables, inputs, train=False)
     on_host = jax.device_get((batch, student, outputs))
     report = testing.audit(training.objective, *on_host, exempt=exempt)
     say(f"audit of {training.phase} on the first batch:\n{report}")
@@ -290,10 +297,9 @@ def fit(
 
 
 def _validate(run: Run, training: Training, at: int, state: TrainState) -> dict[str, Any]:
-    variables = training.trained(state)
+    own, size = (run, training.eval_step, training.trained(state)), training.eval_batch_size
     return {
-        split: measure(run, training.eval_step, variables, arrays)
-        for split, arrays in training.watched.items()
+        split: measure(*own, arrays, batch_size=size) for split, arrays in training.watched.items()
     }
 
 
@@ -402,7 +408,10 @@ def _made(
     """Make the state that a training starts from."""
     of = training.model, training.objective, training.optimizer
     state: TrainState = step.init_train_state(
-        key, *of, batch, outputs, variables=start, average=training.average
+        *(key, *of, batch, outputs),
+        variables=start,
+        average=training.average,
+        inputs_fn=training.inputs_fn,
     )
     return state
 

@@ -26,6 +26,7 @@ FORMAT = 2
 FREE_SETTINGS = (
     *("workdir", "log_every", "audit", "profile", "keep_last", "keep_best", "on_nonfinite"),
     *("extend", "methods", "num_best", "scales", "data.workers", "rematerialise", "steps_per_call"),
+    "teacher.store",
 )
 FREE_GROUPS = ("mesh.", "distributed.")
 # What the file of a claimed folder holds beside settings.
@@ -251,7 +252,8 @@ def _moved(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if old.get("content") is None:
         return []
     both = flatten(old), flatten(new)
-    names = ("teacher.checkpoint", "student.checkpoint", "data.unlabelled")
+    networks = "teacher.checkpoint", "student.checkpoint"
+    names = *networks, "data.unlabelled", "data.file", "data.tokenizer"
     return ["data.dir", *(n for n in names if all(x.get(n) is not None for x in both))]
 
 

@@ -1,0 +1,431 @@
+"""Text for language models: documents, tokens, and rows of them that batches are drawn from.
+
+    from kdjax import data
+
+    text = data.text.load("shakespeare.txt", length=128)
+    for batch in data.train_batches(text.train.arrays, seed=0, batch_size=32):
+        ...  # tokens, label and mask [32, 128]
+
+A batch is a function of the seed and the step, as those of images are.
+"""
+
+import collections
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kdjax._extras import needs
+
+__all__ = [
+    "EMBEDDED", "Rows", "TextSet", "Tokenizer", "by_bytes", "by_characters", "by_words", "compact",
+    "first", "load", "read_documents", "rows_of", "tokenizer_from",
+]  # fmt: skip
+
+EMBEDDED = "python-topics"
+"""The text that needs no file: what Python's `help()` says of the language's topics."""
+
+
+class Tokenizer(NamedTuple):
+    """What turns text into ids in [0, vocab_size) and back; `end` is the one between documents."""
+
+    name: str
+    encode: Callable[[str], Sequence[int]]
+    decode: Callable[[Sequence[int]], str]
+    vocab_size: int
+    end: int | None
+
+
+class Rows(NamedTuple):
+    """Rows of tokens, [rows, length], in the order of the text; labels are the tokens after them.
+
+    `arrays` holds `tokens` and `label`, int32, `mask`, false where the last row only fills up, and
+    with several documents `document`, int32: which of them a token belongs to. `num_bytes` is the
+    length of what the labels say, in UTF-8.
+    """
+
+    arrays: dict[str, np.ndarray]
+    num_bytes: int
+
+    @property
+    def num_tokens(self) -> int:
+        """How many labels there are."""
+        return int(self.arrays["mask"].sum())
+
+
+class TextSet(NamedTuple):
+    """A text, cut by position into what is trained on and what is validated on."""
+
+    name: str
+    tokenizer: Tokenizer
+    train: Rows
+    validation: Rows
+
+
+def load(
+    source: str | Path | None = None,
+    *,
+    tokenizer: Tokenizer | str | Path = "words",
+    length: int = 128,
+    validation_fraction: float = 0.1,
+    field: str = "text",
+    data_dir: str | Path | None = None,
+) -> TextSet:
+    """Read a text and cut it into rows.
+
+    Args:
+        source: a text file; JSON lines (`.jsonl`), a document each; or the name of a text set of
+            TFDS that is prepared. None for the embedded text.
+        tokenizer: "words" (the frequent ones of the training text, see `by_words`), "bytes",
+            "characters" (those of the text), a file of the `tokenizers` package (`tokenizer.json`)
+            or a GGUF model, or a `Tokenizer`.
+        length: tokens in a row.
+        validation_fraction: the share of the text, from its end, to validate on: of whole documents
+            where there are several, else from the beginning of a line.
+        field: where the text of a document is, in JSON lines and sets of TFDS.
+        data_dir: where sets of TFDS are prepared; by default TFDS's own place.
+
+    Returns:
+        The set.
+
+    Raises:
+        FileNotFoundError: if there is no such file or set.
+        ValueError: if the text is empty or too short for a split, `length` is not positive, or the
+            tokenizer does not give the text back.
+    """
+    if length < 1:
+        raise ValueError(f"data.text: length is {length}, expected 1 or more")
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(
+            f"data.text: validation_fraction is {validation_fraction}, expected in [0, 1)"
+        )
+    name, documents = read_documents(source, field=field, data_dir=data_dir)
+    if not any(documents):
+        raise ValueError(f"data.text: {name} holds no text")
+    parts = _split(documents, validation_fraction)
+    own = _tokenizer(tokenizer, *parts)
+    train, validation = (rows_of(part, own, length=length) for part in parts)
+    for what, rows in {"train": train, "validation": validation}.items():
+        if not rows.num_tokens and (what == "train" or validation_fraction):
+            raise ValueError(
+                f"data.text: {name} is too short: nothing of {sum(map(len, documents))} "
+                f"characters is left for {what}"
+            )
+    return TextSet(name, own, train, validation)
+
+
+def read_documents(
+    source: str | Path | None,
+    *,
+    field: str = "text",
+    data_dir: str | Path | None = None,
+) -> tuple[str, list[str]]:
+    """Read the documents that a source holds, see `load`.
+
+    Returns:
+        What the source is called, and its documents.
+
+    Raises:
+        FileNotFoundError: if there is no such file or set.
+        ValueError: if a file is no UTF-8, or a line has no text in that field.
+    """
+    if source is None:
+        # Part of every Python installation; its text is that of the version at hand.
+        from pydoc_data.topics import topics
+
+        return EMBEDDED, ["\n".join(_prose(topics[name]) for name in sorted(topics))]
+    path = Path(source)
+    if not path.exists():
+        named = path.suffix or len(path.parts) > 2
+        if named:
+            raise FileNotFoundError(f"data.text: there is no file {path}")
+        return str(source), _of_tfds(str(source), field, data_dir)
+    if path.is_dir():
+        raise FileNotFoundError(f"data.text: {path} is a folder, expected a file of text")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data.text: {path} is no UTF-8 text ({error.reason})") from error
+    if path.suffix in (".jsonl", ".ndjson"):
+        return path.stem, [_field_of(path, i, line, field) for i, line in _lines(text)]
+    return path.stem, [text]
+
+
+def by_bytes() -> Tokenizer:
+    """Return the tokenizer whose ids are the bytes of UTF-8, and 256 between documents."""
+
+    def decode(ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+    return Tokenizer("bytes", lambda text: list(text.encode()), decode, 257, 256)
+
+
+def by_words(text: str, *, num_words: int = 1791) -> Tokenizer:
+    """Return the tokenizer of a text's frequent words; what is none of them is spelled in bytes.
+
+    A word is letters and digits with the space before them, if there is one; all else is a
+    character. Every text has its ids, and they give it back.
+
+    Args:
+        text: where words are counted.
+        num_words: how many of them have an id of their own, behind the 256 of the bytes and the one
+            between documents; 2,048 ids in all by default.
+
+    Returns:
+        The tokenizer.
+    """
+    counts = collections.Counter(_WORD.findall(text))
+    # The most frequent first, and those that are as frequent in the order of their letters.
+    ranked = sorted((-count, word) for word, count in counts.items() if len(word.encode()) > 1)
+    words = [word for _, word in ranked[:num_words]]
+    ids = {word: 257 + i for i, word in enumerate(words)}
+    pieces = [bytes([i]) for i in range(256)] + [b"", *(word.encode() for word in words)]
+
+    def encode(text: str) -> list[int]:
+        found: list[int] = []
+        for word in _WORD.findall(text):
+            known = ids.get(word)
+            found += word.encode() if known is None else [known]
+        return found
+
+    def decode(given: Sequence[int]) -> str:
+        return b"".join(pieces[i] for i in given).decode("utf-8", "replace")
+
+    return Tokenizer(f"words {_digest(' '.join(words))}", encode, decode, len(pieces), 256)
+
+
+def by_characters(text: str) -> Tokenizer:
+    """Return the tokenizer whose ids are the characters of a text, in order, and one more."""
+    characters = sorted(set(text))
+    ids = {character: i for i, character in enumerate(characters)}
+
+    def encode(text: str) -> list[int]:
+        unknown = set(text) - ids.keys()
+        if unknown:
+            raise ValueError(f"data.text: {min(unknown)!r} is no character of the tokenizer's text")
+        return [ids[character] for character in text]
+
+    def decode(given: Sequence[int]) -> str:
+        return "".join(characters[i] for i in given if i < len(characters))
+
+    size = len(characters)
+    return Tokenizer(f"characters {_digest(''.join(characters))}", encode, decode, size + 1, size)
+
+
+def tokenizer_from(path: str | Path) -> Tokenizer:
+    """Read a tokenizer: a `tokenizer.json` of the `tokenizers` package, or that of a GGUF model.
+
+    No token is added around a text. What lies between documents is the token for the end of a text,
+    by the names that models give it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no tokenizer.
+        MissingPackage: without the extra `text`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"data.text: there is no tokenizer {path}")
+    with needs("text"):
+        import tokenizers
+    if path.suffix == ".gguf":
+        from kdjax.data._gguf import tokenizer_of_gguf
+
+        own: Any = tokenizer_of_gguf(path)
+    else:
+        try:
+            own = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(f"data.text: {path} holds no tokenizer ({reason})") from error
+    ends = (own.token_to_id(name) for name in _ENDS)
+    return Tokenizer(
+        f"{path.name} {_digest(own.to_str())}",
+        lambda text: own.encode(text, add_special_tokens=False).ids,
+        lambda ids: own.decode([int(i) for i in ids], skip_special_tokens=False),
+        own.get_vocab_size(),
+        next((i for i in ends if i is not None), None),
+    )
+
+
+_WORD = re.compile(r" ?\w+|[^\w]")
+_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+
+
+def rows_of(documents: Sequence[str], tokenizer: Tokenizer, *, length: int) -> Rows:
+    """Turn documents into rows, one after the other without a gap.
+
+    Where there are several, each begins and ends with the tokenizer's `end`, which belongs to the
+    document behind it.
+
+    Args:
+        documents: texts.
+        tokenizer: what makes tokens of them.
+        length: tokens in a row.
+
+    Returns:
+        The rows; the last one is filled up.
+
+    Raises:
+        ValueError: if the tokenizer does not give a document back, or there are several and it has
+            no `end`.
+    """
+    documents = [text for text in documents if text]
+    several = len(documents) > 1
+    if several and tokenizer.end is None:
+        raise ValueError(
+            f"data.text: there are {len(documents)} documents, and the tokenizer {tokenizer.name} "
+            "has no token to end one with"
+        )
+    parts, owners = [], []
+    for number, text in enumerate(documents):
+        ids = np.asarray(_encoded(tokenizer, text), np.int32)
+        parts.append(np.concatenate([[tokenizer.end], ids]).astype(np.int32) if several else ids)
+        owners.append(np.full(len(parts[-1]), number, np.int32))
+    if several:
+        parts.append(np.asarray([tokenizer.end], np.int32))
+        owners.append(np.asarray([len(documents)], np.int32))
+    stream = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    num_bytes = sum(len(text.encode()) for text in documents)
+    if len(stream) and not several:
+        num_bytes -= len(tokenizer.decode([int(stream[0])]).encode())
+    arrays = {"tokens": stream[:-1], "label": stream[1:], "mask": np.ones(len(stream[1:]), bool)}
+    if several:
+        arrays["document"] = np.concatenate(owners)[:-1]
+    return Rows({name: _cut(x, length) for name, x in arrays.items()}, num_bytes)
+
+
+def first(rows: Rows, fraction: float) -> Rows:
+    """Keep the first rows: a share of them, one at least."""
+    count = len(rows.arrays["tokens"])
+    kept = max(1, round(fraction * count))
+    arrays = {name: x[:kept] for name, x in rows.arrays.items()}
+    return Rows(arrays, round(rows.num_bytes * kept / count))
+
+
+def compact(text: TextSet) -> tuple[TextSet, np.ndarray]:
+    """Keep only the ids that a text has, numbered anew: a smaller vocabulary to learn.
+
+    What a teacher says is then its answer among these ids alone. They are those of the whole text,
+    so that every label has one.
+
+    Returns:
+        The set, and the old id of every new one, [kept], in order.
+    """
+    own = text.tokenizer
+    splits = (text.train, text.validation)
+    there = [rows.arrays[name].ravel() for rows in splits for name in ("tokens", "label")]
+    ends = [] if own.end is None else [np.asarray([own.end])]
+    kept = np.unique(np.concatenate([*there, *ends])).astype(np.int32)
+    new = {int(old): i for i, old in enumerate(kept)}
+
+    def renumbered(rows: Rows) -> Rows:
+        arrays = dict(rows.arrays)
+        for name in ("tokens", "label"):
+            arrays[name] = np.searchsorted(kept, arrays[name]).astype(np.int32)
+        return rows._replace(arrays=arrays)
+
+    tokenizer = Tokenizer(
+        f"{own.name}, {len(kept)} ids {_digest(kept.tobytes())}",
+        lambda text: [new[i] for i in own.encode(text)],
+        lambda ids: own.decode([int(kept[i]) for i in ids]),
+        len(kept),
+        None if own.end is None else new[own.end],
+    )
+    return TextSet(text.name, tokenizer, *map(renumbered, splits)), kept
+
+
+def _cut(stream: np.ndarray, length: int) -> np.ndarray:
+    """Cut [tokens] into [rows, length]; zeros fill up."""
+    count = -(-len(stream) // length)
+    return np.pad(stream, (0, count * length - len(stream))).reshape(count, length)
+
+
+def _tokenizer(
+    given: Tokenizer | str | Path, train: Sequence[str], validation: Sequence[str]
+) -> Tokenizer:
+    if isinstance(given, Tokenizer):
+        return given
+    if given == "bytes":
+        return by_bytes()
+    if given == "words":
+        return by_words("\n".join(train))
+    characters = given == "characters"
+    return by_characters("".join([*train, *validation])) if characters else tokenizer_from(given)
+
+
+def _prose(topic: str) -> str:
+    """Leave out what is drawn with lines and spaces: tables."""
+    lines = (line for line in topic.split("\n") if not line.lstrip().startswith(("|", "+--", "==")))
+    return re.sub(" +", " ", "\n".join(lines))
+
+
+def _encoded(tokenizer: Tokenizer, text: str) -> Sequence[int]:
+    """Return the ids of a text that are the text: some tokenizers leave out what they lack."""
+    ids = tokenizer.encode(text)
+    again = tokenizer.decode(ids)
+    if again != text:
+        pairs = enumerate(zip(text, again, strict=False))
+        at = next((i for i, (x, y) in pairs if x != y), min(len(text), len(again)))
+        raise ValueError(
+            f"data.text: the tokenizer {tokenizer.name} does not give the text back: from "
+            f"character {at} on, {text[at : at + 12]!r} became {again[at : at + 12]!r}"
+        )
+    return ids
+
+
+def _split(documents: list[str], fraction: float) -> tuple[list[str], list[str]]:
+    """Cut documents by position: what is trained on, what is validated on."""
+    if len(documents) == 1:
+        text = documents[0]
+        at = round(len(text) * (1 - fraction))
+        line = text.find("\n", at, at + 2000) + 1
+        at = line if line and fraction else at
+        return [text[:at]], [text[at:]]
+    sizes = np.cumsum([len(text) for text in documents])
+    kept = int(np.searchsorted(sizes, sizes[-1] * (1 - fraction), side="right"))
+    kept = min(max(kept, 1), len(documents) - 1) if fraction else len(documents)
+    return documents[:kept], documents[kept:]
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    # By "\n" alone: JSON may hold the other separators that `splitlines` knows.
+    return [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _field_of(path: Path, number: int, line: str, field: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"data.text: line {number} of {path} is no JSON ({error})") from error
+    text = row.get(field) if isinstance(row, dict) else row
+    if not isinstance(text, str):
+        there = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"data.text: line {number} of {path} has no text in {field!r} ({there})")
+    return text
+
+
+def _of_tfds(name: str, field: str, data_dir: str | Path | None) -> list[str]:
+    """Read the training documents of a set of TFDS."""
+    with needs("data"):
+        import tensorflow_datasets as tfds
+    try:
+        source = tfds.data_source(name, split="train", data_dir=data_dir, download=False)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise FileNotFoundError(
+            f"data.text: {name} is neither a file nor a prepared set of TFDS ({reason})"
+        ) from error
+    texts = [row.get(field) for row in source]
+    if not all(isinstance(text, bytes | str) for text in texts):
+        raise ValueError(f"data.text: {name} has {', '.join(sorted(source[0]))}, no text {field!r}")
+    return [text.decode() if isinstance(text, bytes) else text for text in texts]
+
+
+def _digest(content: str | bytes) -> str:
+    whole = content.encode() if isinstance(content, str) else content
+    return hashlib.sha256(whole).hexdigest()[:16]

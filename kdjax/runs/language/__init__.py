@@ -1,0 +1,1 @@
+"""What the script `lm` needs: text, decoders, lessons on hidden states, table and page."""

@@ -1,0 +1,221 @@
+"""Decoders as the flags name them, and what a teacher says of rows of text."""
+
+import functools
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax import data, generation, models, sharding
+from kdjax.checkpoint import params_sha256
+from kdjax.distributed import exchange, is_leader
+from kdjax.runs import evaluation, workdir
+from kdjax.runs.console import say
+from kdjax.runs.evaluation import Arrays, Run
+from kdjax.runs.language.lessons import answer_of, inputs_of, without_logits
+from kdjax.runs.language.settings import DecoderSettings, LanguageSettings
+from kdjax.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
+
+
+class Network(NamedTuple):
+    """A decoder and its variables; its sizes are `model.decode.spec`."""
+
+    model: Model
+    variables: Variables
+
+
+class Student(NamedTuple):
+    """A decoder to be trained, and what of it does not start from drawn values."""
+
+    model: Model
+    start: Variables | None = None
+
+
+def dtype_of(settings: LanguageSettings) -> Any:
+    """Return what networks compute in, None for the parameters' own type."""
+    return jnp.bfloat16 if settings.precision == "bfloat16" else None
+
+
+def decoder_of(settings: LanguageSettings, own: DecoderSettings, vocab_size: int) -> Model:
+    """Make a decoder by its flags; it captures what its head reads."""
+    return models.transformer(
+        vocab_size,
+        width=own.width,
+        depth=own.depth,
+        num_heads=own.num_heads,
+        num_key_heads=own.num_key_heads,
+        mlp_width=own.mlp_width,
+        context=settings.data.length + 1,
+        dtype=dtype_of(settings),
+        features=("norm",),
+    )
+
+
+def student_of(settings: LanguageSettings, vocab_size: int, teacher: Network) -> Student:
+    """Make the student of the flags; it starts with the teacher's table where it shares that."""
+    if settings.student.embedding == "own":
+        return Student(decoder_of(settings, settings.student, vocab_size))
+    table = models.head_of(teacher.variables).kernel
+    details = models.Details(embedding_width=table.shape[1], frozen_embedding=True)
+    own = decoder_of(settings, settings.student, vocab_size).decode
+    assert own is not None
+    spec = own.spec._replace(details=details)
+    model = models.decoder(spec, dtype=dtype_of(settings), features=("project_out",))
+    drawn = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 1), np.int32))
+    params = jax.tree.map(lambda _: None, drawn.params)
+    state = jax.tree.map(lambda x: np.asarray(table, x.dtype), drawn.state)
+    return Student(model, Variables(params, state))
+
+
+def read_teacher(settings: LanguageSettings, path: Path) -> Network:
+    """Read the teacher that a path holds; it captures what its head reads.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        ValueError: if it is no decoder, or reads less than a row.
+    """
+    model, variables = models.load_decoder(path, dtype=dtype_of(settings))
+    assert model.decode is not None
+    spec = model.decode.spec
+    if spec.context < settings.data.length:
+        raise ValueError(
+            f"--data.length is {settings.data.length}, but --teacher.checkpoint {path} reads "
+            f"{spec.context} tokens at most"
+        )
+    return Network(models.decoder(spec, dtype_of(settings), (model.paths.embedding,)), variables)
+
+
+def restricted(network: Network, kept: np.ndarray, dtype: Any) -> Network:
+    """Keep of a network's vocabulary some ids, in that order: rows of its tables."""
+
+    def rows(path: Any, x: Any) -> Any:
+        names = [getattr(entry, "key", "") for entry in path]
+        return x[kept] if names in (["tokens", "embedding"], ["head", "kernel"]) else x
+
+    params = jax.tree.map_with_path(rows, network.variables.params)
+    own = network.model.decode
+    assert own is not None
+    spec = own.spec._replace(vocab_size=len(kept))
+    model = models.decoder(spec, dtype, (network.model.paths.embedding,))
+    return Network(model, network.variables._replace(params=params))
+
+
+def live(network: Network) -> Teacher:
+    """Make a teacher that runs on every batch; it answers with hidden states and its head."""
+    model = without_logits(network.model)
+
+    def apply(variables: Variables, batch: Batch) -> Outputs:
+        outputs, _ = model.apply(*variables, inputs_of(batch), train=False)
+        return jax.lax.stop_gradient(outputs)
+
+    return Teacher(network.variables, apply)
+
+
+def stored(head: Array) -> Teacher:
+    """Make a teacher that has answered: its hidden states are in the batch, `teacher_hidden`."""
+
+    def apply(variables: PyTree, batch: Batch) -> Outputs:
+        hidden = jnp.asarray(batch["teacher_hidden"]).astype(jnp.float32)
+        return answer_of(hidden, variables["head"])
+
+    return Teacher({"head": head}, apply, held_in=("teacher_hidden",))
+
+
+def with_hidden(
+    run: Run, network: Network, rows: Mapping[str, Any], folder: Path, *, batch_size: int
+) -> Arrays:
+    """Put a teacher's hidden states, in half precision, beside rows of tokens.
+
+    They are computed once and kept in a file whose name is that of the rows and of the teacher, by
+    their bytes; another run, or a later one, finds them there.
+
+    Args:
+        run: the mesh that computes them.
+        network: the teacher.
+        rows: `tokens` [rows, length], and what belongs to them.
+        folder: where the file is.
+        batch_size: rows at a time.
+
+    Returns:
+        The rows and `teacher_hidden`, [rows, length, width], float16, read as it is needed.
+
+    Raises:
+        OSError: if the file cannot be written.
+        ValueError: if states are too large for half precision, or the file is damaged.
+    """
+    spec = getattr(network.model.decode, "spec", None)
+    content = {"teacher": params_sha256(network.variables.params), "spec": str(spec)}
+    content |= {name: digest(rows[name]) for name in ("tokens", "document") if name in rows}
+    path = folder / f"hidden-{digest(str(sorted(content.items())).encode())}.npy"
+    if exchange(f"there {path.name}", str(path.exists()))[0] != "True":
+        say(f"teacher's hidden states: of {rows['tokens'].size:,} tokens, to {path}")
+        given = {name: x for name, x in rows.items() if name in ("tokens", "document", "label")}
+        answer = functools.partial(_hidden, without_logits(network.model), network.variables)
+        states = evaluation.answers(run, answer, given, batch_size=batch_size)
+        if not np.isfinite(states).all():
+            raise ValueError(f"{path.name}: hidden states are too large for half precision")
+        if is_leader():
+            folder.mkdir(parents=True, exist_ok=True)
+            file = io.BytesIO()
+            np.save(file, states)
+            workdir.write_whole(path, file.getvalue())
+        exchange(f"written {path.name}", "")
+    with workdir.reading(path, mend="delete it, and it is made again"):
+        states = np.load(path, mmap_mode="r")
+        if states.shape[:2] != rows["tokens"].shape:
+            raise ValueError(f"it has shape {states.shape}")
+    return {**rows, "teacher_hidden": states}
+
+
+def continued_rows(
+    run: Run, network: Network, rows: data.text.Rows, settings: LanguageSettings, stop: int | None
+) -> data.text.Rows:
+    """Let the teacher continue every row: what students learn from at the level of sequences."""
+    prompt_length = settings.prompt_length or max(1, settings.data.length // 4)
+    given = {name: rows.arrays[name] for name in ("tokens", "label")}
+    key = jax.random.key(settings.seed)
+
+    @jax.jit
+    def answer(batch: Batch, variables: Variables, number: Array) -> Array:
+        own = generation.continued(
+            *(network.model, variables, jax.random.fold_in(key, number), batch),
+            prompt_length=prompt_length,
+            temperature=settings.sampling_temperature,
+            stop=stop,
+        )
+        return jnp.stack([own[name].astype(jnp.int32) for name in ("tokens", "label", "mask")], 1)
+
+    count = iter(range(len(given["tokens"])))
+    found = evaluation.answers(
+        run,
+        lambda batch: answer(dict(batch), network.variables, jnp.int32(next(count))),
+        given,
+        batch_size=settings.batch_size,
+    )
+    tokens, label, mask = np.moveaxis(found, 1, 0)
+    # A row counts if its prompt was all there.
+    mask = (mask > 0) & rows.arrays["mask"][:, max(prompt_length - 2, 0), None]
+    return data.text.Rows({"tokens": tokens, "label": label, "mask": mask}, 0)
+
+
+def placed(run: Run, network: Network) -> Network:
+    """Put a network on the mesh of a run."""
+    variables = network.variables
+    return network._replace(variables=sharding.put(variables, run.layout_fn(variables)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(model: Model, variables: Variables, batch: Batch) -> Array:
+    outputs, _ = model.apply(*variables, inputs_of(batch), train=False)
+    return outputs.features["hidden"].astype(jnp.float16)
+
+
+def digest(content: bytes | np.ndarray) -> str:
+    """Digest bytes, or an array."""
+    whole = content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()
+    return hashlib.sha256(whole).hexdigest()[:32]

@@ -1,0 +1,195 @@
+"""A run on text: the text, a teacher that is given, mesh and work directory, and that they fit."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdjax import data
+from kdjax.checkpoint import lock
+from kdjax.data.text import TextSet
+from kdjax.loop import stop_on_signals
+from kdjax.runs import experiment, fingerprints, processes
+from kdjax.runs.console import say
+from kdjax.runs.evaluation import Run
+from kdjax.runs.language import networks
+from kdjax.runs.language.networks import Network
+from kdjax.runs.language.settings import LanguageSettings
+from kdjax.runs.resolved import narrowed
+
+_RATES = {"adamw": 3e-3, "sgd": 0.1}
+_SHORTEST_STUDENT, _EPOCHS = 1500, 8
+_EMBEDDED_FRACTION = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageRun:
+    """Text and decided settings, what all trainings share, the teacher if one is given.
+
+    `student_rows` are the rows of the training text that students see.
+    """
+
+    settings: LanguageSettings
+    text: TextSet
+    run: Run
+    given_teacher: Network | None
+    student_rows: data.text.Rows
+
+    @property
+    def eval_batch_size(self) -> int:
+        """How many rows networks are measured on at a time."""
+        return max(1, 8192 // self.settings.data.length)
+
+
+@contextlib.contextmanager
+def opened(asked: LanguageSettings) -> Iterator[LanguageRun]:
+    """Read text and teacher, and claim the work directory; Ctrl-C and SIGTERM ask it to stop.
+
+    Args:
+        asked: the settings as the flags gave them, with a work directory.
+
+    Yields:
+        The run.
+
+    Raises:
+        ValueError: if text, networks and devices do not fit, or the work directory holds another
+            run.
+        OSError: if a file is not there or cannot be written.
+    """
+    with stop_on_signals() as stop_fn:
+        processes.agree("settings", dataclasses.asdict(asked), prefix="--")
+        text, teacher = _read(asked)
+        settings = _resolved(asked, text)
+        _check(settings, text)
+        rows = data.text.first(text.train, settings.data.student_fraction or 1.0)
+        if stop_fn():
+            raise KeyboardInterrupt
+        with _claimed(asked, settings, text, stop_fn) as run:
+            _describe(settings, text, rows, run)
+            yield LanguageRun(settings, text, run, teacher, rows)
+
+
+def _read(asked: LanguageSettings) -> tuple[TextSet, Network | None]:
+    """Read the text, and the teacher that the settings name, in the vocabulary of the settings."""
+    own, path = asked.data, asked.teacher.checkpoint
+    if own.file is not None and own.name is not None:
+        raise ValueError("--data.file and --data.name both name a text: leave one out")
+    try:
+        text = data.text.load(
+            own.file or own.name,
+            tokenizer=own.tokenizer or _tokenizer_beside(path),
+            length=own.length,
+            validation_fraction=own.validation_fraction,
+            field=own.field,
+            data_dir=own.dir,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(str(error).replace("data.text: ", "--data: ", 1)) from error
+    kept = None
+    if own.vocabulary == "text":
+        text, kept = data.text.compact(text)
+    if path is None:
+        return text, None
+    teacher, size = networks.read_teacher(asked, path), text.tokenizer.vocab_size
+    known = teacher.model.decode.spec.vocab_size if teacher.model.decode else 0
+    if kept is not None and int(kept.max()) < known:
+        return text, networks.restricted(teacher, kept, networks.dtype_of(asked))
+    if size > known or kept is not None:
+        raise ValueError(
+            f"--data.tokenizer {text.tokenizer.name} has {size} ids, and --teacher.checkpoint "
+            f"{path} knows {known}: it was trained with another"
+        )
+    return text, teacher
+
+
+def _tokenizer_beside(path: Path | None) -> str | Path:
+    """Return the tokenizer of a teacher, if its file or folder has one; else that of words."""
+    if path is not None and path.suffix == ".gguf":
+        return path
+    if path is not None and (path / "tokenizer.json").is_file():
+        return path / "tokenizer.json"
+    return "words"
+
+
+def _resolved(asked: LanguageSettings, text: TextSet) -> LanguageSettings:
+    """Put the text's defaults where a setting is None."""
+    own = asked.data
+    share = own.student_fraction
+    if share is None:
+        share = _EMBEDDED_FRACTION if text.name == data.text.EMBEDDED else 1.0
+    rows = len(data.text.first(text.train, share).arrays["tokens"])
+    enough = -(-_SHORTEST_STUDENT * asked.batch_size // rows)
+    rate = asked.optimizer.learning_rate or _RATES[asked.optimizer.name]
+    return dataclasses.replace(
+        asked,
+        data=dataclasses.replace(own, student_fraction=share),
+        teacher=dataclasses.replace(asked.teacher, epochs=asked.teacher.epochs or _EPOCHS),
+        optimizer=dataclasses.replace(asked.optimizer, learning_rate=rate),
+        epochs=asked.epochs or max(_EPOCHS, enough),
+        prompt_length=asked.prompt_length or max(1, own.length // 4),
+    )
+
+
+def _check(settings: LanguageSettings, text: TextSet) -> None:
+    """Raise a ValueError, naming the flag, where settings do not fit together."""
+    rows = len(text.train.arrays["tokens"])
+    if rows < settings.batch_size:
+        raise ValueError(
+            f"--batch-size is {settings.batch_size}, but the training text has {rows} rows of "
+            f"{settings.data.length} tokens"
+        )
+    prompt = settings.prompt_length or 0
+    if prompt > settings.data.length:
+        raise ValueError(
+            f"--prompt-length is {prompt}, more than the {settings.data.length} tokens of a row"
+        )
+    if settings.on_policy_fraction and settings.num_micro_batches > 1:
+        raise ValueError("--on-policy-fraction goes with --num-micro-batches 1 alone")
+    made = {"--student": settings.student, "--teacher": settings.teacher}
+    for flag, own in made.items() if settings.teacher.checkpoint is None else [*made.items()][:1]:
+        try:
+            networks.decoder_of(settings, own, text.tokenizer.vocab_size)
+        except ValueError as error:
+            raise ValueError(f"{flag}: {str(error).removeprefix('transformer: ')}") from error
+
+
+@contextlib.contextmanager
+def _claimed(
+    asked: LanguageSettings, settings: LanguageSettings, text: TextSet, stop_fn: Callable[[], bool]
+) -> Iterator[Run]:
+    """Claim the work directory, and lock it meanwhile."""
+    mesh = experiment.mesh_of(settings.mesh)
+    experiment.check_batches(settings, mesh)
+    assert settings.workdir is not None
+    with lock(settings.workdir):
+        teacher = fingerprints.of_path(settings.teacher.checkpoint)
+        claimed = experiment.claim({"text": _content(text), "teacher": teacher}, asked, settings)
+        if claimed.resumed:
+            say(f"resuming the run in {settings.workdir}")
+        log = experiment.log_of(settings.workdir, claimed.run)
+        own: dict[str, Any] = {"mesh": mesh, "log": log, "stop_fn": stop_fn, "claim": claimed}
+        yield narrowed(Run, settings, **own)
+
+
+def _content(text: TextSet) -> dict[str, str]:
+    """Fingerprint a text: its tokens, and by what they were made."""
+    found = {"tokenizer": text.tokenizer.name}
+    for split in ("train", "validation"):
+        arrays = getattr(text, split).arrays
+        found[split] = networks.digest(np.concatenate([arrays["tokens"], arrays["label"]], 1))
+    return found
+
+
+def _describe(settings: LanguageSettings, text: TextSet, rows: data.text.Rows, run: Run) -> None:
+    device = jax.devices()[0]
+    say(
+        f"{text.name}: {text.train.num_tokens:,} training and {text.validation.num_tokens:,} "
+        f"validation tokens ({text.tokenizer.name}, {text.tokenizer.vocab_size:,} ids), "
+        f"{text.validation.num_bytes / text.validation.num_tokens:.2f} bytes each; students see "
+        f"{rows.num_tokens:,}"
+    )
+    say(f"{run.mesh.size} x {device.device_kind} ({device.platform}), writing to {run.workdir}")

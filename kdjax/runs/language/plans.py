@@ -1,0 +1,165 @@
+"""How the networks of a run on text are trained: the teacher, and both kinds of students."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax import generation, many, models, sharding, step, teachers
+from kdjax._steps import SAMPLE_STREAM, key_of
+from kdjax.runs import recipes, training
+from kdjax.runs.language import lessons, networks
+from kdjax.runs.language.networks import Network, Student
+from kdjax.runs.language.opened import LanguageRun
+from kdjax.runs.training import Training
+from kdjax.types import Batch, Metrics, Model, Objective, PyTree, Teacher, TrainState, Variables
+
+
+def obtain_teacher(opened: LanguageRun) -> Network:
+    """Return the teacher that the settings name, or train one on all of the training text."""
+    settings, run = opened.settings, opened.run
+    if opened.given_teacher is not None:
+        return networks.placed(run, opened.given_teacher)
+    own, size = settings.teacher, opened.text.tokenizer.vocab_size
+    model = networks.decoder_of(settings, own, size)
+    rate = own.learning_rate or settings.optimizer.learning_rate
+    objective = lessons.from_labels(settings.chunk_size)
+    lesson = objective, teachers.absent(), opened.text.train.arrays
+    plan = _plan(opened, "teacher", model, *lesson, epochs=own.epochs or 1, rate=rate)
+    return Network(model, training.train(run, plan, settings.seed))
+
+
+def plan_scratch(opened: LanguageRun, student: Student) -> Training:
+    """Return how the student learns from the text alone."""
+    objective = lessons.from_labels(opened.settings.chunk_size)
+    lesson = objective, teachers.absent(), opened.student_rows.arrays
+    return _plan(opened, "scratch", student.model, *lesson, start=student.start)
+
+
+def plan_distilled(opened: LanguageRun, student: Student, teacher: Network) -> Training:
+    """Return how the student learns from the teacher.
+
+    The teacher answers once, and its hidden states are kept; where students continue rows
+    themselves, it runs in every step.
+    """
+    settings, run = opened.settings, opened.run
+    rows = opened.student_rows
+    if settings.sequence_level:
+        rows = networks.continued_rows(run, teacher, rows, settings, opened.text.tokenizer.end)
+    examples: Mapping[str, Any] = rows.arrays
+    source = networks.live(teacher)
+    if not settings.on_policy_fraction:
+        examples = with_hidden(opened, teacher, rows.arrays)
+        source = networks.stored(models.head_of(teacher.variables).kernel)
+    num_steps = _num_steps(opened, settings.epochs or 1, examples)
+    objective = lessons.distilled(settings, num_steps)
+    lesson = objective, source, examples
+    return _plan(opened, "distilled", student.model, *lesson, start=student.start)
+
+
+def with_hidden(
+    opened: LanguageRun, teacher: Network, arrays: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Put the teacher's hidden states beside rows."""
+    own = opened.settings.teacher.store or opened.run.workdir
+    size = opened.eval_batch_size
+    return networks.with_hidden(opened.run, teacher, arrays, own, batch_size=size)
+
+
+def make_eval_step(opened: LanguageRun, model: Model, teacher: Teacher | None) -> Any:
+    """Compile what a network of the run is measured by."""
+    return lessons.make_eval_step(
+        lessons.without_logits(model),
+        chunk_size=opened.settings.chunk_size,
+        layout_fn=opened.run.layout_fn,
+        teacher=teacher,
+    )
+
+
+def with_continuations(
+    opened: LanguageRun, train_step: Any, model: Model, teacher: Teacher
+) -> many.Step:
+    """Let the student continue the rows of some steps itself; the teacher runs in every step."""
+    settings, layout = opened.settings, sharding.layout_of(teacher.variables)
+    layout_fn, stop = opened.run.layout_fn, opened.text.tokenizer.end
+
+    @jax.jit
+    def taken(
+        state: TrainState, batch: Batch, *, teacher_variables: PyTree
+    ) -> tuple[TrainState, Metrics]:
+        choice, key = jax.random.split(key_of(state, SAMPLE_STREAM))
+        params = sharding.gather(state.params["student"], layout_fn)
+        variables = Variables(params, state.model_state)
+        given = {**batch, "of_data": jnp.float32(1)}
+
+        def own() -> Batch:
+            continued = generation.continued(
+                *(model, variables, key, batch),
+                prompt_length=settings.prompt_length or 1,
+                temperature=settings.sampling_temperature,
+                stop=stop,
+            )
+            return {**continued, "of_data": jnp.float32(0)}
+
+        mine = jax.random.uniform(choice) < settings.on_policy_fraction
+        view = jax.lax.cond(mine, own, lambda: given)
+        whole = sharding.gather(teacher_variables, layout)
+        answered: tuple[TrainState, Metrics] = train_step(state, view, teacher.apply(whole, view))
+        return answered
+
+    return many.carrying(taken, teacher_variables=teacher.variables)
+
+
+def _plan(
+    opened: LanguageRun,
+    phase: str,
+    model: Model,
+    objective: Objective,
+    teacher: Teacher,
+    examples: Mapping[str, Any],
+    *,
+    epochs: int | None = None,
+    rate: float | None = None,
+    start: Variables | None = None,
+) -> Training:
+    """Return how one network is trained; the step is compiled at its first use."""
+    settings, run = opened.settings, opened.run
+    num_steps = _num_steps(opened, epochs or settings.epochs or 1, examples)
+    asked = dataclasses.replace(
+        settings.optimizer, learning_rate=rate or settings.optimizer.learning_rate
+    )
+    optimizer = recipes.make_optimizer(
+        asked, batch_size=settings.batch_size, num_steps=num_steps, norm_limit=None
+    )
+    answering = lessons.without_logits(model)
+    if settings.rematerialise:
+        answering = models.rematerialized(answering)
+    train_step = step.make_train_step(
+        *(answering, objective, optimizer),
+        num_micro_batches=settings.num_micro_batches,
+        skip_nonfinite=settings.on_nonfinite == "skip",
+        inputs_fn=lessons.inputs_of,
+        layout_fn=run.layout_fn,
+    )
+
+    def step_fn(setting: PyTree, teacher: Teacher) -> Any:
+        if phase == "distilled" and settings.on_policy_fraction:
+            return with_continuations(opened, train_step, model, teacher)
+        return step.with_teacher(train_step, teacher)
+
+    return Training(
+        *(phase, None, answering, objective, optimizer, teacher, step_fn),
+        *(examples, settings.batch_size, num_steps),
+        eval_step=make_eval_step(opened, model, None),
+        watched={"validation": opened.text.validation.arrays},
+        start=start,
+        inputs_fn=lessons.inputs_of,
+        eval_batch_size=opened.eval_batch_size,
+    )
+
+
+def _num_steps(opened: LanguageRun, epochs: int, examples: Mapping[str, Any]) -> int:
+    return math.ceil(epochs * len(examples["label"]) / opened.settings.batch_size)
