@@ -36,21 +36,18 @@ def logits_of(name):
 
 def of_logits(settings, student, teacher, progress):
     """Return the divergence of the flags by its formula, in float64."""
-    t = settings.temperature
-    p, q = (
-        np.exp(x / t - np.logaddexp.reduce(x / t, -1, keepdims=True)) for x in (teacher, student)
-    )
+    t, b, s = settings.temperature, settings.beta, settings.skew
+
+    def softmax(x):
+        return np.exp(x - np.logaddexp.reduce(x, -1, keepdims=True))
 
     def kl(a, b):
         return (a * np.log(a / b)).sum(-1)
 
-    b, s = settings.beta, settings.skew
+    p, q = softmax(teacher / t), softmax(student / t)
     mix = b * p + (1 - b) * q
-    r = (1 - progress) * student / t + progress * teacher / t
-    r = np.exp(r - np.logaddexp.reduce(r, -1, keepdims=True))
-    centered = (student - student.mean(-1, keepdims=True)) - (
-        teacher - teacher.mean(-1, keepdims=True)
-    )
+    r = softmax((1 - progress) * student / t + progress * teacher / t)
+    gap = student - teacher
     return {
         "kl": t**2 * kl(p, q),
         "reverse-kl": t**2 * kl(q, p),
