@@ -79,7 +79,7 @@ def read_teacher(settings: LanguageSettings, path: Path) -> Network:
         FileNotFoundError: if there is nothing.
         ValueError: if it is no decoder, or reads less than a row.
     """
-    model, variables = models.load_decoder(path, dtype=dtype_of(settings))
+    model, variables, _ = models.load_decoder(path, dtype=dtype_of(settings))
     assert model.decode is not None
     spec = model.decode.spec
     if spec.context < settings.data.length:

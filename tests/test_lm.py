@@ -1,0 +1,168 @@
+"""The script for language models: what it writes, how it goes on, what it refuses."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import scripts
+
+from kdjax import models
+from kdjax.runs import lm
+
+TEXT = "the cat sat on the mat, and the dog sat on the cat; what a day it was.\n" * 60
+SMALL = [
+    "--data.tokenizer", "characters", "--data.length", "16", "--batch-size", "8", "--epochs", "2",
+    "--teacher.epochs", "2", "--teacher.width", "16", "--teacher.num-heads", "2",
+    "--teacher.depth", "1", "--student.width", "8", "--student.num-heads", "2",
+    "--student.depth", "1", "--num-seeds", "1", "--log-every", "20", "--chunk-size", "64",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "cat.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def run(text, directory, *flags):
+    lm.main([*map(str, ["--data.file", text, "--workdir", directory, *SMALL, *flags])])
+
+
+def summary_of(directory):
+    return json.loads((directory / "summary.json").read_text())
+
+
+def refused(capsys, text, directory, *flags):
+    with pytest.raises(SystemExit) as caught:
+        run(text, directory, *flags)
+    line = capsys.readouterr().err
+    assert caught.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
+    return line
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory):
+    """Return the work directory of a whole run."""
+    directory = tmp_path_factory.mktemp("lm") / "whole"
+    run(text, directory)
+    return directory
+
+
+def test_the_table_has_a_row_for_each_network(finished):
+    summary = summary_of(finished)
+    assert [*summary] == ["teacher", "scratch", "distilled"]
+    for entry in summary.values():
+        numbers = {name: entry[name] for name in ("bits_per_byte", "nll", "kl", "agreement", "ece")}
+        assert all(len(x) == 1 and np.isfinite(x[0]) for x in numbers.values())
+        # A character is a byte here.
+        assert entry["bits_per_byte"][0] == pytest.approx(entry["nll"][0] / np.log(2), rel=1e-6)
+        assert entry["tokens_per_second"][0] > 0
+    assert summary["teacher"]["kl"][0] == pytest.approx(0, abs=1e-5)
+    assert summary["teacher"]["nll"][0] < summary["scratch"]["nll"][0]
+    assert summary["distilled"]["kl"][0] > 0
+    page = (finished / "report.html").read_text()
+    for words in ("What they write", "word by word", "the cat", "--divergence kl, T = 1"):
+        assert words in page
+
+
+def test_what_is_exported_is_what_was_measured(finished):
+    model, variables, _ = models.load_decoder(finished / "student")
+    count = summary_of(finished)["distilled"]["num_params"]
+    assert models.num_params(variables.params) == count
+    logits = model.apply(*variables, np.zeros((1, 4), np.int32), train=False)[0].logits
+    assert logits.shape == (1, 4, len(set(TEXT)) + 1)
+
+
+def test_a_finished_run_says_so_and_an_interrupted_one_ends_alike(finished, text, tmp_path, capsys):
+    run(text, finished)
+    assert "finished: nothing left to do" in capsys.readouterr().out
+    again = tmp_path / "again"
+    shutil.copytree(finished, again)
+    for name in ("summary.json", "finished", "report.html"):
+        (again / name).unlink()
+    shutil.rmtree(again / "checkpoints" / "distilled-0")
+    whole = (again / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (again / "metrics.jsonl").write_text("".join(x for x in whole if '"distilled"' not in x))
+    moved = tmp_path / "moved.txt"
+    moved.write_text(TEXT)
+    run(moved, again)
+    for phase, entry in summary_of(again).items():
+        assert entry["params_sha256"] == summary_of(finished)[phase]["params_sha256"]
+
+
+def test_a_teacher_that_is_given_teaches_the_same(finished, text, tmp_path):
+    """Live in every step, for one whose hidden states were kept, it gives the same but for their
+    half precision."""
+    given = tmp_path / "given"
+    flags = "--teacher.checkpoint", finished / "teacher", "--teacher.store", finished
+    run(text, given, *flags)
+    ours, before = summary_of(given), summary_of(finished)
+    assert ours["scratch"]["params_sha256"] == before["scratch"]["params_sha256"]
+    assert ours["distilled"]["params_sha256"] == before["distilled"]["params_sha256"]
+    assert not [*given.glob("hidden-*")]  # found where they were
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--on-policy-fraction", "0.5"),
+        ("--sequence-level", "--soft-weight", "0", "--sampling-temperature", "0"),
+        (
+            "--student.embedding",
+            "teacher",
+            "--data.vocabulary",
+            "text",
+            "--divergence",
+            "logit-mse",
+        ),
+    ],
+)
+def test_other_lessons_run_to_their_end(finished, text, tmp_path, flags):
+    run(text, tmp_path, "--teacher.checkpoint", finished / "teacher", *flags)
+    entry = summary_of(tmp_path)["distilled"]
+    assert 0 < entry["kl"][0] < 5 and entry["nll"][0] < np.log(len(set(TEXT)) + 1)
+
+
+@pytest.mark.slow
+def test_several_devices_learn_the_same(finished, text, tmp_path):
+    flags = ["--data.file", text, "--workdir", tmp_path, *SMALL]
+    mesh = "--mesh.fsdp", 2, "--mesh.tensor", 2
+    eight = "--xla_force_host_platform_device_count=8"
+    done = scripts.run("experiments.lm", *flags, *mesh, XLA_FLAGS=eight)
+    assert done.returncode == 0, done.stderr
+    for phase, entry in summary_of(tmp_path).items():
+        assert entry["nll"][0] == pytest.approx(summary_of(finished)[phase]["nll"][0], abs=2e-3)
+
+
+def test_what_does_not_fit_is_one_line(finished, text, tmp_path, capsys):
+    assert "--temperature was 1.0, is now 2.0" in refused(
+        capsys, text, finished, "--temperature", "2"
+    )
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT.replace("dog", "cow"))
+    assert "on other content: the text-t" in refused(capsys, other, finished)
+    for flags, line in {
+        ("--data.file", tmp_path / "no.txt"): "there is no file",
+        ("--data.tokenizer", "no.json"): "there is no tokenizer no.json",
+        ("--batch-size", "4096"): "--batch-size is 4096, but the training text has",
+        ("--student.num-heads", "3"): "--student: heads are 2 wide (width 8, num_heads 3)",
+        ("--prompt-length", "40"): "--prompt-length is 40, more than the 16 tokens of a row",
+        ("--teacher.checkpoint", tmp_path / "none"): "there is no such folder",
+        (
+            "--teacher.checkpoint",
+            finished / "teacher",
+            "--data.tokenizer",
+            "bytes",
+        ): "--data.tokenizer bytes has 257 ids, and --teacher.checkpoint",
+        (
+            "--teacher.checkpoint",
+            finished / "teacher",
+            "--data.length",
+            "40",
+        ): "--data.length is 40, but --teacher.checkpoint",
+        ("--divergence", "kld"): "kl",
+    }.items():
+        assert line in refused(capsys, text, tmp_path / "new", *flags)
+    assert not (tmp_path / "new").exists()
