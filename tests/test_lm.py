@@ -63,7 +63,7 @@ def test_the_table_has_a_row_for_each_network(finished):
     assert summary["teacher"]["nll"][0] < summary["scratch"]["nll"][0]
     assert summary["distilled"]["kl"][0] > 0
     page = (finished / "report.html").read_text()
-    for words in ("What they write", "word by word", "the cat", "--divergence kl, T = 1"):
+    for words in ("What they write", "▸", "word by word", "--divergence kl, T = 1"):
         assert words in page
 
 
@@ -75,9 +75,14 @@ def test_what_is_exported_is_what_was_measured(finished):
     assert logits.shape == (1, 4, len(set(TEXT)) + 1)
 
 
-def test_a_finished_run_says_so_and_an_interrupted_one_ends_alike(finished, text, tmp_path, capsys):
+def test_a_finished_run_says_so(finished, text, capsys):
     run(text, finished)
-    assert "finished: nothing left to do" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "finished: nothing left to do" in said and "bits per byte" in said
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_in_the_same_bytes_wherever_the_text_lies(finished, text, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(finished, again)
     for name in ("summary.json", "finished", "report.html"):
@@ -92,9 +97,8 @@ def test_a_finished_run_says_so_and_an_interrupted_one_ends_alike(finished, text
         assert entry["params_sha256"] == summary_of(finished)[phase]["params_sha256"]
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_given_teaches_the_same(finished, text, tmp_path):
-    """Live in every step, for one whose hidden states were kept, it gives the same but for their
-    half precision."""
     given = tmp_path / "given"
     flags = "--teacher.checkpoint", finished / "teacher", "--teacher.store", finished
     run(text, given, *flags)
@@ -104,6 +108,7 @@ def test_a_teacher_that_is_given_teaches_the_same(finished, text, tmp_path):
     assert not [*given.glob("hidden-*")]  # found where they were
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -142,7 +147,7 @@ def test_what_does_not_fit_is_one_line(finished, text, tmp_path, capsys):
     )
     other = tmp_path / "other.txt"
     other.write_text(TEXT.replace("dog", "cow"))
-    assert "on other content: the text-t" in refused(capsys, other, finished)
+    assert "holds a run on other content: the text." in refused(capsys, other, finished)
     for flags, line in {
         ("--data.file", tmp_path / "no.txt"): "there is no file",
         ("--data.tokenizer", "no.json"): "there is no tokenizer no.json",
