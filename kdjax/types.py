@@ -89,13 +89,14 @@ class Decode(NamedTuple):
     `start(batch_size, length)` makes an empty cache for as many tokens as `length`; its `read`
     [batch] says how many of each row were read. `apply(params, state, tokens, cache)` reads tokens
     [batch, n] and answers with logits [batch, n, vocab_size] and the new cache. `context` is the
-    most tokens in a row.
+    most tokens in a row; `spec` what the model was made from, where it says so.
     """
 
     start: Callable[[int, int], Any]
     apply: Callable[[PyTree, PyTree, Array, Any], tuple[Array, Any]]
     vocab_size: int | None
     context: int
+    spec: Any = None
 
 
 class Model(NamedTuple):

@@ -5,10 +5,13 @@
 from kdjax._renamed import moved
 from kdjax.models._blocks import BasicBlock
 from kdjax.models._build import Network, NetworkSpec, build, load_network, save_network
-from kdjax.models._decoder import Decoder, Details, LongContext, Rotary, head_of, transformer
+from kdjax.models._decoder import Decoder, head_of, transformer
+from kdjax.models._decoder_files import Pretrained, load_decoder, save_decoder
+from kdjax.models._decoder_spec import DecoderSpec, Details, LongContext, Rotary
 from kdjax.models._heads import probed, simkd, with_class_maps
 from kdjax.models._layers import Pool
 from kdjax.models._linen import from_linen
+from kdjax.models._llama import from_llama
 from kdjax.models._mlp import MLP, mlp
 from kdjax.models._mobile import MobileNetV2, imagenet_mobilenet_v2, mobilenet_v2
 from kdjax.models._nnx import from_nnx, variables_of
@@ -35,6 +38,7 @@ __all__ = [
     "BasicBlock",
     "BottleneckResNet",
     "Decoder",
+    "DecoderSpec",
     "Details",
     "ImageNetResNet",
     "ImageNetVGG",
@@ -43,6 +47,7 @@ __all__ = [
     "Network",
     "NetworkSpec",
     "Pool",
+    "Pretrained",
     "ResNet",
     "Rotary",
     "ShuffleNetV1",
@@ -54,6 +59,7 @@ __all__ = [
     "cifar_resnet50",
     "classes_of",
     "from_linen",
+    "from_llama",
     "from_nnx",
     "from_pytorch",
     "from_torch",
@@ -65,6 +71,7 @@ __all__ = [
     "imagenet_vgg13",
     "imagenet_vgg16",
     "imagenet_vgg19",
+    "load_decoder",
     "load_network",
     "mlp",
     "mobilenet_v2",
@@ -88,6 +95,7 @@ __all__ = [
     "resnet56",
     "resnet101",
     "resnet110",
+    "save_decoder",
     "save_network",
     "shufflenet_v1",
     "shufflenet_v2",

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.heads import Head
+from kdjax.losses._numbers import known
+from kdjax.models._decoder_spec import DecoderSpec, Details, check_spec
 from kdjax.models._layers import DType, Features, Initializer
 from kdjax.models._linen import from_linen
 from kdjax.types import Array, Decode, FeaturePaths, Model, PyTree
@@ -18,56 +20,6 @@ from kdjax.types import Array, Decode, FeaturePaths, Model, PyTree
 _INIT = nn.initializers.normal(0.02)
 FROZEN = "frozen"
 """The collection of an embedding table that is not trained."""
-
-
-class LongContext(NamedTuple):
-    """How Llama 3.1 stretches rotary positions beyond the lengths that it was first trained on.
-
-    Wavelengths longer than `original_context / low` are `factor` times as long, those shorter than
-    `original_context / high` as they were, and between them it changes evenly.
-    """
-
-    factor: float
-    low: float
-    high: float
-    original_context: int
-
-
-class Rotary(NamedTuple):
-    """Rotary positions: the base of their wavelengths, and how these are stretched, if they are."""
-
-    theta: float = 10_000.0
-    stretched: LongContext | None = None
-
-    def frequencies(self, head_width: int) -> np.ndarray:
-        """Return the angle per position of every pair of a head's numbers, [head_width / 2]."""
-        found = self.theta ** (-np.arange(0, head_width, 2, dtype=np.float64) / head_width)
-        if self.stretched is None:
-            return found.astype(np.float32)
-        factor, low, high, length = self.stretched
-        share = (length * found / (2 * math.pi) - low) / (high - low)
-        share = np.clip(share, 0, 1)
-        return (share * found + (1 - share) * found / factor).astype(np.float32)
-
-
-class Details(NamedTuple):
-    """What tells families of decoders apart.
-
-    `head_width` is that of one head, an even number, by default `width / num_heads`; `epsilon` is
-    every RMSNorm's; `bias` says whether queries, keys and values have one (Qwen 2), and
-    `query_key_norm` whether queries and keys have an RMSNorm (Qwen 3). `embedding_width` is that of
-    the embedding table and the head where it is not that of the hidden states: two projections lie
-    between, as where a student shares its teacher's table, which `frozen_embedding` keeps in the
-    state, untrained.
-    """
-
-    head_width: int | None = None
-    rotary: Rotary = Rotary()
-    epsilon: float = 1e-5
-    bias: bool = False
-    query_key_norm: bool = False
-    embedding_width: int | None = None
-    frozen_embedding: bool = False
 
 
 _USUAL = Details()
@@ -244,34 +196,25 @@ class Decoder(nn.Module):
         from Multi-Head Checkpoints", 2023, arXiv:2305.13245.
     """
 
-    vocab_size: int
-    width: int
-    depth: int
-    num_heads: int
-    num_key_heads: int
-    mlp_width: int
-    tied: bool
-    context: int
-    details: Details
+    spec: DecoderSpec
     dtype: DType = None
 
     @nn.compact
     def __call__(self, inputs: Any, *, train: bool, cache: Cache | None = None) -> Any:
         """Return logits [batch, tokens, vocab_size]; with a cache also what it becomes."""
         tokens, document = _parts(inputs)
-        _check_tokens(tokens, self.context)
+        _check_tokens(tokens, self.spec, cache)
         positions, mask = _seen(tokens, document, cache)
-        own, dtype = self.details, self.dtype
-        own_width, memories = own.embedding_width or self.width, []
-        table = Table(self.vocab_size, own_width, own.frozen_embedding, name="tokens")
+        sizes, own, dtype = self.spec, self.spec.details, self.dtype
+        table = Table(sizes.vocab_size, sizes.own_width, own.frozen_embedding, name="tokens")
         x = table(tokens) if dtype is None else table(tokens).astype(dtype)
         if own.embedding_width is not None:
             # The table's entries are small: what blocks read is as large as they expect.
-            x = nn.Dense(self.width, use_bias=False, dtype=dtype, name="project_in")(x)
-        out_init = nn.initializers.normal(0.02 / math.sqrt(2 * self.depth))
-        sizes = self.num_heads, self.num_key_heads, self.mlp_width
-        for i in range(self.depth):
-            block = DecoderBlock(*sizes, own, out_init, dtype, name=f"block_{i}")
+            x = nn.Dense(sizes.width, use_bias=False, dtype=dtype, name="project_in")(x)
+        out_init = nn.initializers.normal(0.02 / math.sqrt(2 * sizes.depth))
+        heads, memories = (sizes.num_heads, sizes.num_key_heads), []
+        for i in range(sizes.depth):
+            block = DecoderBlock(*heads, sizes.mlp_width, own, out_init, dtype, name=f"block_{i}")
             if cache is None:
                 x = block(x, positions, mask)
             else:
@@ -279,8 +222,9 @@ class Decoder(nn.Module):
                 memories.append(memory)
         x = nn.RMSNorm(epsilon=own.epsilon, dtype=dtype, name="norm")(x)
         if own.embedding_width is not None:
-            x = nn.Dense(own_width, use_bias=False, dtype=dtype, name="project_out")(x)
-        logits = WordHead(self.vocab_size, name="head")(x, table.embedding if self.tied else None)
+            x = nn.Dense(sizes.own_width, use_bias=False, dtype=dtype, name="project_out")(x)
+        tied = table.embedding if sizes.tied else None
+        logits = WordHead(sizes.vocab_size, name="head")(x, tied)
         if cache is None:
             return logits
         return logits, Cache(tuple(memories), cache.read + tokens.shape[1])
@@ -328,15 +272,21 @@ def transformer(
 
     Raises:
         ValueError: if a number is out of range; from init and apply, if there are more tokens than
-            `context`, or what they are fed are no integers.
+            `context`, or what they are fed are no integers, or, where they are known, no words.
     """
     key_heads = num_heads if num_key_heads is None else num_key_heads
     mlp_width = -(-8 * width // 96) * 32 if mlp_width is None else mlp_width
     sizes = vocab_size, width, depth, num_heads, key_heads, mlp_width
-    head_width = _checked_width((*sizes, context), details)
-    module = Decoder(*sizes, tied, context, details, dtype)
-    model = from_linen(module, features=features, paths=_paths(depth, details))
-    start = functools.partial(_empty, depth, (key_heads, head_width), dtype or jnp.float32)
+    return decoder(DecoderSpec(*sizes, context, tied, details), dtype, features)
+
+
+def decoder(spec: DecoderSpec, dtype: DType, features: Features) -> Model:
+    """Make the language model that a specification describes, see `transformer`."""
+    check_spec(spec)
+    module = Decoder(spec, dtype)
+    model = from_linen(module, features=features, paths=_paths(spec))
+    heads = spec.num_key_heads, spec.head_width
+    start = functools.partial(_empty, spec.depth, heads, dtype or jnp.float32)
 
     def apply(params: PyTree, state: PyTree, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
         variables = {"params": params, **state}
@@ -344,7 +294,7 @@ def transformer(
         logits, cache = answer
         return logits, cache
 
-    return model._replace(decode=Decode(start, apply, vocab_size, context))
+    return model._replace(decode=Decode(start, apply, spec.vocab_size, spec.context, spec))
 
 
 def head_of(variables: Any) -> Head:
@@ -355,41 +305,26 @@ def head_of(variables: Any) -> Head:
 
     Returns:
         A head whose kernel is [vocab_size, width].
+
+    Raises:
+        ValueError: if they have neither.
     """
     params, state = variables
-    own = params.get("head") or params.get("tokens") or state[FROZEN]["tokens"]
+    own = params.get("head") or params.get("tokens") or state.get(FROZEN, {}).get("tokens")
+    if not own:
+        raise ValueError(
+            f"head_of: params have {', '.join(params)}, expected those of a transformer: a head, "
+            "or an embedding table"
+        )
     return Head(own["kernel"] if "kernel" in own else own["embedding"])
 
 
-_SIZES = ("vocab_size", "width", "depth", "num_heads", "num_key_heads", "mlp_width", "context")
-
-
-def _checked_width(sizes: tuple[int, ...], details: Details) -> int:
-    """Return the width of a head, if all sizes fit together."""
-    for name, size in zip(_SIZES, sizes, strict=True):
-        if size < 1:
-            raise ValueError(f"transformer: {name} is {size}, expected at least 1")
-    _, width, _, num_heads, key_heads, *_ = sizes
-    if num_heads % key_heads:
-        raise ValueError(
-            f"transformer: num_key_heads is {key_heads}, expected a divisor of num_heads, "
-            f"{num_heads}"
-        )
-    own = width // num_heads if details.head_width is None else details.head_width
-    if (details.head_width is None and width % num_heads) or own % 2 or own < 2:
-        raise ValueError(
-            f"transformer: heads are {own} wide (width {width}, num_heads {num_heads}), expected "
-            "an even number, and a width that num_heads divides unless details.head_width is given"
-        )
-    return own
-
-
-def _paths(depth: int, details: Details) -> FeaturePaths:
+def _paths(spec: DecoderSpec) -> FeaturePaths:
     """Return the feature paths: the last block of each quarter of the depth counts as a stage."""
-    blocks = sorted({max(1, depth * i // 4) - 1 for i in range(1, 5)})
+    blocks = sorted({max(1, spec.depth * i // 4) - 1 for i in range(1, 5)})
     stages = tuple(f"block_{i}" for i in blocks)
     hidden = tuple(f"block_{i}/mlp/up" for i in blocks)
-    embedding = "norm" if details.embedding_width is None else "project_out"
+    embedding = "norm" if spec.details.embedding_width is None else "project_out"
     return FeaturePaths(stages, hidden, embedding, "head")
 
 
@@ -400,15 +335,22 @@ def _parts(inputs: Any) -> tuple[Array, Array | None]:
     return inputs, None
 
 
-def _check_tokens(tokens: Array, context: int) -> None:
+def _check_tokens(tokens: Array, spec: DecoderSpec, cache: Cache | None) -> None:
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(
             f"transformer: inputs are {tokens.dtype}{list(tokens.shape)}, expected tokens, "
             "integers [batch, tokens]"
         )
-    if tokens.shape[1] > context:
+    most, what = (spec.context, "context") if cache is None else (cache.length, "cache")
+    if tokens.shape[1] > most:
         raise ValueError(
-            f"transformer: {tokens.shape[1]} tokens in a row, more than its context of {context}"
+            f"transformer: {tokens.shape[1]} tokens in a row, more than its {what} of {most}"
+        )
+    ids = known(tokens)
+    if ids is not None and ids.size and not 0 <= ids.min() <= ids.max() < spec.vocab_size:
+        raise ValueError(
+            f"transformer: tokens are {ids.min()} to {ids.max()}, expected ids of its vocabulary, "
+            f"0 to {spec.vocab_size - 1}"
         )
 
 

@@ -77,7 +77,7 @@ def from_pytorch(
     names, arrays = _matched({path: path[path in stats :] for path in leaves}, arrays, image_shape)
     shapes = {names[path]: _torch_shape(path, leaf.shape) for path, leaf in leaves.items()}
     arrays = {name: _resized(name, x, shapes.get(name, x.shape)) for name, x in arrays.items()}
-    _check(arrays, shapes)
+    check_arrays("from_pytorch", arrays, shapes)
     filled = {path: _ours(arrays[name], leaves[path]) for path, name in names.items()}
     parts = [{path: filled[path] for path in part} for part in (params, stats)]
     return Variables(*map(unflatten, parts))
@@ -134,7 +134,8 @@ def _of_module(arrays: dict[str, np.ndarray], like: Variables) -> Variables:
     own, passed, _ = _found(arrays, wanted)
     if passed:
         _warn(passed)
-    _check(own, {name: tuple(leaf.shape) for name, leaf in wanted.items()})
+    shapes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
+    check_arrays("from_pytorch", own, shapes)
     # What is one number counts batches.
     blank = {n: jnp.zeros(x.shape, x.dtype) for part in like for n, x in part.items()}
     filled = blank | {name: jnp.asarray(own[name], leaf.dtype) for name, leaf in wanted.items()}
@@ -333,16 +334,17 @@ def _resized(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     return np.concatenate([array[:, :1], np.asarray(moved).reshape(1, new * new, -1)], axis=1)
 
 
-def _check(arrays: StateDict, expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_arrays(where: str, arrays: StateDict, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise a ValueError that begins with `where`, unless arrays have these names and shapes."""
     heads = tuple(f"{head}." for head in HEADS)
-    problems = []
+    problems: list[str] = []
     extra = [name for name in arrays if name not in expected]
     for name in sorted(expected, key=lambda name: (name.startswith(heads), by_number(name))):
         shape = expected[name]
         if name not in arrays:
-            near = difflib.get_close_matches(name, extra, n=1)
-            told = f" (nearest: {near[0]} {arrays[near[0]].shape})" if near else ""
-            problems.append(f"{name} {shape} is missing{told}")
+            # To look takes time, and the first few are told.
+            near = _nearest(name, arrays, extra) if len(problems) < _NUM_LISTED else ""
+            problems.append(f"{name} {shape} is missing{near}")
         elif arrays[name].shape != shape:
             problems.append(f"{name} has shape {arrays[name].shape}, expected {shape}")
         elif not np.all(np.isfinite(arrays[name].astype(np.float32))):
@@ -353,6 +355,11 @@ def _check(arrays: StateDict, expected: Mapping[str, tuple[int, ...]]) -> None:
     if problems:
         more = f"; and {len(problems) - _NUM_LISTED} more" if len(problems) > _NUM_LISTED else ""
         raise ValueError(
-            f"from_pytorch: {'; '.join(problems[:_NUM_LISTED])}{more}; the state dict holds "
+            f"{where}: {'; '.join(problems[:_NUM_LISTED])}{more}; the state dict holds "
             f"{_listed([*arrays])}; looked for are {_listed([*expected])}"
         )
+
+
+def _nearest(name: str, arrays: StateDict, extra: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, extra, n=1)
+    return f" (nearest: {near[0]} {arrays[near[0]].shape})" if near else ""

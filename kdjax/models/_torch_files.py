@@ -99,7 +99,7 @@ def _read_torch(file: str) -> dict[str, np.ndarray]:
             f"read_state_dict: {file} holds no intact weights alone ({type(error).__name__}: "
             f"{reason}); save model.state_dict(), without the objects beside it"
         ) from error
-    return {name: _of_torch(leaf) for name, leaf in _leaves(whole)}
+    return {name: as_numpy(leaf) for name, leaf in _leaves(whole)}
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -112,7 +112,8 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
 
 
-def _of_torch(leaf: Any) -> np.ndarray:
+def as_numpy(leaf: Any) -> np.ndarray:
+    """Return an array, which may be PyTorch's."""
     if not hasattr(leaf, "detach"):
         return np.asarray(leaf)
     # NumPy has no bfloat16 that PyTorch knows.

@@ -95,6 +95,15 @@ _TORCHVISION: Sequence[Rule] = (
     ("^head", "heads/head"),
 )  # fmt: skip
 
+LLAMA: Sequence[Rule] = (
+    ("^tokens/embedding", "model/embed_tokens/weight"), ("^head", "lm_head"),
+    ("^norm", "model/norm"), (r"^block_(\d+)", r"model/layers/\1"),
+    ("norm_1", "input_layernorm"), ("norm_2", "post_attention_layernorm"),
+    ("attention/(query|key)_norm", lambda m: f"self_attn/{m[1][0]}_norm"),
+    ("attention/(query|key|value|out)", lambda m: f"self_attn/{m[1][0]}_proj"),
+    ("mlp/(gate|up|down)", r"mlp/\1_proj"),
+)  # fmt: skip
+"""What Hugging Face calls the layers of a decoder."""
 
 NUM_CUSTOMS = 4
 
