@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from scripts import page_maker
 
-from kdjax import data
+from kdjax import data, models
 from kdjax.runs.distill import Settings
 from kdjax.runs.flags import names
 
@@ -24,6 +25,20 @@ def test_the_blocks_of_a_page_run_in_their_order(page):
     namespace = {"__name__": page}
     for block in blocks:
         exec(compile(block, page, "exec"), namespace)
+
+
+def test_the_language_model_of_the_page_is_read_applied_and_saved(tmp_path, monkeypatch):
+    text = (DOCS / "language.md").read_text().partition("\n## A language model\n")[2]
+    (block,) = re.findall(r"^```python\n(.*?)^```", text.partition("\n## ")[0], re.S | re.M)
+    tokens = np.arange(10).reshape(2, 5)
+    teacher = models.transformer(24, width=16, depth=1, num_heads=2)
+    monkeypatch.chdir(tmp_path)
+    models.save_decoder("SmolLM2-135M", teacher, jax.jit(teacher.init)(jax.random.key(1), tokens))
+    namespace = {"tokens": tokens}
+    exec(compile(block, "language.md", "exec"), namespace)
+    found = models.load_decoder("student")
+    assert found.model.decode.spec == namespace["student"].decode.spec
+    assert found.config["eos_token_id"] == 2 and found.config["architectures"]
 
 
 @pytest.mark.parametrize("page", PAGES)

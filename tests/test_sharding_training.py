@@ -1,6 +1,8 @@
 """The same training on every mesh: SGD ends in the same parameters, Adam sees the same losses."""
 
 import functools
+import operator
+from operator import itemgetter
 from typing import NamedTuple
 
 import jax
@@ -184,3 +186,54 @@ def test_every_mesh_trains_like_one_device(network, sizes):
     got, expected = train(network, sizes, ADAM), train(network, (1, 1, 1), ADAM)
     assert_close(got.first_grads, expected.first_grads, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got.losses, expected.losses, rtol=1e-4)
+
+
+@functools.cache
+def decoder_training():
+    """Return the parts of a step of a decoder that has all that it may, and where all start."""
+    details = models.Details(bias=True, query_key_norm=True, embedding_width=8)
+    student = models.transformer(
+        32, width=16, depth=1, num_heads=4, num_key_heads=2, tied=False, details=details
+    )
+    rng = np.random.default_rng(0)
+    tokens, logits = rng.integers(0, 32, (2, 8, 6)), rng.normal(size=(8, 6, 32))
+    text = {"tokens": tokens[0], "document": np.sort(tokens[1] % 2, -1)}
+    batch = {"text": text, "label": tokens[1], "teacher_logits": np.float32(logits)}
+    parts = student, combine({"kd": terms.kd()}, {"kd": 1.0}), optax.sgd(0.3)
+
+    @jax.jit
+    def make(key):
+        outputs = teachers.stored().apply((), batch)
+        return step.init_train_state(key, *parts, batch, outputs, inputs_fn=itemgetter("text"))
+
+    return parts, batch, jax.device_get(make(jax.random.key(0)).replace(key=()))
+
+
+def decoder_trained(sizes):
+    parts, batch, state = decoder_training()
+    mesh = sharding.make_mesh(data=sizes[0], fsdp=sizes[1], tensor=sizes[2])
+    layout = functools.partial(
+        sharding.shardings, mesh=mesh, rules=sharding.TRANSFORMER_RULES, min_size=1
+    )
+    train_step = step.make_train_step(*parts, inputs_fn=itemgetter("text"), layout_fn=layout)
+    run, losses = step.with_teacher(train_step, teachers.stored()), []
+    state = state.replace(key=jax.random.key(1))
+    state = jax.device_put(state, layout(state))
+    for _ in range(2):
+        state, metrics = run(state, sharding.shard_batch(batch, mesh))
+        losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
+    return jax.device_get(state.params), losses, state.params["student"]
+
+
+def test_a_decoder_trains_like_one_device_on_a_mesh_of_all_axes():
+    (got, losses, lives), (expected, alone, _) = map(decoder_trained, [(2, 2, 2), (1, 1, 1)])
+    assert losses[1] < losses[0]
+    np.testing.assert_allclose(losses, alone, rtol=1e-5)
+    assert_close(got, expected, rtol=1e-4, atol=1e-6)
+    for path, split in (
+        ("tokens/embedding", (("tensor", "fsdp"),)), ("head/kernel", (("tensor", "fsdp"),)),
+        ("block_0/attention/key/kernel", ("fsdp", "tensor")),
+        ("block_0/mlp/gate/kernel", ("fsdp", "tensor")), ("project_out/kernel", (None, "fsdp")),
+    ):  # fmt: skip
+        leaf = functools.reduce(operator.getitem, path.split("/"), lives)
+        assert leaf.sharding.spec == jax.sharding.PartitionSpec(*split), path
