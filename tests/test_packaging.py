@@ -20,7 +20,16 @@ EXTRAS = dict(CONFIG["options.extras_require"])
 INSTALLED_AS = {"PIL": "pillow", "sklearn": "scikit-learn", "orbax": "orbax-checkpoint"}
 # Everything but the core and what its packages bring along.
 NOT_CORE = ["tensorflow_datasets", "grain", "sklearn", "PIL", "matplotlib", "safetensors"]
-NOT_CORE += ["chex", "array_record", "importlib_resources", "pytest", "torch", "tensorflow"]
+NOT_CORE += [
+    "gguf",
+    "tokenizers",
+    "chex",
+    "array_record",
+    "importlib_resources",
+    "pytest",
+    "torch",
+    "tensorflow",
+]
 BLOCK = """
 import sys
 class Missing:
@@ -126,6 +135,7 @@ def test_the_core_is_enough_for_the_parts():
         ("kdjax.data.load('digits', data_dir='D')", "tensorflow_datasets", "data"),
         ("next(kdjax.data.streaming.streamed(None, range(2)))", "grain", "data"),
         ("kdjax.models.read_state_dict('f.safetensors')", "safetensors", "train"),
+        ("kdjax.models.load_decoder('f.gguf')", "gguf", "text"),
         ("kdjax.testing", "chex", "test"),
     ],
 )
@@ -134,7 +144,8 @@ def test_the_library_names_the_command_that_installs_what_is_missing(
 ):
     code = f"""
 sys.path.insert(0, {str(ROOT)!r})
-open("f.safetensors", "w").close()
+for name in ("f.safetensors", "f.gguf"):
+    open(name, "w").close()
 import kdjax
 try:
     {statement}

@@ -31,8 +31,7 @@ def read_gguf(where: str, path: Path) -> tuple[dict[str, Any], dict[str, np.ndar
     family = get("general.architecture")
     factors, config = arrays.pop(_FREQUENCIES, None), _config(family, get)
     config["tie_word_embeddings"] = "output.weight" not in arrays
-    if config["vocab_size"] is None and "token_embd.weight" in arrays:
-        config["vocab_size"] = len(arrays["token_embd.weight"])
+    config["vocab_size"] = len(arrays.get("token_embd.weight", ()))
     if factors is not None and config["head_dim"]:
         config["rope_scaling"] = _stretched(where, config, factors)
     named = {_name(name): array for name, array in arrays.items()}
@@ -99,7 +98,6 @@ def _config(family: Any, get: Get) -> dict[str, Any]:
     head_width, rotated = own("attention.key_length") or divided, own("rope.dimension_count")
     return {
         "model_type": family,
-        "vocab_size": own("vocab_size"),
         "hidden_size": width,
         "intermediate_size": own("feed_forward_length"),
         "num_hidden_layers": own("block_count"),
