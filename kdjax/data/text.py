@@ -235,7 +235,7 @@ def tokenizer_from(path: str | Path) -> Tokenizer:
     if path.suffix == ".gguf":
         from kdjax.data._gguf import tokenizer_of_gguf
 
-        own: Any = tokenizer_of_gguf(path)
+        own: Any = tokenizer_of_gguf(path).tokenizer
     else:
         try:
             own = tokenizers.Tokenizer.from_file(str(path))

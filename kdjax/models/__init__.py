@@ -5,7 +5,7 @@
 from kdjax._renamed import moved
 from kdjax.models._blocks import BasicBlock
 from kdjax.models._build import Network, NetworkSpec, build, load_network, save_network
-from kdjax.models._decoder import Decoder, head_of, transformer
+from kdjax.models._decoder import Decoder, decoder, head_of, transformer
 from kdjax.models._decoder_files import Pretrained, load_decoder, save_decoder
 from kdjax.models._decoder_spec import DecoderSpec, Details, LongContext, Rotary
 from kdjax.models._heads import probed, simkd, with_class_maps
@@ -58,6 +58,7 @@ __all__ = [
     "build",
     "cifar_resnet50",
     "classes_of",
+    "decoder",
     "from_linen",
     "from_llama",
     "from_nnx",

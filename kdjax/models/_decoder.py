@@ -280,8 +280,20 @@ def transformer(
     return decoder(DecoderSpec(*sizes, context, tied, details), dtype, features)
 
 
-def decoder(spec: DecoderSpec, dtype: DType, features: Features) -> Model:
-    """Make the language model that a specification describes, see `transformer`."""
+def decoder(spec: DecoderSpec, dtype: DType = None, features: Features = ()) -> Model:
+    """Make the language model that a specification describes, such as another's `decode.spec`.
+
+    Args:
+        spec: all sizes.
+        dtype: as for `transformer`.
+        features: as for `transformer`.
+
+    Returns:
+        A model, as of `transformer`.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
     check_spec(spec)
     module = Decoder(spec, dtype)
     model = from_linen(module, features=features, paths=_paths(spec))

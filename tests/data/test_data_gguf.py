@@ -2,6 +2,7 @@
 
 import pytest
 
+from kdjax import data
 from kdjax.data._gguf import tokenizer_of_gguf
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: the extra `text`")
@@ -58,6 +59,16 @@ def test_ids_are_those_of_the_tokenizer_that_it_was_made_from(tmp_path):
     found.save(str(tmp_path / "tokenizer.json"))
     again = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert again.encode(TEXT).ids == found.encode(TEXT).ids
+
+
+def test_a_text_is_cut_into_rows_by_the_tokenizer_of_a_model(tmp_path):
+    path, made = write(tmp_path / "a.gguf", original()), original()
+    text = tmp_path / "text.txt"
+    text.write_text("the theatre there\n" * 20)
+    found = data.text.load(text, tokenizer=path, length=8)
+    assert found.tokenizer.end == 0 and found.tokenizer.vocab_size == made.get_vocab_size()
+    ids = made.encode(text.read_text()).ids
+    assert found.train.arrays["tokens"].ravel()[:40].tolist() == ids[:40]
 
 
 def test_bytes_without_a_token_are_told(tmp_path):
