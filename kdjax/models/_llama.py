@@ -188,7 +188,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     # It may say so for each type of layer.
     told = {**told, **told.get("full_attention", {})}
     theta = told.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    return {"rope_type": told.get("type") or "default", **told, "rope_theta": theta}
+    kind = told.get("rope_type") or told.get("type") or "default"
+    return {**told, "rope_type": kind, "rope_theta": theta}
 
 
 def _check_known(where: str, family: Any, told: Mapping[str, Any]) -> None:
@@ -211,8 +212,8 @@ def _check_known(where: str, family: Any, told: Mapping[str, Any]) -> None:
 
 def _check_window(where: str, told: Mapping[str, Any]) -> None:
     window, layers = told.get("sliding_window"), set(told.get("layer_types") or ())
-    first, context = told.get("max_window_layers", 0), told.get("max_position_embeddings", 0)
-    slides = told.get("use_sliding_window") and first < told.get("num_hidden_layers", 0)
+    first, context = told.get("max_window_layers") or 0, told.get("max_position_embeddings") or 0
+    slides = told.get("use_sliding_window") and first < (told.get("num_hidden_layers") or 0)
     if (slides and window and window < context) or layers - {"full_attention"}:
         raise ValueError(
             f"{where}: sliding_window is {window} (layer_types {sorted(layers)}) in a context of "
