@@ -164,7 +164,7 @@ def by_bytes() -> Tokenizer:
     return Tokenizer("bytes", lambda text: list(text.encode()), decode, 257, 256)
 
 
-def by_words(text: str, *, num_words: int = 1791) -> Tokenizer:
+def by_words(text: str, *, num_words: int = 767) -> Tokenizer:
     """Return the tokenizer of a text's frequent words; what is none of them is spelled in bytes.
 
     A word is letters and digits with the space before them, if there is one; all else is a

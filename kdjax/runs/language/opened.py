@@ -22,7 +22,7 @@ from kdjax.runs.language.settings import LanguageSettings
 from kdjax.runs.resolved import narrowed
 
 _RATES = {"adamw": 3e-3, "sgd": 0.1}
-_SHORTEST_STUDENT, _EPOCHS = 1500, 8
+_SHORTEST_STUDENT, _EPOCHS = 200, 3
 _EMBEDDED_FRACTION = 0.1
 
 

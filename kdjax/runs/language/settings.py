@@ -62,7 +62,7 @@ class TextSettings:
 class DecoderSettings:
     """A decoder, by its sizes."""
 
-    width: int = flag("Of the hidden states.", POSITIVE, default=64)
+    width: int = flag("Of the hidden states.", POSITIVE, default=32)
     depth: int = flag("The number of blocks.", POSITIVE, default=2)
     num_heads: int = flag("Attention heads; they divide the width.", POSITIVE, default=4)
     num_key_heads: int | None = flag(
@@ -77,14 +77,12 @@ class DecoderSettings:
 class LanguageTeacherSettings(DecoderSettings):
     """The teacher, trained first or read."""
 
-    width: int = flag("Of the hidden states.", POSITIVE, default=192)
-    depth: int = flag("The number of blocks.", POSITIVE, default=4)
-    num_heads: int = flag("Attention heads; they divide the width.", POSITIVE, default=6)
+    width: int = flag("Of the hidden states.", POSITIVE, default=96)
     checkpoint: Path | None = flag(
         "A trained teacher: a folder with config.json and .safetensors under Hugging Face's names "
         "(Llama, SmolLM2, Qwen 2 and 3), a GGUF file, or W/teacher of an earlier run."
     )
-    epochs: int | None = flag("Passes over the training text. Default: 8.", POSITIVE)
+    epochs: int | None = flag("Passes over the training text. Default: 3.", POSITIVE)
     learning_rate: float | None = flag(
         "Peak learning rate while the teacher trains. Default: as --optimizer.learning-rate.",
         FINITE,
@@ -171,7 +169,7 @@ class LanguageSettings:
         "Tokens of each device whose logits are in memory at a time.", POSITIVE, default=1024
     )
     epochs: int | None = flag(
-        "Passes of a student over its rows. Default: at least 8, and 1,500 steps.", POSITIVE
+        "Passes of a student over its rows. Default: at least 3, and 200 steps.", POSITIVE
     )
     batch_size: int = flag("Rows in a step, over all devices.", POSITIVE, default=16)
     num_micro_batches: int = flag(
