@@ -9,6 +9,7 @@ import pytest
 from scripts import page_maker
 
 from kdjax import data, models
+from kdjax.runs import lm
 from kdjax.runs.distill import Settings
 from kdjax.runs.flags import names
 
@@ -41,10 +42,31 @@ def test_the_language_model_of_the_page_is_read_applied_and_saved(tmp_path, monk
     assert found.config["eos_token_id"] == 2 and found.config["architectures"]
 
 
-@pytest.mark.parametrize("page", PAGES)
+def test_the_text_of_the_page_is_read_and_a_student_continues_it():
+    page = (DOCS / "language.md").read_text()
+    namespace = {"step": 0}
+    for heading in ("Text", "On-policy"):
+        part = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+        (block,) = re.findall(r"^```python\n(.*?)^```", part, re.S | re.M)
+        exec(compile(block, "language.md", "exec"), namespace)
+        if heading == "Text":
+            batch, size = namespace["batch"], namespace["text"].tokenizer.vocab_size
+            student = models.transformer(size, width=8, depth=1, num_heads=2)
+            made = jax.jit(student.init)(jax.random.key(0), batch["tokens"])
+            namespace |= {"student": student, "variables": made}
+    view = namespace["view"]
+    assert (view["tokens"][:, :32] == batch["tokens"][:, :32]).all()
+    assert not view["mask"][:, :31].any() and view["mask"][:, 31:].any()
+
+
+FLAGS = dict.fromkeys(PAGES, Settings) | {"language.md": lm.Settings}
+
+
+@pytest.mark.parametrize("page", FLAGS)
 def test_the_flags_of_a_page_exist(page):
     text = (DOCS / page).read_text()
-    assert set(re.findall(r"--[a-z]+(?:[.-][a-z-]+)+", text)) <= set(names(Settings))
+    named = set(re.findall(r"--[a-z]+(?:[.-][a-z-]+)+", text))
+    assert named <= set(names(FLAGS[page]))
 
 
 def test_the_folder_of_photographs_is_made_as_the_page_says(tmp_path):

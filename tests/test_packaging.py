@@ -85,7 +85,7 @@ def test_the_version(capsys):
     [
         (["distil"], "distil is no command of kdjax; perhaps you meant distill"),
         (["data_free", "--steps", "1"], "perhaps you meant data-free"),
-        (["xyz"], "expected distill, compare, generations, data-free"),
+        (["xyz"], "expected distill, lm, compare, generations, data-free"),
         ([], "kdjax needs a command, expected distill"),
     ],
 )

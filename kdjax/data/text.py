@@ -275,28 +275,34 @@ def rows_of(documents: Sequence[str], tokenizer: Tokenizer, *, length: int) -> R
             no `end`.
     """
     documents = [text for text in documents if text]
-    several = len(documents) > 1
-    if several and tokenizer.end is None:
+    if len(documents) > 1 and tokenizer.end is None:
         raise ValueError(
             f"data.text: there are {len(documents)} documents, and the tokenizer {tokenizer.name} "
             "has no token to end one with"
         )
-    parts, owners = [], []
-    for number, text in enumerate(documents):
-        ids = np.asarray(_encoded(tokenizer, text), np.int32)
-        parts.append(np.concatenate([[tokenizer.end], ids]).astype(np.int32) if several else ids)
-        owners.append(np.full(len(parts[-1]), number, np.int32))
-    if several:
-        parts.append(np.asarray([tokenizer.end], np.int32))
-        owners.append(np.asarray([len(documents)], np.int32))
-    stream = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    stream, owner = _joined([_encoded(tokenizer, text) for text in documents], tokenizer.end)
     num_bytes = sum(len(text.encode()) for text in documents)
-    if len(stream) and not several:
-        num_bytes -= len(tokenizer.decode([int(stream[0])]).encode())
     arrays = {"tokens": stream[:-1], "label": stream[1:], "mask": np.ones(len(stream[1:]), bool)}
-    if several:
-        arrays["document"] = np.concatenate(owners)[:-1]
+    if len(documents) > 1:
+        arrays["document"] = owner[:-1]
+    elif len(stream):
+        # The first token is no label; that of several documents is their end.
+        num_bytes -= len(tokenizer.decode([int(stream[0])]).encode())
     return Rows({name: _cut(x, length) for name, x in arrays.items()}, num_bytes)
+
+
+def _joined(documents: Sequence[Sequence[int]], end: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Join ids, an end before and behind each where there are several; which document each is of.
+
+    An end belongs to the document behind it.
+    """
+    parts = [np.asarray(ids, np.int32) for ids in documents]
+    if len(parts) > 1:
+        ends = np.asarray([end], np.int32)
+        parts = [np.concatenate([ends, ids]) for ids in parts] + [ends]
+    owners = [np.full(len(ids), number, np.int32) for number, ids in enumerate(parts)]
+    nothing = np.zeros(0, np.int32)
+    return np.concatenate([nothing, *parts]), np.concatenate([nothing, *owners])
 
 
 def first(rows: Rows, fraction: float) -> Rows:

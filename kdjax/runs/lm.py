@@ -12,7 +12,6 @@ The same command on the same work directory goes on where it was interrupted.
 
 import dataclasses
 
-import kdjax
 from kdjax import runs
 from kdjax.runs import flags, processes
 from kdjax.runs.flags import group
@@ -45,7 +44,7 @@ def run(settings: Settings, command: str) -> None:
         if runs.experiment.is_finished(own, results.format_table):
             return
         teacher = plans.obtain_teacher(on_text)
-        kdjax.models.save_decoder(own.workdir / "teacher", *teacher)
+        on_text.save("teacher", teacher)
         student = networks.student_of(decided, on_text.text.tokenizer.vocab_size, teacher)
         scratch = plans.plan_scratch(on_text, student)
         taught = plans.plan_distilled(on_text, student, teacher)
@@ -57,7 +56,7 @@ def run(settings: Settings, command: str) -> None:
         summary = results.summarize(on_text, teacher, students)
         distilled = [network for phase, _, network in students if phase == "distilled"]
         best = results.best_of(distilled, summary["distilled"])
-        kdjax.models.save_decoder(own.workdir / "student", *best)
+        on_text.save("student", best)
         shown = {"Teacher": teacher, "Labels alone": students[0][2], "Distilled": best}
         results.write(on_text, summary, shown, command)
         runs.experiment.finish(own)

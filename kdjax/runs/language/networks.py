@@ -62,9 +62,7 @@ def student_of(settings: LanguageSettings, vocab_size: int, teacher: Network) ->
         return Student(decoder_of(settings, settings.student, vocab_size))
     table = models.head_of(teacher.variables).kernel
     details = models.Details(embedding_width=table.shape[1], frozen_embedding=True)
-    own = decoder_of(settings, settings.student, vocab_size).decode
-    assert own is not None
-    spec = own.spec._replace(details=details)
+    spec = spec_of(decoder_of(settings, settings.student, vocab_size))._replace(details=details)
     model = models.decoder(spec, dtype=dtype_of(settings), features=("project_out",))
     drawn = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 1), np.int32))
     params = jax.tree.map(lambda _: None, drawn.params)
@@ -72,22 +70,32 @@ def student_of(settings: LanguageSettings, vocab_size: int, teacher: Network) ->
     return Student(model, Variables(params, state))
 
 
-def read_teacher(settings: LanguageSettings, path: Path) -> Network:
+def read_teacher(settings: LanguageSettings, path: Path) -> tuple[Network, str | None]:
     """Read the teacher that a path holds; it captures what its head reads.
+
+    Returns:
+        The teacher, and what it says of the tokenizer that it was trained with, if it does.
 
     Raises:
         FileNotFoundError: if there is nothing.
         ValueError: if it is no decoder, or reads less than a row.
     """
-    model, variables, _ = models.load_decoder(path, dtype=dtype_of(settings))
-    assert model.decode is not None
-    spec = model.decode.spec
+    model, variables, config = models.load_decoder(path, dtype=dtype_of(settings))
+    spec = spec_of(model)
     if spec.context < settings.data.length:
         raise ValueError(
             f"--data.length is {settings.data.length}, but --teacher.checkpoint {path} reads "
             f"{spec.context} tokens at most"
         )
-    return Network(models.decoder(spec, dtype_of(settings), (model.paths.embedding,)), variables)
+    model = models.decoder(spec, dtype_of(settings), (model.paths.embedding,))
+    return Network(model, variables), config.get("tokenizer")
+
+
+def spec_of(model: Model) -> models.DecoderSpec:
+    """Return the sizes of a decoder."""
+    assert model.decode is not None
+    spec: models.DecoderSpec = model.decode.spec
+    return spec
 
 
 def restricted(network: Network, kept: np.ndarray, dtype: Any) -> Network:
@@ -98,9 +106,7 @@ def restricted(network: Network, kept: np.ndarray, dtype: Any) -> Network:
         return x[kept] if names in (["tokens", "embedding"], ["head", "kernel"]) else x
 
     params = jax.tree.map_with_path(rows, network.variables.params)
-    own = network.model.decode
-    assert own is not None
-    spec = own.spec._replace(vocab_size=len(kept))
+    spec = spec_of(network.model)._replace(vocab_size=len(kept))
     model = models.decoder(spec, dtype, (network.model.paths.embedding,))
     return Network(model, network.variables._replace(params=params))
 
@@ -148,8 +154,8 @@ def with_hidden(
         OSError: if the file cannot be written.
         ValueError: if states are too large for half precision, or the file is damaged.
     """
-    spec = getattr(network.model.decode, "spec", None)
-    content = {"teacher": params_sha256(network.variables.params), "spec": str(spec)}
+    content = {"teacher": params_sha256(network.variables.params)}
+    content["spec"] = str(spec_of(network.model))
     content |= {name: digest(rows[name]) for name in ("tokens", "document") if name in rows}
     path = folder / f"hidden-{digest(str(sorted(content.items())).encode())}.npy"
     if exchange(f"there {path.name}", str(path.exists()))[0] != "True":

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax import data
+from kdjax import data, models
 from kdjax.checkpoint import lock
-from kdjax.data.text import TextSet
+from kdjax.data.text import TextSet, Tokenizer
 from kdjax.loop import stop_on_signals
 from kdjax.runs import experiment, fingerprints, processes
 from kdjax.runs.console import say
@@ -30,14 +30,22 @@ _EMBEDDED_FRACTION = 0.1
 class LanguageRun:
     """Text and decided settings, what all trainings share, the teacher if one is given.
 
-    `student_rows` are the rows of the training text that students see.
+    `kept` are the ids of the tokenizer that make up a smaller vocabulary, `student_rows` the rows
+    of the training text that students see.
     """
 
     settings: LanguageSettings
     text: TextSet
+    kept: np.ndarray | None
     run: Run
     given_teacher: Network | None
     student_rows: data.text.Rows
+
+    def save(self, name: str, network: Network) -> None:
+        """Write a network into the work directory, with what its ids are."""
+        ids = {} if self.kept is None else {"ids": self.kept.tolist()}
+        config = {"tokenizer": self.text.tokenizer.name, **ids}
+        models.save_decoder(self.run.workdir / name, *network, config=config)
 
     @property
     def eval_batch_size(self) -> int:
@@ -62,7 +70,8 @@ def opened(asked: LanguageSettings) -> Iterator[LanguageRun]:
     """
     with stop_on_signals() as stop_fn:
         processes.agree("settings", dataclasses.asdict(asked), prefix="--")
-        text, teacher = _read(asked)
+        text, kept = _read_text(asked)
+        teacher = _read_teacher(asked, text.tokenizer, kept)
         settings = _resolved(asked, text)
         _check(settings, text)
         rows = data.text.first(text.train, settings.data.student_fraction or 1.0)
@@ -70,18 +79,18 @@ def opened(asked: LanguageSettings) -> Iterator[LanguageRun]:
             raise KeyboardInterrupt
         with _claimed(asked, settings, text, stop_fn) as run:
             _describe(settings, text, rows, run)
-            yield LanguageRun(settings, text, run, teacher, rows)
+            yield LanguageRun(settings, text, kept, run, teacher, rows)
 
 
-def _read(asked: LanguageSettings) -> tuple[TextSet, Network | None]:
-    """Read the text, and the teacher that the settings name, in the vocabulary of the settings."""
-    own, path = asked.data, asked.teacher.checkpoint
+def _read_text(asked: LanguageSettings) -> tuple[TextSet, np.ndarray | None]:
+    """Read the text in the vocabulary of the settings; which ids of its tokenizer that has."""
+    own = asked.data
     if own.file is not None and own.name is not None:
         raise ValueError("--data.file and --data.name both name a text: leave one out")
     try:
         text = data.text.load(
             own.file or own.name,
-            tokenizer=own.tokenizer or _tokenizer_beside(path),
+            tokenizer=own.tokenizer or _tokenizer_beside(asked.teacher.checkpoint),
             length=own.length,
             validation_fraction=own.validation_fraction,
             field=own.field,
@@ -89,21 +98,31 @@ def _read(asked: LanguageSettings) -> tuple[TextSet, Network | None]:
         )
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(str(error).replace("data.text: ", "--data: ", 1)) from error
-    kept = None
-    if own.vocabulary == "text":
-        text, kept = data.text.compact(text)
+    return data.text.compact(text) if own.vocabulary == "text" else (text, None)
+
+
+def _read_teacher(
+    asked: LanguageSettings, tokenizer: Tokenizer, kept: np.ndarray | None
+) -> Network | None:
+    """Read the teacher that the settings name, if they do, in the vocabulary of the text."""
+    path = asked.teacher.checkpoint
     if path is None:
-        return text, None
-    teacher, size = networks.read_teacher(asked, path), text.tokenizer.vocab_size
-    known = teacher.model.decode.spec.vocab_size if teacher.model.decode else 0
-    if kept is not None and int(kept.max()) < known:
-        return text, networks.restricted(teacher, kept, networks.dtype_of(asked))
-    if size > known or kept is not None:
+        return None
+    teacher, trained_with = networks.read_teacher(asked, path)
+    known = networks.spec_of(teacher.model).vocab_size
+    if trained_with == tokenizer.name:
+        return teacher
+    needed = tokenizer.vocab_size if kept is None else int(kept.max()) + 1
+    # A smaller vocabulary is called after the one that it is a part of.
+    same = trained_with is None or tokenizer.name.startswith(f"{trained_with}, ")
+    if not same or needed > known:
         raise ValueError(
-            f"--data.tokenizer {text.tokenizer.name} has {size} ids, and --teacher.checkpoint "
-            f"{path} knows {known}: it was trained with another"
+            f"--data.tokenizer {tokenizer.name} has {needed} ids, and --teacher.checkpoint {path} "
+            f"knows {known}: it was trained with {trained_with or 'another'}"
         )
-    return text, teacher
+    if kept is None:
+        return teacher
+    return networks.restricted(teacher, kept, networks.dtype_of(asked))
 
 
 def _tokenizer_beside(path: Path | None) -> str | Path:
