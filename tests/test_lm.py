@@ -112,22 +112,29 @@ def test_a_teacher_that_is_given_teaches_the_same(finished, text, tmp_path):
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--on-policy-fraction", "0.5"),
-        ("--sequence-level", "--soft-weight", "0", "--sampling-temperature", "0"),
-        (
-            "--student.embedding",
-            "teacher",
-            "--data.vocabulary",
-            "text",
-            "--divergence",
-            "logit-mse",
-        ),
+        "--on-policy-fraction 0.5",
+        "--sequence-level --soft-weight 0 --sampling-temperature 0",
+        "--student.embedding teacher --data.vocabulary text --divergence logit-mse",
+        "--student.checkpoint STUDENT --data.student-fraction 0.5",
     ],
 )
 def test_other_lessons_run_to_their_end(finished, text, tmp_path, flags):
-    run(text, tmp_path, "--teacher.checkpoint", finished / "teacher", *flags)
-    entry = summary_of(tmp_path)["distilled"]
+    words = flags.replace("STUDENT", str(finished / "student")).split()
+    run(text, tmp_path, "--teacher.checkpoint", finished / "teacher", *words)
+    entry, before = (summary_of(x)["distilled"] for x in (tmp_path, finished))
     assert 0 < entry["kl"][0] < 5 and entry["nll"][0] < np.log(len(set(TEXT)) + 1)
+    if "--student.checkpoint" in words:
+        assert entry["nll"][0] < before["nll"][0]  # it began where that one ended
+
+
+@pytest.mark.slow
+def test_a_run_is_extended(finished, text, tmp_path, capsys):
+    longer = tmp_path / "longer"
+    shutil.copytree(finished, longer)
+    run(text, longer, "--extend", "--epochs", 3)
+    said = capsys.readouterr().out
+    assert "extended from 2 to 3 epochs" in said and "goes on from step 61" in said
+    assert summary_of(longer)["scratch"]["nll"] < summary_of(finished)["scratch"]["nll"]
 
 
 @pytest.mark.slow

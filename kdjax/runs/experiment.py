@@ -159,7 +159,7 @@ def open_experiment(
     """
     settings = resolve(asked, dataset)
     if getattr(asked, "extend", False):
-        settings = _extended(asked, settings)
+        settings = extended(asked, settings)
     mesh = mesh_of(settings.mesh)
     _check_examples(asked, settings, dataset)
     _check_unlabelled(asked, settings, dataset)
@@ -300,7 +300,7 @@ def claim(content: dict[str, Any], asked: Any, settings: Any) -> workdir.Claim:
     return claimed
 
 
-def _extended(asked: RunSettings, settings: Resolved) -> Resolved:
+def extended(asked: Any, settings: Any) -> Any:
     """Return settings of a run that goes on beyond its end: its teacher is trained already.
 
     Raises:

@@ -45,7 +45,8 @@ def run(settings: Settings, command: str) -> None:
             return
         teacher = plans.obtain_teacher(on_text)
         on_text.save("teacher", teacher)
-        student = networks.student_of(decided, on_text.text.tokenizer.vocab_size, teacher)
+        of_text = decided, on_text.text.tokenizer.vocab_size
+        student = networks.student_of(*of_text, teacher, on_text.student_start)
         scratch = plans.plan_scratch(on_text, student)
         taught = plans.plan_distilled(on_text, student, teacher)
         students = []

@@ -56,8 +56,12 @@ def decoder_of(settings: LanguageSettings, own: DecoderSettings, vocab_size: int
     )
 
 
-def student_of(settings: LanguageSettings, vocab_size: int, teacher: Network) -> Student:
-    """Make the student of the flags; it starts with the teacher's table where it shares that."""
+def student_of(
+    settings: LanguageSettings, vocab_size: int, teacher: Network, start: Network | None = None
+) -> Student:
+    """Make the student of the flags; what it has of the teacher, or of a file, it starts with."""
+    if start is not None:
+        return Student(*start)
     if settings.student.embedding == "own":
         return Student(decoder_of(settings, settings.student, vocab_size))
     table = models.head_of(teacher.variables).kernel
@@ -70,11 +74,11 @@ def student_of(settings: LanguageSettings, vocab_size: int, teacher: Network) ->
     return Student(model, Variables(params, state))
 
 
-def read_teacher(settings: LanguageSettings, path: Path) -> tuple[Network, str | None]:
-    """Read the teacher that a path holds; it captures what its head reads.
+def read_network(settings: LanguageSettings, flag: str, path: Path) -> tuple[Network, str | None]:
+    """Read the decoder that a flag names; it captures what its head reads.
 
     Returns:
-        The teacher, and what it says of the tokenizer that it was trained with, if it does.
+        The network, and what it says of the tokenizer that it was trained with, if it does.
 
     Raises:
         FileNotFoundError: if there is nothing.
@@ -84,8 +88,8 @@ def read_teacher(settings: LanguageSettings, path: Path) -> tuple[Network, str |
     spec = spec_of(model)
     if spec.context < settings.data.length:
         raise ValueError(
-            f"--data.length is {settings.data.length}, but --teacher.checkpoint {path} reads "
-            f"{spec.context} tokens at most"
+            f"--data.length is {settings.data.length}, but {flag} {path} reads {spec.context} "
+            "tokens at most"
         )
     model = models.decoder(spec, dtype_of(settings), (model.paths.embedding,))
     return Network(model, variables), config.get("tokenizer")

@@ -28,10 +28,10 @@ _EMBEDDED_FRACTION = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class LanguageRun:
-    """Text and decided settings, what all trainings share, the teacher if one is given.
+    """Text and decided settings, what all trainings share, and networks that are given.
 
     `kept` are the ids of the tokenizer that make up a smaller vocabulary, `student_rows` the rows
-    of the training text that students see.
+    of the training text that students see, `student_start` is where students start.
     """
 
     settings: LanguageSettings
@@ -39,6 +39,7 @@ class LanguageRun:
     kept: np.ndarray | None
     run: Run
     given_teacher: Network | None
+    student_start: Network | None
     student_rows: data.text.Rows
 
     def save(self, name: str, network: Network) -> None:
@@ -71,15 +72,20 @@ def opened(asked: LanguageSettings) -> Iterator[LanguageRun]:
     with stop_on_signals() as stop_fn:
         processes.agree("settings", dataclasses.asdict(asked), prefix="--")
         text, kept = _read_text(asked)
-        teacher = _read_teacher(asked, text.tokenizer, kept)
+        teacher, start = (
+            _read_network(asked, flag, path, text.tokenizer, kept)
+            for flag, path in _checkpoints(asked).items()
+        )
         settings = _resolved(asked, text)
+        if asked.extend:
+            settings = experiment.extended(asked, settings)
         _check(settings, text)
         rows = data.text.first(text.train, settings.data.student_fraction or 1.0)
         if stop_fn():
             raise KeyboardInterrupt
         with _claimed(asked, settings, text, stop_fn) as run:
             _describe(settings, text, rows, run)
-            yield LanguageRun(settings, text, kept, run, teacher, rows)
+            yield LanguageRun(settings, text, kept, run, teacher, start, rows)
 
 
 def _read_text(asked: LanguageSettings) -> tuple[TextSet, np.ndarray | None]:
@@ -101,28 +107,37 @@ def _read_text(asked: LanguageSettings) -> tuple[TextSet, np.ndarray | None]:
     return data.text.compact(text) if own.vocabulary == "text" else (text, None)
 
 
-def _read_teacher(
-    asked: LanguageSettings, tokenizer: Tokenizer, kept: np.ndarray | None
+def _checkpoints(settings: LanguageSettings) -> dict[str, Path | None]:
+    """Return the networks that are given, by their flags."""
+    own = settings.teacher.checkpoint, settings.student.checkpoint
+    return dict(zip(("--teacher.checkpoint", "--student.checkpoint"), own, strict=True))
+
+
+def _read_network(
+    asked: LanguageSettings,
+    flag: str,
+    path: Path | None,
+    tokenizer: Tokenizer,
+    kept: np.ndarray | None,
 ) -> Network | None:
-    """Read the teacher that the settings name, if they do, in the vocabulary of the text."""
-    path = asked.teacher.checkpoint
+    """Read the network that a flag names, if it does, in the vocabulary of the text."""
     if path is None:
         return None
-    teacher, trained_with = networks.read_teacher(asked, path)
-    known = networks.spec_of(teacher.model).vocab_size
+    network, trained_with = networks.read_network(asked, flag, path)
+    known = networks.spec_of(network.model).vocab_size
     if trained_with == tokenizer.name:
-        return teacher
+        return network
     needed = tokenizer.vocab_size if kept is None else int(kept.max()) + 1
     # A smaller vocabulary is called after the one that it is a part of.
     same = trained_with is None or tokenizer.name.startswith(f"{trained_with}, ")
     if not same or needed > known:
         raise ValueError(
-            f"--data.tokenizer {tokenizer.name} has {needed} ids, and --teacher.checkpoint {path} "
-            f"knows {known}: it was trained with {trained_with or 'another'}"
+            f"--data.tokenizer {tokenizer.name} has {needed} ids, and {flag} {path} knows {known}: "
+            f"it was trained with {trained_with or 'another'}"
         )
     if kept is None:
-        return teacher
-    return networks.restricted(teacher, kept, networks.dtype_of(asked))
+        return network
+    return networks.restricted(network, kept, networks.dtype_of(asked))
 
 
 def _tokenizer_beside(path: Path | None) -> str | Path:
@@ -169,7 +184,9 @@ def _check(settings: LanguageSettings, text: TextSet) -> None:
     if settings.on_policy_fraction and settings.num_micro_batches > 1:
         raise ValueError("--on-policy-fraction goes with --num-micro-batches 1 alone")
     made = {"--student": settings.student, "--teacher": settings.teacher}
-    for flag, own in made.items() if settings.teacher.checkpoint is None else [*made.items()][:1]:
+    for flag, own in made.items():
+        if own.checkpoint is not None:
+            continue
         try:
             networks.decoder_of(settings, own, text.tokenizer.vocab_size)
         except ValueError as error:
@@ -185,8 +202,10 @@ def _claimed(
     experiment.check_batches(settings, mesh)
     assert settings.workdir is not None
     with lock(settings.workdir):
-        teacher = fingerprints.of_path(settings.teacher.checkpoint)
-        claimed = experiment.claim({"text": _content(text), "teacher": teacher}, asked, settings)
+        content: dict[str, Any] = {"text": _content(text)}
+        for flag, path in _checkpoints(settings).items():
+            content[flag[2:].partition(".")[0]] = fingerprints.of_path(path)
+        claimed = experiment.claim(content, asked, settings)
         if claimed.resumed:
             say(f"resuming the run in {settings.workdir}")
         log = experiment.log_of(settings.workdir, claimed.run)

@@ -71,6 +71,10 @@ class DecoderSettings:
     mlp_width: int | None = flag(
         "Hidden units of a block's perceptron. Default: 8/3 of the width.", POSITIVE
     )
+    checkpoint: Path | None = flag(
+        "Where it starts: a decoder of the same tokenizer, in a folder or file as a teacher's; its "
+        "sizes are those of that."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +212,9 @@ class LanguageSettings:
         "Most steps that one call of the compiled program takes. Default: 50 where one process "
         "trains and the rows fit.",
         POSITIVE,
+    )
+    extend: bool = flag(
+        "Go on with the run in --workdir, finished or not, to a larger --epochs.", default=False
     )
     profile: bool = flag(
         "Write traces of the steps 10 to 15 of each training to W/profile.", default=False
