@@ -178,3 +178,6 @@ def test_what_does_not_fit_is_one_line(finished, text, tmp_path, capsys):
     }.items():
         assert line in refused(capsys, text, tmp_path / "new", *flags)
     assert not (tmp_path / "new").exists()
+    with pytest.raises(SystemExit):  # no folder is given, and none is made
+        lm.main(["--data.file", str(tmp_path / "no.txt")])
+    assert "there is no file" in capsys.readouterr().err

@@ -57,6 +57,11 @@ class TextSettings:
         Limit("in (0, 1]", lambda x: 0 < x <= 1),
     )
 
+    @property
+    def title(self) -> str:
+        """What the text is called before it is read."""
+        return self.file.stem if self.file else (self.name or "text").replace("/", "-")
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderSettings:
