@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from kdjax import losses, terms
 from kdjax.types import Term, Variables
 
-soft, kd = losses.soft_target_loss, losses.kd_loss
+kd = losses.kd_loss
 
 
 def same_shape(*arrays):
@@ -14,6 +14,16 @@ def same_shape(*arrays):
     if len({x.shape for x in arrays}) > 1:
         raise ValueError("other shapes")
     return [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in arrays]
+
+
+def soft(student_logits, teacher_logits, *, temperature=4.0):
+    """The textbook's sum: good enough for the laws, and quicker to compile than the exact one."""
+    x, v = same_shape(student_logits, jax.lax.stop_gradient(teacher_logits))
+    both = ~(jnp.isneginf(x) | jnp.isneginf(v))
+    p = jax.nn.softmax(v / temperature)
+    log_q, log_p = (jax.nn.log_softmax(y / temperature) for y in (x, v))
+    gap = jnp.where(both, log_p, 0) - jnp.where(both, log_q, 0)
+    return temperature**2 * jnp.sum(p * gap, -1)
 
 
 def relation_loss(student_features, teacher_features, *, mask=None):

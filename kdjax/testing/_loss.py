@@ -11,6 +11,7 @@ import numpy as np
 
 from kdjax.terms._signature import Signature, signature_of
 from kdjax.testing import _drawing
+from kdjax.testing._compile import compiled
 from kdjax.testing._probe import Answer, Probe, cast, of_loss
 from kdjax.types import PyTree, TermInputs
 
@@ -79,6 +80,35 @@ class Loss:
             return self.values(inputs, **keywords, **mask)
 
         return of_loss(self.signature.name, values, self.inputs, rtol=self.rtol)
+
+    @functools.cached_property
+    def eager(self) -> Any:
+        """The values, operation by operation: what a program for one use would take longer for."""
+        return self.values(cast(self.inputs, np.float32))
+
+    def in_double(
+        self, student: PyTree, teacher: PyTree, weights: np.ndarray | None = None
+    ) -> tuple[np.ndarray, tuple[PyTree, PyTree]]:
+        """Return the values in float64, and the gradients of their weighted sum by both sides."""
+        weights = np.ones(self.batch(self.inputs)) if weights is None else weights
+        with jax.enable_x64(True):
+            values, gradients = self._pulled(cast((student, teacher), np.float64), weights)
+            return np.asarray(values), gradients
+
+    @functools.cached_property
+    def _pulled(self) -> Callable[..., Any]:
+        """Values and gradients in one program, for reference and finite differences alike."""
+
+        def pulled(both: tuple[PyTree, PyTree], weights: Any) -> Any:
+            inputs = cast(self.inputs, np.float64)
+
+            def values(student: PyTree, teacher: PyTree) -> Any:
+                return self.values(inputs._replace(student=student, teacher=teacher))
+
+            found, pull = jax.vjp(values, *both)
+            return found, pull(weights)
+
+        return compiled(pulled)
 
     def answer(self, inputs: LossInputs | None = None, **keywords: Any) -> Answer:
         """Values and gradients as NumPy arrays; all calls of one shape share a program.

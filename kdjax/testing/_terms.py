@@ -93,7 +93,7 @@ def _check_variables(
                                  ("a state", variables.state, remembers)):  # fmt: skip
         has = bool(jax.tree.leaves(tree))
         assert expected is None or has == expected, f"{'has' if has else 'does not have'} {what}"
-    again = compiled(init)(jax.random.key(0), probe.inputs)
+    again = jax.eval_shape(init, jax.random.key(0), probe.inputs)
     assert _avals(again) == _avals(variables), "init under jit returns something else"
 
 
