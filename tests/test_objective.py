@@ -20,40 +20,6 @@ def inputs_for(batch, mask=None, seed=1):
     return TermInputs(batch, outputs, teacher.apply(teacher.variables, batch), mask)
 
 
-ALL_TERMS = {
-    "kd": (terms.kd(temperature=2.0, soft_weight=0.5), False),
-    "soft_targets": (terms.soft_targets(temperature=2.0), False),
-    "cross_entropy": (terms.cross_entropy(), False),
-    "hint": (terms.hint("hidden", "hidden"), True),
-}
-
-
-@pytest.mark.parametrize("name", ALL_TERMS)
-def test_every_term_conforms(name):
-    term, learns = ALL_TERMS[name]
-    batch = toys.batch_of(6)
-    inputs = inputs_for(batch)
-    params, state = term.init(jax.random.key(0), inputs)
-    assert bool(jax.tree.leaves(params)) == learns
-    values, new_state = jax.jit(term.apply)(params, state, inputs)
-    assert values.shape == (6,)
-    assert values.dtype == jnp.float32
-    assert jax.tree.structure(new_state) == jax.tree.structure(state)
-    assert np.all(np.isfinite(values))
-    one = jax.tree.map(lambda x: x[2:3], inputs)
-    np.testing.assert_allclose(term.apply(params, state, one)[0], values[2:3], rtol=1e-5)
-
-    def total(params, student, teacher):
-        changed = inputs._replace(student=student, teacher=teacher)
-        return term.apply(params, state, changed)[0].sum()
-
-    grads = jax.grad(total, argnums=(0, 1, 2))(params, inputs.student, inputs.teacher)
-    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
-    assert any(np.any(g) for g in jax.tree.leaves(grads[1]))
-    assert not any(np.any(g) for g in jax.tree.leaves(grads[2]))
-    assert not learns or any(np.any(g) for g in jax.tree.leaves(grads[0]))
-
-
 def test_loss_is_the_weighted_sum_of_masked_means():
     batch = toys.batch_of(6)
     mask = np.array([1, 1, 0, 1, 0, 1], bool)
@@ -75,7 +41,7 @@ def test_term_state_is_kept_by_name_and_carried():
         return jnp.broadcast_to(state, inputs.mask.shape), state + 1
 
     objective = combine({"count": Term(init, apply)}, {"count": 1.0})
-    batch, model, optimizer = toys.batch_of(4), toys.linear_model(), optax.sgd(0.1)
+    batch, model, optimizer = toys.batch_of(4), toys.linear_model(), toys.SGD
     teacher = toys.teacher_for(batch)
     outputs = teacher.apply(teacher.variables, batch)
     state = step.init_train_state(jax.random.key(0), model, objective, optimizer, batch, outputs)
@@ -195,6 +161,7 @@ def test_losses_of_features_look_at_the_tokens_that_count_alone(weights):
         {"at": 1.0, "soft": 1.0},
     )
 
+    @jax.jit
     def measured(student, teacher):
         batch = {"label": jnp.zeros((4, 6), int)}
         _, _, metrics = objective.apply(
@@ -202,11 +169,11 @@ def test_losses_of_features_look_at_the_tokens_that_count_alone(weights):
             {"at": {}, "soft": {}},
             TermInputs(batch, student, teacher, mask),
         )
-        return [float(np.divide(*metrics[f"loss/{name}"])) for name in ("at", "soft")]
+        return [jnp.divide(*metrics[f"loss/{name}"]) for name in ("at", "soft")]
 
     found = measured(student, teacher)
     squares = np.square(np.asarray(student.features["f"]) - teacher.features["f"]).mean(-1)
-    soft = losses.soft_target_loss(student.logits, teacher.logits)
+    soft = jax.jit(losses.soft_target_loss)(student.logits, teacher.logits)
     expected = [np.sum(mask * values) / np.sum(mask) for values in (squares, soft)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     other = jax.tree.map(
@@ -242,8 +209,9 @@ def test_masks_of_every_grain_stand_in_one_objective():
     metrics = found(TermInputs({}, student, teacher, mask))
 
     some, cells = mask.any((1, 2)), mask.reshape(4, 2, 2, 2, 2).any((2, 4))
+    student, teacher = jax.tree.map(np.asarray, (student, teacher))
     one, two = (x.features["f"] for x in (student, teacher))
-    squares = {n: jnp.square(student.features[n] - teacher.features[n]).mean(-1) for n in maps}
+    squares = {n: np.square(student.features[n] - teacher.features[n]).mean(-1) for n in maps}
     means = [
         np.sum(squares[n] * m, (1, 2)) / np.maximum(m.sum((1, 2)), 1)
         for n, m in (("f", mask), ("small", cells))
@@ -251,12 +219,12 @@ def test_masks_of_every_grain_stand_in_one_objective():
     gone = [np.where(mask[..., None], x, -np.inf) for x in (one, two)]
     zero = [np.where(mask[..., None], x, 0) for x in (one, two)]
     expected = {
-        "soft": losses.soft_target_loss(student.logits, teacher.logits)[mask].mean(),
-        "cosine": losses.cosine_loss(one[mask], two[mask]).mean(),
+        "soft": jax.jit(losses.soft_target_loss)(student.logits, teacher.logits)[mask].mean(),
+        "cosine": jax.jit(losses.cosine_loss)(one[mask], two[mask]).mean(),
         "small": squares["small"][cells].mean(),
         "both": sum(means)[some].mean(),
-        "cwd": losses.channel_wise_loss(*gone)[some].mean(),
-        "sp": losses.similarity_preserving_loss(*zero, mask=some)[some].mean(),
+        "cwd": jax.jit(losses.channel_wise_loss)(*gone)[some].mean(),
+        "sp": jax.jit(losses.similarity_preserving_loss)(*zero, mask=some)[some].mean(),
         "pooled": squares["pooled"][some].mean(),
     }
     for name, value in expected.items():
@@ -305,8 +273,7 @@ def test_padding_never_counts_whatever_it_holds(grain):
     mask = np.random.default_rng(1).random((8, *grain)) < 0.6
     mask[0], mask[1] = False, True
     inputs = inputs._replace(mask=mask)
-    objective, variables = every_term(inputs)
-    found = jax.jit(lambda x: objective.apply(*variables, x)[2])
+    each = every_term(inputs)
 
     def other(x):
         if x.shape[: mask.ndim] == mask.shape and x.ndim > mask.ndim:
@@ -314,11 +281,14 @@ def test_padding_never_counts_whatever_it_holds(grain):
         return jnp.where(mask.any(tuple(range(1, mask.ndim))).reshape(8, *[1] * (x.ndim - 1)), x, 7)
 
     changed = jax.tree.map(other, (inputs.student, inputs.teacher))
-    before = found(inputs)
-    after = found(inputs._replace(student=changed[0], teacher=changed[1]))
-    for name, (total, count) in before.items():
-        assert np.isfinite(total), name
-        np.testing.assert_array_equal((total, count), after[name], err_msg=name)
+    for name, term in each.items():
+        objective = combine({name: term}, {name: 1.0})
+        variables = objective.init(jax.random.key(0), inputs)
+        found = jax.jit(lambda x, o=objective, v=variables: o.apply(*v, x)[2][f"loss/{name}"])
+        before = found(inputs)
+        assert np.isfinite(before[0]), name
+        after = found(inputs._replace(student=changed[0], teacher=changed[1]))
+        np.testing.assert_array_equal(before, after, err_msg=name)
 
 
 def inputs_of_grain(grain):
@@ -338,7 +308,7 @@ def inputs_of_grain(grain):
 
 
 def every_term(inputs):
-    """The terms of the catalogue that take such features, in one objective, and its variables."""
+    """The terms of the catalogue that take such features."""
     image = inputs.student.logits.ndim == 4
     of_features = [
         losses.angle_relation_loss, losses.channel_wise_loss, losses.affinity_loss,
@@ -376,5 +346,4 @@ def every_term(inputs):
             "review": terms.review(["map"], ["map"]),
             "semckd": terms.semantic_calibration(["map"], ["map"]),
         }
-    objective = combine(each, dict.fromkeys(each, 1.0))
-    return objective, tuple(jax.jit(objective.init)(jax.random.key(0), inputs))
+    return each

@@ -22,16 +22,16 @@ WEIGHTS = np.array([0.1, 0, 0.25, 0.3, 0.05, 0.1, 0, 0.02], np.float32)
 def started(batch, *, objective=None, optimizer=None, **options):
     """Return a student, its objective and optimizer, its teacher and its state."""
     model, teacher = toys.linear_model(), toys.teacher_for(batch)
-    objective, optimizer = objective or toys.kd_objective(), optimizer or optax.sgd(0.1)
+    objective, optimizer = objective or toys.kd_objective(), optimizer or toys.SGD
     outputs = teacher.apply(teacher.variables, batch)
     key = jax.random.key(0)
     state = step.init_train_state(key, model, objective, optimizer, batch, outputs, **options)
     return (model, objective, optimizer), teacher, state
 
 
-def trained(batch, *, num_steps=1, view_fn=None, options=None, **start):
-    parts, teacher, state = started(batch, **start)
-    run = step.with_teacher(step.make_train_step(*parts, **options or {}), teacher, view_fn=view_fn)
+def trained(batch, *, num_steps=1, options=None, **start):
+    parts, _, state = started(batch, **start)
+    run = toys.taught(*parts, **options or {})
     for _ in range(num_steps):
         state, measured = run(state, batch)
     return state, {name: metrics.value(metric) for name, metric in measured.items()}
@@ -75,8 +75,8 @@ def test_weights_mean_the_same_in_micro_batches_on_devices_and_in_calls_of_sever
     assert_same((whole.params, found), (parts.params, measured))
     split = sharding.shard_batch(batch, sharding.make_mesh(data=4, fsdp=2))
     assert_same((whole.params, found), (trained(split)[0].params, trained(split)[1]))
-    recipe, teacher, state = started(batch)
-    several = many.several(step.with_teacher(step.make_train_step(*recipe), teacher))
+    recipe, _, state = started(batch)
+    several = many.several(toys.taught(*recipe))
     state, _ = several(state, {name: x[None] for name, x in batch.items()}, np.int32(1))
     assert_same(whole.params, state.params)
 
@@ -145,19 +145,15 @@ def test_weights_that_are_none_are_refused_where_they_are_known_and_nan_where_no
             call()
     total, count = jax.jit(metrics.masked_sum)(jnp.ones(4), bad["mask"])
     assert np.isnan(total / count)
-    parts, teacher, state = started(batch)
-    _, found = step.with_teacher(step.make_train_step(*parts), teacher)(state, bad)
+    parts, _, state = started(batch)
+    _, found = toys.taught(*parts)(state, bad)
     assert np.isnan(metrics.value(found["loss"]))
 
 
 @pytest.mark.parametrize("micro", [1, 2])
-@pytest.mark.parametrize(
-    "extra",
-    [{"a": np.float32(0.3)}, {"a": 0.3}, {"a": jax.random.key(1)}, {"a": jax.random.PRNGKey(1)}],
-    ids=["array", "number", "key", "raw key"],
-)
-def test_a_scalar_or_a_key_beside_the_examples_changes_nothing(extra, micro):
+def test_scalars_and_keys_beside_the_examples_change_nothing(micro):
     batch = toys.batch_of(16)
+    extra = {"a": np.float32(0.3), "b": 0.3, "k": jax.random.key(1), "j": jax.random.PRNGKey(1)}
     options = {"num_micro_batches": micro}
     want = trained(batch, options=options)[0].params
     found = trained({**extra, **batch}, options=options)[0].params
@@ -222,9 +218,9 @@ OTHER_BATCHES = {
 
 @pytest.mark.parametrize(("batch", "words"), OTHER_BATCHES.values(), ids=OTHER_BATCHES)
 def test_another_librarys_batch_is_refused_by_name(batch, words):
-    parts, teacher, state = started(GOOD)
+    parts, _, state = started(GOOD)
     with pytest.raises((TypeError, ValueError), match=words) as raised:
-        step.with_teacher(step.make_train_step(*parts), teacher)(state, batch)
+        toys.taught(*parts)(state, batch)
     assert "\n" not in str(raised.value)
 
 
@@ -305,8 +301,8 @@ def test_a_label_that_is_no_class_is_named_before_the_first_step(label):
 
 
 def test_a_loss_that_goes_bad_says_what_its_labels_are():
-    parts, teacher, state = started(GOOD)
-    run = step.with_teacher(step.make_train_step(*parts), teacher)
+    parts, _, state = started(GOOD)
+    run = toys.taught(*parts)
     wrong = {**GOOD, "label": np.where(np.arange(8) == 3, 255, GOOD["label"])}
     with pytest.raises(loop.NonFiniteLoss, match=r"step 2; .*: hard; its labels are 0 to 255: lea"):
         loop.fit(run, state, [GOOD, wrong], num_steps=2)
@@ -345,10 +341,8 @@ def test_optimizers_that_ask_for_the_loss_get_it():
     )
     state, _ = trained(GOOD, optimizer=plateau, num_steps=4)
     assert state.opt_state[1].scale < 1
-    losses = [
-        trained(GOOD, optimizer=optax.polyak_sgd(max_learning_rate=0.1), num_steps=n)[1]["loss"]
-        for n in (1, 5)
-    ]
+    polyak = optax.polyak_sgd(max_learning_rate=0.1)
+    losses = [trained(GOOD, optimizer=polyak, num_steps=n)[1]["loss"] for n in (1, 5)]
     assert losses[1] < losses[0]
 
 
@@ -359,13 +353,13 @@ STARTING = {"adam": optax.adam(0.1), "schedule_free": contrib.schedule_free_sgd(
 def test_a_student_that_starts_from_given_weights_is_where_its_optimizer_thinks(optimizer):
     model = toys.linear_model()
     given = model.init(jax.random.key(9), GOOD["image"])
-    parts, teacher, state = started(GOOD, optimizer=optimizer, variables=given)
+    parts, _, state = started(GOOD, optimizer=optimizer, variables=given)
     assert_same(state.params["student"], given.params, rtol=0)
     assert_same(state.opt_state, optimizer.init(state.params), rtol=0)
     drawn = started(GOOD, optimizer=optimizer)[2]
     assert_same(state.params["terms"], drawn.params["terms"], rtol=0)
     assert np.array_equal(jax.random.key_data(state.key), jax.random.key_data(drawn.key))
-    step.with_teacher(step.make_train_step(*parts), teacher)(state, GOOD)
+    toys.taught(*parts)(state, GOOD)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(given))
     other = toys.linear_model(7).init(jax.random.key(9), GOOD["image"])
     with pytest.raises(ValueError, match=r"variables have \(4, 7\) at \[0\]\['a'\], the student"):
@@ -379,9 +373,10 @@ def test_metrics_of_ones_own_are_measured_in_training_and_evaluation():
 
     own = {"top 2": top_two, "sum": lambda batch, outputs: (jnp.ones(()), jnp.float32(4))}
     batch = {**GOOD, "mask": WEIGHTS}
-    found = trained(batch, options={"metrics": own})[1]
-    model = toys.linear_model()
-    before = Variables(started(batch)[2].params["student"], {})
+    (model, *parts), teacher, state = started(batch)
+    before = jax.tree.map(jnp.copy, Variables(state.params["student"], {}))
+    measuring = step.with_teacher(step.make_train_step(model, *parts, metrics=own), teacher)
+    found = {name: metrics.value(x) for name, x in measuring(state, batch)[1].items()}
     seen = loop.evaluate(step.make_eval_step(model, metrics=own), before, [batch])
     logits = model.apply(*before, batch["image"], train=False)[0].logits
     hits = (np.argsort(logits, -1)[:, -2:] == batch["label"][:, None]).any(-1)
@@ -470,6 +465,6 @@ def test_the_audit_names_what_its_inputs_are_not():
         failed = {finding.name for finding in report.failures}
         assert name.partition(" (")[0] in failed, f"{name}: {report}"
         assert {finding.term for finding in report.findings} == {"inputs"}
-    for more in ({}, {"mask": WEIGHTS, "lam": np.float32(1)}, {"label": soft}):
-        report = audit(objective, {**GOOD, **more}, student, outputs)
-        assert report.passed, str(report)
+    more = {"mask": WEIGHTS, "lam": np.float32(1), "label": soft}
+    report = audit(objective, {**GOOD, **more}, student, outputs)
+    assert report.passed, str(report)

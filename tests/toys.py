@@ -1,16 +1,24 @@
-"""Small networks and batches that the tests of the core share."""
+"""Small networks and batches that the tests of the core share.
+
+What is the same is one object, so that what jax compiles for it is compiled once in a process.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from kdjax import models, teachers, terms
+from kdjax import models, step, teachers, terms
 from kdjax.objective import combine
 from kdjax.types import Model, Objective, Outputs, Variables
 
 NUM_CLASSES = 5
+SGD = optax.sgd(0.1)
 
 
+@functools.cache
 def linear_model(features: int = 6) -> Model:
     """A network without state: hidden layer, feature `hidden`, logits."""
 
@@ -39,10 +47,23 @@ def batch_of(size: int, seed: int = 0, width: int = 4) -> dict:
 
 
 def teacher_for(batch: dict, seed: int = 7) -> teachers.Teacher:
+    return _teacher(batch["image"].shape[1:], seed)
+
+
+@functools.cache
+def _teacher(shape: tuple[int, ...], seed: int) -> teachers.Teacher:
     model = linear_model(9)
-    return teachers.frozen(model, model.init(jax.random.key(seed), batch["image"]))
+    return teachers.frozen(model, model.init(jax.random.key(seed), np.zeros((1, *shape))))
 
 
+@functools.cache
+def taught(model: Model, objective: Objective, optimizer, width: int = 4, **options):
+    """Return the step of a student under the teacher of batches of that width."""
+    train_step = step.make_train_step(model, objective, optimizer, **options)
+    return step.with_teacher(train_step, _teacher((width,), 7))
+
+
+@functools.cache
 def kd_objective(soft_weight: float = 0.9) -> Objective:
     return combine(
         {"soft": terms.soft_targets(temperature=3.0), "hard": terms.cross_entropy()},
@@ -50,6 +71,7 @@ def kd_objective(soft_weight: float = 0.9) -> Objective:
     )
 
 
+@functools.cache
 def norm_model() -> Model:
     """BatchNorm and dropout in one network."""
     import flax.linen as nn
