@@ -10,6 +10,8 @@ the ratio comes from the gap between the logits, not from two rounded logarithms
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +19,18 @@ from jax import Array
 
 Arrays = tuple[Array, ...]
 Pair = tuple[Array, Array]
+Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 # phi(r) / r^2 = 1/2! + r/3! + r^2/4! + ...: enough terms for float64 where |r| <= 1/2.
 _PHI = [1 / math.factorial(k) for k in range(17, 1, -1)]
+
+
+def _once(fn: Fn) -> Fn:
+    """Trace a long function once for a shape, however many losses and programs call it.
+
+    Called by itself it is one program. In a compiled loss it is what it was, to the bit.
+    """
+    return cast(Fn, jax.jit(fn))
 
 
 def phi_near_zero(r: Array) -> Array:
@@ -56,6 +67,7 @@ def _exponentials(x: Array, t: Array) -> tuple[Array, Array, Array]:
 
 
 @jax.custom_jvp
+@_once
 def log_softmax(x: Array, t: Array) -> Array:
     """Return log softmax(x / t) over the last axis, the top class by log1p over the others."""
     z, _, others = _exponentials(x, t)
@@ -63,6 +75,7 @@ def log_softmax(x: Array, t: Array) -> Array:
 
 
 @log_softmax.defjvp
+@_once
 def _log_softmax_jvp(primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     (x, t), (dx, dt) = primals, tangents
     log_probs = log_softmax(x, t)
@@ -83,6 +96,7 @@ def nll(x: Array, chosen: Array) -> Array:
 
 
 @jax.custom_jvp
+@_once
 def _nll_and_gradient(x: Array, chosen: Array) -> tuple[Array, Array]:
     """Return -log q at the chosen class, [...], and q less 1 there: not as 1 - q, without digits.
 
@@ -136,6 +150,7 @@ def _phi(r: Array) -> Array:
 
 
 @jax.custom_jvp
+@_once
 def kl_and_gap(x: Array, v: Array, t: Array) -> tuple[Array, Array]:
     """Compare q = softmax(x / t), the student, with p = softmax(v / t).
 
@@ -184,6 +199,7 @@ def kl_and_gap(x: Array, v: Array, t: Array) -> tuple[Array, Array]:
 
 
 @kl_and_gap.defjvp
+@_once
 def _kl_and_gap_jvp(primals: Arrays, tangents: Arrays) -> tuple[Pair, Pair]:
     """Sum (q - p) dz + sum p (log(p / q) - KL) dv, both over t; derivatives of it exist too."""
     (x, v, t), (dx, dv, dt) = primals, tangents
@@ -261,6 +277,7 @@ def _excess(log_p: Array, log_q: Array, gap: Array) -> Array:
 
 
 @jax.custom_jvp
+@_once
 def target_kl(x: Array, v: Array, t: Array, chosen: Array) -> Array:
     """Return KL((p, 1 - p) || (q, 1 - q)), [...].
 
