@@ -1,7 +1,9 @@
 """Every public function of `kdjax.losses`, with arguments that it takes: eight examples each."""
 
+import functools
 import inspect
 
+import jax
 import numpy as np
 
 from kdjax import losses
@@ -41,6 +43,11 @@ TAKES_LABELS = [
     for name in NAMES
     if "labels" in inspect.signature(getattr(losses, name)).parameters and name not in OTHER_LABELS
 ]
+
+
+def quick(fn, **hyper):
+    """Compile a function for what it is called with; by itself each operation is compiled."""
+    return jax.jit(functools.partial(fn, **hyper))
 
 
 def log_softmax(x):

@@ -39,6 +39,11 @@ def with_gradient(name, args, **hyper):
     return out, grad
 
 
+@functools.cache
+def answer_shapes(name):
+    return jax.eval_shape(functools.partial(with_gradient, name), arguments(name))[0]
+
+
 @pytest.mark.parametrize("name", every.NAMES)
 def test_no_type_is_promoted_in_silence(name):
     """Traced only: what strict promotion refuses, it refuses then."""
@@ -54,30 +59,54 @@ def test_no_type_is_promoted_in_silence(name):
 @pytest.mark.parametrize("name", every.NAMES)
 def test_an_empty_batch_has_an_empty_answer(name):
     none = jax.tree.map(of_examples(lambda x: x[:0]), arguments(name))
-    run = functools.partial(with_gradient, name)
-    (some, _), (out, grad) = (jax.eval_shape(run, args) for args in (arguments(name), none))
+    some = answer_shapes(name)
+    out, grad = jax.eval_shape(functools.partial(with_gradient, name), none)
     assert jax.tree.map(jnp.shape, grad) == jax.tree.map(jnp.shape, none[0])
     shapes = jax.tree.map(of_examples(lambda x: x.update(shape=(0, *x.shape[1:]))), some)
     assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, shapes)
 
 
-@pytest.mark.parametrize("name", every.NAMES)
-def test_axes_of_the_mesh_may_be_explicit(name):
-    """Split over the batch and over nothing; values come back split as the examples are."""
-    run, args = functools.partial(with_gradient, name), arguments(name)
+@functools.cache
+def over_eight(name):
+    """An explicit mesh, and the arguments on it: on every device, and split over the batch."""
     mesh = jax.make_mesh((8,), ("data",))
 
     def put(x, *names):
         return jax.device_put(x, jax.NamedSharding(mesh, PartitionSpec(*names)))
 
     with jax.set_mesh(mesh):
-        jax.eval_shape(run, jax.tree.map(put, args))
-        split = jax.tree.map(lambda x: of_examples(lambda y: put(y, "data"))(put(x)), args)
-        got = jax.jit(run, compiler_options=QUICK)(split)
-    expected = jax.jit(run, compiler_options=QUICK)(args)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), got, expected)
-    first = jax.tree.leaves(got[0])[0]
+        whole = jax.tree.map(put, arguments(name))
+        return mesh, whole, jax.tree.map(of_examples(lambda x: put(x, "data")), whole)
+
+
+def relates_examples(name):
+    return "mask" in inspect.signature(getattr(losses, name)).parameters
+
+
+@pytest.mark.parametrize("name", every.NAMES)
+def test_axes_of_the_mesh_may_be_explicit(name):
+    """Traced with gradients; values come back split as the examples are."""
+    run, (mesh, *placed) = functools.partial(with_gradient, name), over_eight(name)
+    with jax.set_mesh(mesh):
+        _, (answer, _) = (jax.eval_shape(run, args) for args in placed)
+    first = jax.tree.leaves(answer)[0]
     assert len(first.shape) == 0 or first.shape[0] != 8 or first.sharding.spec[0] == "data"
+
+
+# Of the others each example is a program of its own, as `check_loss` sees under vmap.
+APART = [
+    pytest.param(name, marks=[] if relates_examples(name) else pytest.mark.slow)
+    for name in every.NAMES
+]
+
+
+@pytest.mark.parametrize("name", APART)
+def test_numbers_are_the_same_over_explicit_axes(name):
+    run, (mesh, _, split) = functools.partial(with_gradient, name), over_eight(name)
+    with jax.set_mesh(mesh):
+        got = jax.jit(run, compiler_options=QUICK)(split)
+    expected = jax.jit(run, compiler_options=QUICK)(arguments(name))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), got, expected)
 
 
 def test_labels_of_any_integers_are_the_classes_they_say():
@@ -163,7 +192,8 @@ def test_numbers_out_of_range_are_refused_where_they_are_known_and_nan_where_not
     lanes = {
         key: np.float32([wrong[key] if k == key else right[key] for k in keys]) for key in keys
     }
-    answer = jax.vmap(lambda lanes: fn(**{**required, **lanes}))(lanes)
+    alone = jax.vmap(lambda lanes: fn(**{**required, **lanes}))
+    answer = jax.jit(alone, compiler_options=QUICK)(lanes)
     for x in jax.tree.leaves(answer):
         assert not jnp.issubdtype(x.dtype, jnp.floating) or np.all(np.isnan(x)), (keys, x)
 

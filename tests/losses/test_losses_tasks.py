@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_tasks as reference
+from every import quick
 
 from kdjax import losses
 from kdjax.testing import check_loss
@@ -76,23 +77,22 @@ def test_torch_says_the_same():
 def test_values_of_torch_as_constants():
     z, v = jnp.array([[2.0, -1.0, 0.5]]), jnp.array([[-0.5, 3.0, 0.0]])
     y = jnp.array([[1, 0, 1]])
-    np.testing.assert_allclose(losses.binary_cross_entropy(z, y), [0.30475556], rtol=1e-6)
-    np.testing.assert_allclose(
-        losses.sigmoid_kd_loss(z, v, temperature=2.0), [0.80753039], rtol=1e-5
-    )
+    np.testing.assert_allclose(quick(losses.binary_cross_entropy)(z, y), [0.30475556], rtol=1e-6)
+    soft = quick(losses.sigmoid_kd_loss, temperature=2.0)
+    np.testing.assert_allclose(soft(z, v), [0.80753039], rtol=1e-5)
     np.testing.assert_allclose(losses.squared_error(z, y), [0.75], rtol=1e-6)
 
 
 def test_one_logit_is_the_kd_loss_of_both_its_classes():
     z, v = drawn((8, 1), (8, 1), scale=4)
-    got = jax.value_and_grad(lambda a: losses.sigmoid_kd_loss(a, v).sum())(z)
-    both = [jnp.concatenate([jnp.zeros_like(x), x], -1) for x in (z, v)]
-    want = jax.value_and_grad(lambda a: losses.soft_target_loss(a, both[1]).sum())(both[0])
+    got = quick(jax.value_and_grad(lambda a: losses.sigmoid_kd_loss(a, v).sum()))(z)
+    both = [np.concatenate([np.zeros_like(x), x], -1) for x in (z, v)]
+    want = quick(jax.value_and_grad(lambda a: losses.soft_target_loss(a, both[1]).sum()))(both[0])
     np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
     np.testing.assert_allclose(got[1], want[1][:, 1:], rtol=1e-6)
-    hard = losses.binary_cross_entropy(z, jnp.arange(8) % 2)
-    np.testing.assert_allclose(hard, losses.cross_entropy(jnp.concatenate([0 * z, z], -1),
-                                                         jnp.arange(8) % 2), rtol=1e-6)  # fmt: skip
+    hard = quick(losses.binary_cross_entropy)(z, np.arange(8) % 2)
+    want = quick(losses.cross_entropy)(both[0], np.arange(8) % 2)
+    np.testing.assert_allclose(hard, want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 20.0])
@@ -102,9 +102,8 @@ def test_a_student_that_nearly_agrees_keeps_its_digits(temperature):
     z = v + jnp.float32(1e-4)
     gap = np.float64(z) - np.float64(v)
     p = 1 / (1 + np.exp(-np.float64(v) / temperature))
-    got, grad = jax.value_and_grad(
-        lambda a: losses.sigmoid_kd_loss(a, v, temperature=temperature)[0]
-    )(z)
+    loss = functools.partial(losses.sigmoid_kd_loss, temperature=temperature)
+    got, grad = quick(jax.value_and_grad(lambda a: loss(a, v)[0]))(z)
     np.testing.assert_allclose(got, np.mean(p * (1 - p) * gap**2) / 2, rtol=1e-3)
     np.testing.assert_allclose(grad, p * (1 - p) * gap / 5, rtol=1e-3)
 
@@ -112,20 +111,21 @@ def test_a_student_that_nearly_agrees_keeps_its_digits(temperature):
 def test_certainty_is_never_nan():
     z = jnp.array([INF, INF, -INF, -INF, 2.0, INF, 1e4, -1e4])[:, None]
     v = jnp.array([INF, -INF, -INF, 0.0, INF, 2.0, -1e4, -1e4])[:, None]
-    values = losses.sigmoid_kd_loss(z, v, temperature=1.0)
+    values = quick(losses.sigmoid_kd_loss, temperature=1.0)(z, v)
     np.testing.assert_allclose(
         values, [0, np.inf, 0, np.inf, np.log1p(np.exp(-2)), np.inf, 1e4, 0], rtol=1e-6
     )
-    assert np.all(np.isfinite(jax.grad(lambda a: losses.sigmoid_kd_loss(a, v).sum())(z)))
+    grads = quick(jax.grad(lambda a: losses.sigmoid_kd_loss(a, v).sum()))(z)
+    assert np.all(np.isfinite(grads))
     y = jnp.array([1, 0, 0, 1, 1, 1, 0, 0])
-    values = losses.binary_cross_entropy(z, y)
+    values = quick(losses.binary_cross_entropy)(z, y)
     np.testing.assert_allclose(
         values, [0, np.inf, 0, np.inf, np.log1p(np.exp(-2)), 0, 1e4, 0], rtol=1e-6
     )
-    grads = jax.grad(lambda a: losses.binary_cross_entropy(a, y).sum())(z)
+    grads = quick(jax.grad(lambda a: losses.binary_cross_entropy(a, y).sum()))(z)
     assert np.all(np.isfinite(grads))
     # Of a label that is almost sure the gradient is sigmoid(-z), not a rounded sigmoid(z) - 1.
-    sure = jax.grad(lambda a: losses.binary_cross_entropy(a, jnp.array([1]))[0])(
+    sure = quick(jax.grad(lambda a: losses.binary_cross_entropy(a, np.array([1]))[0]))(
         jnp.array([[30.0]])
     )
     np.testing.assert_allclose(sure, -np.exp(-30.0) * np.ones((1, 1)), rtol=1e-5)
@@ -135,16 +135,17 @@ def test_labels_that_are_not_known_do_not_count():
     z, v = drawn((4, 5), (4, 5), scale=2)
     known = np.arange(5) < np.array([[5], [2], [1], [0]])
     y = jnp.where(known, jnp.arange(20).reshape(4, 5) % 2, -1)
+    loss = losses.binary_cross_entropy
+    few = [quick(loss)(z[i : i + 1, :n], y[i : i + 1, :n])[0] for i, n in enumerate((5, 2, 1))]
     for got in (
-        losses.binary_cross_entropy(z, y, ignore_label=-1),
-        losses.binary_cross_entropy(z, y, where=known),
-        losses.binary_cross_entropy(z.T, y.T, axis=0, ignore_label=-1),
+        quick(loss, ignore_label=-1)(z, y),
+        quick(loss, where=known)(z, y),
+        quick(loss, axis=0, ignore_label=-1)(z.T, y.T),
     ):
-        few = [losses.binary_cross_entropy(z[i : i + 1, :n], y[i : i + 1, :n])[0]
-               for i, n in enumerate((5, 2, 1))]  # fmt: skip
         np.testing.assert_allclose(got, [*few, 0], rtol=1e-6)
-    soft = losses.sigmoid_kd_loss(z, v, where=known)
-    np.testing.assert_allclose(soft[1], losses.sigmoid_kd_loss(z[1, :2], v[1, :2]), rtol=1e-6)
+    soft = quick(losses.sigmoid_kd_loss, where=known)(z, v)
+    alone = quick(losses.sigmoid_kd_loss)(z[1, :2], v[1, :2])
+    np.testing.assert_allclose(soft[1], alone, rtol=1e-6)
     assert soft[3] == 0
 
 
@@ -183,6 +184,6 @@ def test_an_ignored_pixel_has_no_value_and_no_gradient():
         return values.sum() / known.sum()
 
     value, grad = jax.jit(jax.value_and_grad(mean))(z)
-    want = losses.kd_loss(z[known], v[known], y[known]).mean()
+    want = quick(losses.kd_loss)(z[known], v[known], y[known]).mean()
     np.testing.assert_allclose(value, want, rtol=1e-6)
     assert not np.any(grad[~known])
