@@ -23,6 +23,12 @@ def pytest_unconfigure():
         shutil.rmtree(os.environ["KDJAX_TESTS_COMPILED"], ignore_errors=True)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave the figures of a page empty: what is not looked at takes a second to draw."""
+    monkeypatch.setattr("kdjax.runs.report._page._render", lambda *args, **options: b"<defs>")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def little_memory():
     """Forget compiled programs between files once they fill more than two gigabytes."""

@@ -14,7 +14,7 @@ from kdjax.runs import distill, measures, methods, teaching, training
 
 
 @pytest.fixture
-def trained(monkeypatch, tmp_path):
+def trained(undrawn, monkeypatch, tmp_path):
     """Return a function of flags that trains, and gives every training with its seed and result."""
 
     def run(*flags):

@@ -108,7 +108,7 @@ def test_report_leaves_what_it_has_not_found(tmp_path):
     )
     summary.write_text(f"{report.BEGIN}\n\n| h |\n| - |\n{rows}\n\n{report.END}\nafter")
     for _ in range(2):
-        run("report", "--workdir", tmp_path, "--results", results, "--summary", summary)
+        report.run(report.Settings(workdir=tmp_path, results=results, summary=summary))
         headings = re.findall("### (.*)", results.read_text())
         assert headings == ["Section 3: old", "Section 4: new", "Section 6: old"]
         assert summary.read_text().split("\n")[2:-3] == [
