@@ -92,8 +92,8 @@ def test_vocabularies_of_two_sizes_end_at_the_smaller():
         args = cut, teacher, Head(teacher_head.kernel[:33]), labels, mask
         run = jax.jit(jax.value_and_grad(lambda h, *rest: plain(KD, h, *rest)[0]))
         value, by = run(hidden, *args)
-        ours = jax.value_and_grad(
-            lambda h, *rest: chunked_mean(KD, h, *rest[:3], labels=rest[3])[0]
+        ours = jax.jit(
+            jax.value_and_grad(lambda h, *rest: chunked_mean(KD, h, *rest[:3], labels=rest[3])[0])
         )
         ours_value, ours_by = ours(hidden, head, teacher, teacher_head, labels)
         np.testing.assert_allclose(ours_value, value, rtol=1e-6)
@@ -120,27 +120,32 @@ def test_a_stored_top_k_or_stored_logits_take_the_teachers_place():
     np.testing.assert_allclose(run(stored, None)[1], expected, rtol=2e-5)
     expected = jax.jit(KD)(logits(hidden, head), dense, labels)
     np.testing.assert_allclose(run(dense, None)[1], expected, rtol=2e-5)
-    alone = chunked_mean(losses.cross_entropy, hidden, head, None, None, labels=labels)
-    np.testing.assert_allclose(
-        alone[1], losses.cross_entropy(logits(hidden, head), labels), rtol=2e-5
-    )
+    alone = functools.partial(chunked_mean, losses.cross_entropy)
+    alone = jax.jit(alone)(hidden, head, None, None, labels=labels)
+    expected = jax.jit(losses.cross_entropy)(logits(hidden, head), labels)
+    np.testing.assert_allclose(alone[1], expected, rtol=2e-5)
 
 
 def test_what_does_not_count_may_be_anything():
     hidden, head, teacher, teacher_head, labels = drawn()
     labels = labels.at[:, 3:].set(-100)
     hidden = hidden.at[0, 3].set(jnp.nan)
-    run = functools.partial(chunked_mean, KD, teacher_hidden=teacher, teacher_head=teacher_head)
-    by_student = jax.grad(lambda h, head: run(h, head, labels=labels, ignore_label=-100)[0], (0, 1))
+    run = functools.partial(chunked_mean, KD, teacher_head=teacher_head)
+    run = functools.partial(jax.jit(run, static_argnames="ignore_label"), teacher_hidden=teacher)
+    by_student = jax.jit(
+        jax.grad(lambda h, head: run(h, head, labels=labels, ignore_label=-100)[0], (0, 1))
+    )
     kept = run(hidden[:, :3], head, teacher_hidden=teacher[:, :3], labels=labels[:, :3])[0]
     for mask in ({"ignore_label": -100}, {"mask": labels >= 0}):
         np.testing.assert_allclose(run(hidden, head, labels=labels, **mask)[0], kept, rtol=1e-6)
     declared = functools.partial(KD, ignore_label=-100)
-    args = hidden, head, teacher, teacher_head
-    np.testing.assert_allclose(chunked_mean(declared, *args, labels=labels)[0], kept, rtol=1e-6)
+    args, found = (hidden, head, teacher, teacher_head), functools.partial(chunked_mean, declared)
+    np.testing.assert_allclose(jax.jit(found)(*args, labels=labels)[0], kept, rtol=1e-6)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(by_student(hidden, head)))
-    mean, by = jax.value_and_grad(
-        lambda head: run(hidden, head, labels=labels, mask=jnp.zeros(SHAPE, bool))[0]
+    mean, by = jax.jit(
+        jax.value_and_grad(
+            lambda head: run(hidden, head, labels=labels, mask=jnp.zeros(SHAPE, bool))[0]
+        )
     )(head)
     assert mean == 0
     assert all(not np.any(x) for x in jax.tree.leaves(by))
@@ -210,9 +215,10 @@ def test_the_peers_divergence_in_chunks(entry):
     with jax.enable_x64(True):
         head = Head(jnp.eye(student.shape[-1], dtype=np.float64))
         mask = arrays["inputs/labels"] != -100 if "inputs/labels" in arrays else None
-        value, by = jax.value_and_grad(
+        run = jax.value_and_grad(
             lambda x: chunked_mean(loss, x, head, teacher, head, mask=mask, chunk_size=5)[0]
-        )(jnp.asarray(student))
+        )
+        value, by = jax.jit(run)(jnp.asarray(student))
     golden.assert_close(value, arrays["output/loss"], entry["rtol"])
     golden.assert_close(by, arrays["grad/inputs/student_logits"], entry["rtol"])
 

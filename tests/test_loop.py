@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
-import optax
 import pytest
 import toys
 
@@ -15,12 +14,12 @@ from kdjax import loop, metrics, step, teachers
 
 def make_run(learning_rate=0.1):
     batch = toys.batch_of(8)
-    model, optimizer = toys.linear_model(), optax.sgd(learning_rate)
+    model, optimizer = toys.linear_model(), toys.sgd(learning_rate)
     teacher = toys.teacher_for(batch)
     objective = toys.kd_objective()
     outputs = teacher.apply(teacher.variables, batch)
     state = step.init_train_state(jax.random.key(0), model, objective, optimizer, batch, outputs)
-    return step.with_teacher(step.make_train_step(model, objective, optimizer), teacher), state
+    return toys.taught(model, objective, optimizer), state
 
 
 def batches(start=0):
@@ -176,7 +175,7 @@ def test_evaluate_and_predict_cover_every_example_once():
 
 
 def test_absent_teacher_fails_with_words_when_a_term_needs_one():
-    batch, model, optimizer = toys.batch_of(8), toys.linear_model(), optax.sgd(0.1)
+    batch, model, optimizer = toys.batch_of(8), toys.linear_model(), toys.SGD
     with pytest.raises(ValueError, match="needs a teacher's outputs"):
         state = step.init_train_state(
             jax.random.key(0), model, toys.kd_objective(), optimizer, batch, None

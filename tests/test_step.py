@@ -24,7 +24,7 @@ def start(model, objective, optimizer, batch, teacher):
 
 def test_step_is_the_gradient_of_kd_loss():
     model, batch = toys.linear_model(), toys.batch_of(8)
-    teacher, optimizer = toys.teacher_for(batch), optax.sgd(0.1)
+    teacher, optimizer = toys.teacher_for(batch), toys.SGD
     state = start(model, toys.kd_objective(), optimizer, batch, teacher)
     outputs = teacher.apply(teacher.variables, batch)
 
@@ -33,7 +33,7 @@ def test_step_is_the_gradient_of_kd_loss():
         return kd_loss(logits, outputs.logits, batch["label"], temperature=3.0).mean()
 
     before = jax.tree.map(np.asarray, state.params["student"])
-    value, grads = jax.value_and_grad(loss)(before)
+    value, grads = jax.jit(jax.value_and_grad(loss))(before)
     train_step = step.make_train_step(model, toys.kd_objective(), optimizer)
     state, metrics = train_step(state, batch, outputs)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, before, grads)
@@ -74,7 +74,7 @@ def test_teacher_variables_travel_as_arguments_and_never_change():
     variables = model.init(jax.random.key(3), batch["image"])
     before = jax.tree.map(np.asarray, variables)
     teacher = teachers.frozen(model, variables)
-    student, optimizer = toys.linear_model(), optax.sgd(0.1)
+    student, optimizer = toys.linear_model(), toys.SGD
     state = start(student, toys.kd_objective(), optimizer, batch, teacher)
     run = step.with_teacher(step.make_train_step(student, toys.kd_objective(), optimizer), teacher)
     for _ in range(3):
@@ -105,17 +105,21 @@ def test_stored_logits_train_like_the_frozen_teacher():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *results)
 
 
-@pytest.mark.parametrize("num_micro_batches", [2, 4])
-@pytest.mark.parametrize("padded", [False, True])
+@functools.cache
+def hinting():
+    return combine(
+        {"kd": terms.kd(), "hint": terms.hint("hidden", "hidden")}, {"kd": 1.0, "hint": 0.5}
+    )
+
+
+@pytest.mark.parametrize(("num_micro_batches", "padded"), [(2, True), (4, False)])
 def test_micro_batches_give_the_full_gradient(num_micro_batches, padded):
     model, batch = toys.linear_model(), toys.batch_of(8)
     if padded:
         batch["mask"] = np.array([1, 1, 0, 1, 0, 1, 0, 0], bool)
-    teacher, optimizer = toys.teacher_for(batch), optax.sgd(1.0)
+    teacher, optimizer = toys.teacher_for(batch), toys.sgd(1.0)
     outputs = teacher.apply(teacher.variables, batch)
-    objective = combine(
-        {"kd": terms.kd(), "hint": terms.hint("hidden", "hidden")}, {"kd": 1.0, "hint": 0.5}
-    )
+    objective = hinting()
     results = []
     for parts in (1, num_micro_batches):
         state = start(model, objective, optimizer, batch, teacher)
@@ -130,7 +134,7 @@ def test_micro_batches_give_the_full_gradient(num_micro_batches, padded):
 
 
 def test_micro_batches_warn_of_batch_norm():
-    batch, optimizer, objective = toys.batch_of(8), optax.sgd(0.1), toys.kd_objective()
+    batch, optimizer, objective = toys.batch_of(8), toys.SGD, toys.kd_objective()
     model, teacher = toys.norm_model(), toys.teacher_for(batch)
     state = start(model, objective, optimizer, batch, teacher)
     run = step.make_train_step(model, objective, optimizer, num_micro_batches=2)
@@ -139,7 +143,7 @@ def test_micro_batches_warn_of_batch_norm():
 
 
 def test_micro_batches_are_refused_where_terms_couple_the_batch():
-    batch, optimizer, model = toys.batch_of(8), optax.sgd(0.1), toys.linear_model()
+    batch, optimizer, model = toys.batch_of(8), toys.SGD, toys.linear_model()
     teacher = toys.teacher_for(batch)
     objective = combine(
         {
@@ -158,7 +162,7 @@ def test_micro_batches_are_refused_where_terms_couple_the_batch():
 
 
 def test_micro_batches_that_do_not_divide_raise():
-    batch, optimizer, model = toys.batch_of(6), optax.sgd(0.1), toys.linear_model()
+    batch, optimizer, model = toys.batch_of(6), toys.SGD, toys.linear_model()
     teacher = toys.teacher_for(batch)
     state = start(model, toys.kd_objective(), optimizer, batch, teacher)
     run = step.make_train_step(model, toys.kd_objective(), optimizer, num_micro_batches=4)
@@ -234,7 +238,7 @@ def test_views_are_shared_by_teacher_and_student_and_change_with_the_step():
         jax.debug.callback(lambda x: seen.append((train, np.asarray(x))), inputs)
         return toys.linear_model().apply(params, state, inputs, train=train, key=key)
 
-    model, optimizer = toys.linear_model()._replace(apply=spy), optax.sgd(0.1)
+    model, optimizer = toys.linear_model()._replace(apply=spy), toys.SGD
     teacher = teachers.frozen(model, model.init(jax.random.key(1), batch["image"]))
     state = start(model, toys.kd_objective(), optimizer, batch, teacher)
     jax.effects_barrier()
@@ -253,7 +257,7 @@ def test_views_are_shared_by_teacher_and_student_and_change_with_the_step():
 
 
 def test_bfloat16_logits_leave_parameters_and_loss_in_float32():
-    batch, optimizer = toys.batch_of(8), optax.sgd(0.1)
+    batch, optimizer = toys.batch_of(8), toys.SGD
     model = toys.linear_model()
 
     def halved(params, state, inputs, *, train, key=None):
@@ -296,7 +300,7 @@ def test_weights_may_be_schedules_of_the_step():
 
 
 def test_a_teacher_of_numpy_arrays_travels_to_the_device_once():
-    model, optimizer, batch = toys.linear_model(), optax.sgd(0.1), toys.batch_of(8)
+    model, optimizer, batch = toys.linear_model(), toys.SGD, toys.batch_of(8)
     variables = jax.device_get(model.init(jax.random.key(1), batch["image"]))
     teacher = teachers.frozen(model, variables)
     outputs, batch = teacher.apply(variables, batch), jax.device_put(batch)
@@ -320,7 +324,7 @@ def test_between_the_step_and_its_objective_there_is_only_this_module(split):
     objective = combine({"seen": terms.stateless(value)}, {"seen": 1.0})
     mesh = sharding.make_mesh(fsdp=2)
     layout = functools.partial(sharding.shardings, mesh=mesh, min_size=1) if split else None
-    batch, model, optimizer = toys.batch_of(8), toys.linear_model(), optax.sgd(0.1)
+    batch, model, optimizer = toys.batch_of(8), toys.linear_model(), toys.SGD
     teacher = teachers.absent()
     state = start(model, objective, optimizer, batch, teacher)
     run = step.make_train_step(model, objective, optimizer, layout_fn=layout)

@@ -1,6 +1,7 @@
 """Steps whose loss or gradient is not finite: left out whole, and counted."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +31,18 @@ def counted_term():
     return Term(init, apply)
 
 
-def make_run(batch, *, num_micro_batches=1, skip=True):
-    model, teacher = toys.norm_model(), toys.teacher_for(batch)
+@functools.cache
+def counting():
     parts = {"soft": terms.soft_targets(temperature=3.0), "counted": counted_term()}
-    combined = objective.combine(parts, {"soft": 1.0, "counted": 0.1})
+    return objective.combine(parts, {"soft": 1.0, "counted": 0.1})
+
+
+def make_run(batch, *, num_micro_batches=1, skip=True):
+    parts, teacher = (toys.norm_model(), counting(), OPTIMIZER), toys.teacher_for(batch)
     outputs = teacher.apply(teacher.variables, batch)
-    state = step.init_train_state(jax.random.key(0), model, combined, OPTIMIZER, batch, outputs)
-    train_step = step.make_train_step(
-        model, combined, OPTIMIZER, num_micro_batches=num_micro_batches, skip_nonfinite=skip
-    )
-    return step.with_teacher(train_step, teacher), state
+    state = step.init_train_state(jax.random.key(0), *parts, batch, outputs)
+    run = toys.taught(*parts, num_micro_batches=num_micro_batches, skip_nonfinite=skip)
+    return run, state
 
 
 def poisoned(batch, value=np.nan):

@@ -16,7 +16,7 @@ from kdjax.losses import kd_loss, soft_target_loss
 from kdjax.objective import combine
 from kdjax.types import Outputs, Variables
 
-SGD = optax.sgd(0.1)
+SGD = toys.SGD
 
 
 def start(model, teacher, batch, objective=None):
@@ -176,6 +176,7 @@ def test_ema_refuses_a_decay_out_of_range(decay):
         teachers.ema(toys.linear_model(), decay=decay)
 
 
+@functools.cache
 def mutual_objective():
     return combine(
         {"soft": terms.soft_targets(temperature=2.0), "hard": terms.cross_entropy()},
@@ -211,7 +212,7 @@ def test_two_students_are_two_updates_from_what_both_said_before():
                 logits(i, params), said[1 - i], batch["label"], temperature=2.0, soft_weight=0.5
             ).mean()
 
-        value, grads = jax.value_and_grad(loss)(before[i])
+        value, grads = jax.jit(jax.value_and_grad(loss))(before[i])
         values.append(value)
         expected.append(jax.tree.map(lambda p, g: p - 0.1 * g, before[i], grads))
 
@@ -244,11 +245,13 @@ def test_three_peers_have_the_gradient_of_the_mean_of_their_losses():
     logits = [jnp.asarray(3 * rng.normal(size=(4, 6)), jnp.float32) for _ in range(3)]
     taught = teachers.peers([Outputs(x) for x in logits], temperature=2.0)
 
+    @jax.jit
+    @jax.grad
     def against(z, teacher):
         return soft_target_loss(z, teacher, temperature=2.0).sum()
 
-    by_mean = jax.grad(against)(logits[0], taught[0].logits)
-    by_each = [jax.grad(against)(logits[0], other) for other in logits[1:]]
+    by_mean = against(logits[0], taught[0].logits)
+    by_each = [against(logits[0], other) for other in logits[1:]]
     np.testing.assert_allclose(by_mean, sum(by_each) / 2, rtol=1e-4, atol=1e-6)
     assert taught[0].features == {}
 

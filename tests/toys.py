@@ -15,7 +15,8 @@ from kdjax.objective import combine
 from kdjax.types import Model, Objective, Outputs, Variables
 
 NUM_CLASSES = 5
-SGD = optax.sgd(0.1)
+sgd = functools.cache(optax.sgd)
+SGD = sgd(0.1)
 
 
 @functools.cache

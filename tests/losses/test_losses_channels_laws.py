@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_channels as reference
+from every import quick
 
 from kdjax import losses
 from kdjax.testing import check_loss
@@ -71,14 +72,14 @@ def test_maps_of_other_sizes():
     rng = np.random.default_rng(0)
     student, teacher = normal((3, 5, 7, 4), (3, 6, 3, 4))(rng)
     for options in ({"resolution": 3}, {"resolution": 4, "normalize": False}):
-        got = losses.class_attention_loss(student, teacher, **options)
+        got = quick(losses.class_attention_loss, **options)(student, teacher)
         expected = reference.class_attention_loss(student, teacher, **options)
         np.testing.assert_allclose(got, expected, rtol=1e-5)
-    got = losses.inter_channel_correlation_loss(student, teacher)
+    got = quick(losses.inter_channel_correlation_loss)(student, teacher)
     expected = reference.inter_channel_correlation_loss(student, teacher)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     labels, wide = rng.integers(0, 4, (3, 9, 4)), normal((3, 5, 7, 2))(rng)[0]
-    got = losses.intra_class_variation_loss(student, wide, labels, num_classes=3)
+    got = quick(losses.intra_class_variation_loss, num_classes=3)(student, wide, labels)
     expected = reference.intra_class_variation_loss(student, wide, labels, num_classes=3)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
@@ -88,7 +89,7 @@ def test_float32_keeps_its_digits_where_student_and_teacher_nearly_agree():
     teacher = rng.normal(size=(4, 3, 3, 8)).astype(np.float32)
     student = (teacher * (1 + 1e-3 * rng.normal(size=teacher.shape))).astype(np.float32)
     for name in ("cosine_loss", "affinity_loss", "channel_wise_loss"):
-        got = getattr(losses, name)(student, teacher)
+        got = quick(getattr(losses, name))(student, teacher)
         np.testing.assert_allclose(
             got, getattr(reference, name)(student, teacher), rtol=2e-3, err_msg=name
         )
@@ -107,17 +108,18 @@ def test_a_dead_channel_has_no_gradient_and_leaves_the_others_alone():
         assert np.any(gradient[..., 0])
     assert not np.any(by_student(losses.affinity_loss)[..., 1])
     np.testing.assert_allclose(
-        losses.affinity_loss(student, teacher), reference.affinity_loss(student, teacher), rtol=1e-5
+        quick(losses.affinity_loss)(student, teacher),
+        reference.affinity_loss(student, teacher),
+        rtol=1e-5,
     )
 
 
 def test_features_without_direction():
     zero, one = jnp.zeros((1, 3)), jnp.ones((1, 3))
     pairs = [(zero, one, 1.0), (one, zero, 1.0), (zero, zero, 0.0), (one, -one, 2.0)]
+    run = quick(jax.value_and_grad(lambda s, t: losses.cosine_loss(s, t)[0]))
     for student, teacher, expected in pairs:
-        value, gradient = jax.value_and_grad(lambda s, t: losses.cosine_loss(s, t)[0])(
-            student, teacher
-        )
+        value, gradient = run(student, teacher)
         np.testing.assert_allclose(value, expected, rtol=1e-6)
         np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
@@ -138,22 +140,26 @@ def test_positions_at_minus_infinity_are_gone():
 def test_temperature_of_each_example_and_shift_of_each_channel():
     student, teacher = normal((3, 5, 2), (3, 5, 2))(np.random.default_rng(4))
     each = jnp.array([1.0, 2.0, 8.0])
-    together = losses.channel_wise_loss(student, teacher, temperature=each)
+    together = quick(losses.channel_wise_loss)(student, teacher, temperature=each)
     rows = [
         reference.channel_wise_loss(student[i : i + 1], teacher[i : i + 1], float(each[i]))[0]
         for i in range(3)
     ]
     np.testing.assert_allclose(together, rows, rtol=1e-5)
-    shifted = losses.channel_wise_loss(student + np.array([[[5.0, -3.0]]]), teacher)
-    np.testing.assert_allclose(shifted, losses.channel_wise_loss(student, teacher), rtol=1e-4)
+    plain = quick(losses.channel_wise_loss)
+    shifted = plain(student + np.float32([[[5.0, -3.0]]]), teacher)
+    np.testing.assert_allclose(shifted, plain(student, teacher), rtol=1e-4)
+
+
+@functools.cache
+def prime_aware():
+    student, teacher = jnp.array([[1.0]]), jnp.array([[3.0]])
+    return quick(jax.value_and_grad(lambda s: losses.prime_aware_loss(student, teacher, s)[0]))
 
 
 @pytest.mark.parametrize("log_variance", [-1e3, -80.0, 0.0, 80.0, 1e3])
 def test_uncertainty_at_extremes(log_variance):
-    student, teacher = jnp.array([[1.0]]), jnp.array([[3.0]])
-    value, gradient = jax.value_and_grad(lambda s: losses.prime_aware_loss(student, teacher, s)[0])(
-        jnp.array([[log_variance]])
-    )
+    value, gradient = prime_aware()(jnp.array([[log_variance]]))
     with np.errstate(over="ignore"):
         weight = 1 / (1e-6 + np.exp(np.float64(log_variance)))
         expected = 1 - 4 * weight * (1 - 1e-6 * weight)
@@ -175,7 +181,7 @@ def test_masks_hide_their_share():
 
 def test_layer_attention():
     queries, keys = normal((3, 2, 4), (3, 5, 4))(np.random.default_rng(5))
-    got = losses.layer_attention(queries, keys)
+    got = quick(losses.layer_attention)(queries, keys)
     np.testing.assert_allclose(got, reference.layer_attention(queries, keys), rtol=1e-5)
     np.testing.assert_allclose(jnp.sum(got, axis=-1), 1, rtol=1e-6)
 

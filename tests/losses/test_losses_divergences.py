@@ -212,12 +212,17 @@ def test_a_head_that_has_its_mass_takes_no_further_class():
     np.testing.assert_allclose(got, (forward + reverse) / 2, rtol=1e-6)
 
 
-def taid_answer(t):
+@functools.cache
+def taid_program():
     def values(x, v, t):
         y = losses.taid_loss(x, v, interpolation=t)
         return y.sum(), y
 
-    return jax.jit(jax.value_and_grad(values, (0, 2), has_aux=True), compiler_options=QUICK)(
+    return jax.jit(jax.value_and_grad(values, (0, 2), has_aux=True), compiler_options=QUICK)
+
+
+def taid_answer(t):
+    return taid_program()(
         jnp.float32([sides[0] for sides in ROWS.values()]),
         jnp.float32([sides[1] for sides in ROWS.values()]),
         jnp.full(len(ROWS), t, jnp.float32),

@@ -17,10 +17,10 @@ TERMS = {
         False,
     ),
     "activation_boundary": (terms.activation_boundary("stage_2", "stage_2"), True),
-    "overhaul": (terms.overhaul(STAGES, STAGES, margins=MARGINS), True),
+    "overhaul": (terms.overhaul(STAGES[0], STAGES[0], margins=MARGINS[0]), True),
     "vid": (terms.vid(("stage_1", "hidden"), ("stage_2", "hidden")), True),
     "factor_transfer": (terms.factor_transfer("stage_2", "stage_2"), True),
-    "review": (terms.review((*STAGES, "hidden"), (*STAGES, "hidden")), True),
+    "review": (terms.review(("stage_3", "hidden"), ("stage_3", "hidden")), True),
 }
 
 

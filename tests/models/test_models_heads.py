@@ -137,7 +137,7 @@ def test_simkd_trains_all_but_the_classifier_and_the_teacher_stays_whole():
 def test_simkd_evaluates_without_changing_its_state():
     teacher_model, variables = tiny()
     student = models.simkd(teacher_model, variables.params["head"], feature="stage_3")
-    own = student.init(jax.random.key(2), images())
+    own = jax.jit(student.init)(jax.random.key(2), images())
     outputs, state = student.apply(*own, images(), train=False)
     assert state is own.state
     assert outputs.logits.shape == (4, 5)

@@ -27,6 +27,12 @@ def initial():
     return jax.jit(small().init)(KEY, IMAGES)
 
 
+@functools.cache
+def run(**changed):
+    """Outputs and state in evaluation, as a function of parameters."""
+    return jax.jit(lambda params: small(**changed).apply(params, {}, IMAGES, train=False))
+
+
 @pytest.mark.parametrize(
     ("make", "count"),
     [(models.vit_ti, 5_717_416), (models.vit_s, 22_050_664), (models.vit_b, 86_567_656)],
@@ -39,7 +45,7 @@ def test_sizes_are_the_fields(make, count):
 
 
 def test_features_of_every_block_by_path():
-    outputs, state = small().apply(*initial(), IMAGES, train=False)
+    outputs, state = run()(initial().params)
     chex.assert_shape(outputs.logits, (4, 5))
     shapes = {name: x.shape[1:] for name, x in outputs.features.items()}
     tokens = (5, 8)
@@ -87,7 +93,7 @@ def test_the_arithmetic_by_hand():
     params = jax.tree.map(
         lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), initial().params
     )
-    outputs, _ = small().apply(params, {}, IMAGES, train=False)
+    outputs, _ = run()(params)
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     expected = by_hand(wide, np.asarray(IMAGES, np.float64))
     np.testing.assert_allclose(outputs.logits, expected, rtol=2e-4, atol=2e-4)
@@ -95,8 +101,7 @@ def test_the_arithmetic_by_hand():
 
 def test_dropout_is_drawn_in_training_alone():
     model = small(dropout=0.5)
-    still, _ = model.apply(*initial(), IMAGES, train=False)
-    expected, _ = small().apply(*initial(), IMAGES, train=False)
+    still, expected = (run(**changed)(initial().params)[0] for changed in ({"dropout": 0.5}, {}))
     chex.assert_trees_all_equal(still, expected)
     apply = jax.jit(lambda key: model.apply(*initial(), IMAGES, train=True, key=key)[0].logits)
     assert jnp.any(apply(KEY) != apply(jax.random.key(1)))
@@ -119,10 +124,10 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
     chex.assert_trees_all_equal_shapes_and_dtypes(
         jax.eval_shape(model.init, KEY, IMAGES), initial()
     )
-    outputs, _ = model.apply(*initial(), IMAGES, train=False)
+    outputs, _ = run(dtype=jnp.bfloat16)(initial().params)
     assert outputs.features["block_0"].dtype == jnp.bfloat16
     assert outputs.logits.dtype == jnp.float32
-    expected, _ = small().apply(*initial(), IMAGES, train=False)
+    expected, _ = run()(initial().params)
     np.testing.assert_allclose(outputs.logits, expected.logits, atol=0.02)
 
 
@@ -155,7 +160,7 @@ def test_a_distillation_token_has_a_head_of_its_own():
     model = small(distillation_token=True, features=(*heads, "norm"))
     assert model.paths.heads == heads and small().paths.heads == ()
     params, state = jax.jit(model.init)(KEY, IMAGES)
-    outputs, _ = model.apply(params, state, IMAGES, train=False)
+    outputs, _ = jax.jit(lambda p: model.apply(p, state, IMAGES, train=False))(params)
     for i, name in enumerate(heads):
         token = outputs.features["norm"][:, i]
         by_hand = token @ params[name]["kernel"] + params[name]["bias"][None]
@@ -169,12 +174,17 @@ def test_paths_are_dropped_by_the_image_and_more_often_the_deeper_they_are():
     plain = small(features=("block_0", "block_1"))
     images = jnp.broadcast_to(IMAGES[:1], (400, *IMAGES.shape[1:]))
     variables = initial()
-    seen = [m.apply(*variables, images, train=True, key=KEY)[0].features for m in (model, plain)]
-    np.testing.assert_array_equal(seen[0]["block_0"], seen[1]["block_0"])  # which is always there
+    seen = [
+        jax.jit(lambda v, m=m: m.apply(*v, images, train=True, key=KEY)[0].features)(variables)
+        for m in (model, plain)
+    ]
+    # Which is always there.
+    np.testing.assert_allclose(seen[0]["block_0"], seen[1]["block_0"], atol=1e-6)
     added = [np.asarray(x["block_1"] - x["block_0"]) for x in seen]
     skipped = ~added[0].any((1, 2))
     assert skipped.mean() == pytest.approx(0.25, abs=0.07)  # both branches at once
-    evaluated = model.apply(*variables, images[:1], train=False)[0].features["block_1"]
+    evaluate = jax.jit(lambda v: model.apply(*v, images[:1], train=False)[0].features["block_1"])
+    evaluated = evaluate(variables)
     np.testing.assert_allclose(evaluated, seen[1]["block_1"][:1], atol=1e-6)
     with pytest.raises(ValueError, match="drop_path is 1"):
         models.vit(5, **SIZES, drop_path=1)

@@ -20,7 +20,7 @@ SIDES = {"student": "hidden", "teacher": "hidden"}
 
 
 def values_of(term, inputs=INPUTS):
-    return term.apply({}, {}, inputs)[0]
+    return jax.jit(lambda x: term.apply({}, {}, x)[0])(inputs)
 
 
 def own_loss(teacher_logits, label_probs, student_hidden, *, mask, scale=2.0):
@@ -61,14 +61,15 @@ def own_loss(teacher_logits, label_probs, student_hidden, *, mask, scale=2.0):
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_logits_and_labels_are_filled_by_name(loss, hyper, expected):
-    np.testing.assert_array_equal(values_of(terms.of(loss, **hyper)), expected(loss))
+    wanted = jax.jit(expected, static_argnums=0)(loss)
+    np.testing.assert_allclose(values_of(terms.of(loss, **hyper)), wanted, rtol=1e-6)
 
 
 def test_features_are_filled_by_path():
     term = terms.of(losses.probabilistic_transfer_loss, **SIDES)
     pair = [x.features["hidden"] for x in (INPUTS.student, INPUTS.teacher)]
-    expected = losses.probabilistic_transfer_loss(*pair, mask=INPUTS.mask)
-    np.testing.assert_array_equal(values_of(term), expected)
+    expected = jax.jit(losses.probabilistic_transfer_loss)(*pair, mask=INPUTS.mask)
+    np.testing.assert_allclose(values_of(term), expected, rtol=1e-6)
     check_term(term, learns=False, remembers=False)
 
 
@@ -81,16 +82,16 @@ def test_stages_are_summed_or_taken_at_once_as_the_loss_asks():
         teacher=same.teacher._replace(features=dict(zip(names, maps, strict=True)))
     )
     summed = terms.of(losses.attention_transfer_loss, student=names, teacher=names)
-    expected = sum(map(losses.attention_transfer_loss, found, maps))
-    np.testing.assert_array_equal(values_of(summed, other), expected)
+    expected = sum(map(jax.jit(losses.attention_transfer_loss), found, maps))
+    np.testing.assert_allclose(values_of(summed, other), expected, rtol=1e-6)
     whole = terms.of(losses.flow_loss, student=names, teacher=names)
     flows = [
         x._replace(features={n: f[..., :4] for n, f in x.features.items()})
         for x in (other.student, other.teacher)
     ]
     given = other._replace(student=flows[0], teacher=flows[1])
-    expected = losses.flow_loss(*([x.features[n] for n in names] for x in flows))
-    np.testing.assert_array_equal(values_of(whole, given), expected)
+    expected = jax.jit(losses.flow_loss)(*([x.features[n] for n in names] for x in flows))
+    np.testing.assert_allclose(values_of(whole, given), expected, rtol=1e-6)
 
 
 def test_a_loss_of_the_users_own():
@@ -99,7 +100,7 @@ def test_a_loss_of_the_users_own():
     expected = own_loss(
         LOGITS[1], LABELS, INPUTS.student.features["hidden"], mask=INPUTS.mask, scale=3.0
     )
-    np.testing.assert_array_equal(values_of(term), expected)
+    np.testing.assert_allclose(values_of(term), expected, rtol=1e-6)
     assert not terms.of(own_loss, student="hidden", couples_batch=False).couples_batch
 
 
@@ -163,7 +164,8 @@ def test_normalized_sees_features_of_length_one():
         teacher=INPUTS.teacher._replace(features={"stage_2": pair[1].reshape(8, 4, 4, 6)})
     )
     units = [x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in pair]
-    np.testing.assert_allclose(values_of(term, same), losses.cosine_loss(*units), rtol=1e-5)
+    expected = jax.jit(losses.cosine_loss)(*units)
+    np.testing.assert_allclose(values_of(term, same), expected, rtol=1e-5)
 
 
 OLD = {
@@ -223,7 +225,7 @@ def test_an_old_name_warns_and_works(name):
         teacher=WIDE.teacher._replace(features={**MAPS, "class_maps": MAPS["stage_1"]}),
     )
     np.testing.assert_allclose(
-        values_of(make(*args, **keywords), inputs), EXPECTED[name](), rtol=1e-5, atol=1e-7
+        values_of(make(*args, **keywords), inputs), jax.jit(EXPECTED[name])(), rtol=1e-5, atol=1e-7
     )
 
 

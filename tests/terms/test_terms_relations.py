@@ -193,11 +193,9 @@ def trainer(**settings):
     parts = {"crd": terms.crd(*PATHS, num_examples=40, num_negatives=9, width=8)}
     if not settings:
         parts |= {
+            # Of the others, `CHECKS` has the same by itself.
             "distances": terms.of(losses.distance_relation_loss, **HIDDEN),
-            "angles": terms.of(losses.angle_relation_loss, **HIDDEN),
-            "alike": terms.of(losses.similarity_preserving_loss, **HIDDEN),
             "neighbours": terms.of(losses.probabilistic_transfer_loss, **HIDDEN),
-            "consecutive": terms.consecutive_correlation(*PATHS, width=4),
         }
     objective = combine(parts, dict.fromkeys(parts, 1.0))
     batch, outputs = batch_at(0)
