@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_maps as reference
+from every import quick
 from jax.extend.core import jaxprs_in_params
 
 from kdjax import losses
@@ -43,18 +44,21 @@ OVERHAUL = (
 WIDER, OTHER_SIZE = (3, 5, 4, 5), (3, 3, 6, 3)
 CASES = [
     (*ATTENTION, IMAGES, OTHER_SIZE),
-    (*ATTENTION, TOKENS, None),
     (*SELECTIVITY, IMAGES, WIDER),
-    (*SELECTIVITY, (3, 2, 2, 5), None),
-    (*SELECTIVITY, TOKENS, None),
     (*BOUNDARY, IMAGES, OTHER_SIZE),
-    (*BOUNDARY, VECTORS, None),
     (*FACTOR, IMAGES, OTHER_SIZE),
-    (*FACTOR, VECTORS, None),
     (*OVERHAUL, IMAGES, OTHER_SIZE),
-    (*OVERHAUL, VECTORS, None),
     (*CONTEXT, IMAGES, None),
-    (*CONTEXT, VECTORS, None),
+]
+# Of the same losses, features of other ranks, and fewer positions than channels.
+OTHERS = [
+    (*ATTENTION, TOKENS),
+    (*SELECTIVITY, (3, 2, 2, 5)),
+    (*SELECTIVITY, TOKENS),
+    (*BOUNDARY, VECTORS),
+    (*FACTOR, VECTORS),
+    (*OVERHAUL, VECTORS),
+    (*CONTEXT, VECTORS),
 ]
 # The boundary pushes away from zero: the teacher's features themselves may be too small.
 NOT_ZERO_AT_EQUALITY = (losses.activation_boundary_loss,)
@@ -75,6 +79,21 @@ def test_harness(fn, expected, student, teacher):
         zero_at_equality=fn not in NOT_ZERO_AT_EQUALITY,
         rtol=2e-5,
     )
+
+
+@pytest.mark.parametrize(("fn", "expected", "shape"), OTHERS)
+def test_other_shapes(fn, expected, shape):
+    """Against the reference, with the gradient along a line against its differences."""
+    student, teacher, along = (np.asarray(x, np.float64) for x in drawn(shape, shape, shape))
+    with jax.enable_x64(True):
+        run = quick(
+            jax.value_and_grad(lambda s: (lambda y: (y.sum(), y))(fn(s, teacher)), has_aux=True)
+        )
+        (_, values), gradient = run(student)
+        np.testing.assert_allclose(values, expected(student, teacher), rtol=1e-10)
+        (above, _), (below, _) = (run(student + h * along)[0] for h in (1e-4, -1e-4))
+    slope = (np.asarray(above) - np.asarray(below)) / 2e-4
+    np.testing.assert_allclose(np.sum(np.asarray(gradient) * along), slope, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("case", "power"), [(ATTENTION, 1), (ATTENTION, 3.0), (FACTOR, 1.5)])
@@ -151,8 +170,8 @@ def test_pooling_covers_every_position_evenly(sizes):
 def test_sizes_match_along_each_axis():
     """The peers compare heights only, and fail where the widths differ the other way."""
     first, second = drawn((2, 3, 8, 4), (2, 3, 4, 2))
-    assert losses.attention_transfer_loss(first, second).shape == (2,)
-    student, teacher = losses.match_sizes(*drawn((2, 8, 3, 4), (2, 4, 6, 5)))
+    assert jax.eval_shape(losses.attention_transfer_loss, first, second).shape == (2,)
+    student, teacher = quick(losses.match_sizes)(*drawn((2, 8, 3, 4), (2, 4, 6, 5)))
     assert (student.shape, teacher.shape) == ((2, 4, 3, 4), (2, 4, 3, 5))
     vectors = drawn((2, 4), (2, 6))
     for got, want in zip(losses.match_sizes(*vectors), vectors, strict=True):
@@ -163,17 +182,17 @@ def test_attention_is_of_the_absolute_features():
     """As the paper defines it; it matters at odd powers, where a peer takes f^power."""
     [x] = drawn((2, 3, 3, 4))
     for power in (1, 3):
-        np.testing.assert_array_equal(
-            losses.attention_map(x, power=power), losses.attention_map(jnp.abs(x), power=power)
-        )
-    dead = jax.grad(lambda f: losses.attention_map(f, power=1)[0, 0].sum())
+        attention = quick(losses.attention_map, power=power)
+        np.testing.assert_array_equal(attention(x), attention(jnp.abs(x)))
+    dead = quick(jax.grad(lambda f: losses.attention_map(f, power=1)[0, 0].sum()))
     np.testing.assert_array_equal(dead(x.at[0, 0, 0, 1].set(0))[0, 0, 0, 1], 0)
 
 
 def test_attention_is_blind_to_scale():
     student, teacher = drawn((2, 3, 3, 4), (2, 3, 3, 6))
-    scaled = losses.attention_transfer_loss(1e4 * student, 1e-3 * teacher)
-    np.testing.assert_allclose(scaled, losses.attention_transfer_loss(student, teacher), rtol=1e-5)
+    loss = quick(losses.attention_transfer_loss)
+    scaled = loss(1e4 * student, 1e-3 * teacher)
+    np.testing.assert_allclose(scaled, loss(student, teacher), rtol=1e-5)
 
 
 NORMED = (
@@ -206,10 +225,10 @@ def test_selectivity_is_exact_near_equality(shape):
     """Both ways of computing it: the textbook sum of three means loses these digits in float32."""
     student, noise = drawn(shape, shape)
     teacher = student + 1e-3 * noise
-    got = losses.neuron_selectivity_loss(student, teacher)
+    loss = quick(losses.neuron_selectivity_loss)
     expected = reference.neuron_selectivity_loss(np.asarray(student), np.asarray(teacher))
-    np.testing.assert_allclose(got, expected, rtol=2e-3)
-    np.testing.assert_array_equal(losses.neuron_selectivity_loss(student, student), 0)
+    np.testing.assert_allclose(loss(student, teacher), expected, rtol=2e-3)
+    np.testing.assert_array_equal(loss(student, student), 0)
 
 
 def largest_array(fn, *args):
@@ -234,14 +253,14 @@ def test_selectivity_takes_the_smaller_matrix():
 def test_selectivity_sees_the_set_of_channels():
     """Not their order, sign, scale or number: each channel twice is the same set."""
     student, teacher = drawn((2, 3, 3, 4), (2, 3, 3, 5))
-    value = losses.neuron_selectivity_loss(student, teacher)
+    loss = quick(losses.neuron_selectivity_loss)
     changed = jnp.concatenate([student[..., ::-1], -3 * student], axis=-1)
-    np.testing.assert_allclose(losses.neuron_selectivity_loss(changed, teacher), value, rtol=1e-4)
+    np.testing.assert_allclose(loss(changed, teacher), loss(student, teacher), rtol=1e-4)
 
 
 def test_boundary_is_satisfied_beyond_the_margin():
     teacher = jnp.array([[3.0, -1.0, 0.0]])
-    loss = functools.partial(losses.activation_boundary_loss, margin=2.0)
+    loss = quick(losses.activation_boundary_loss, margin=2.0)
     far = jnp.array([[2.0, -2.0, -5.0]])
     np.testing.assert_array_equal(loss(far, teacher), 0)
     np.testing.assert_allclose(loss(-far, teacher), 16 + 16 + 49)
@@ -249,40 +268,42 @@ def test_boundary_is_satisfied_beyond_the_margin():
 
 def test_overhaul_leaves_negative_neurons_alone_below_their_target():
     student, teacher = jnp.array([[-9.0, -0.5, 1.0, -9.0]]), jnp.array([[-5.0, -0.2, 2.0, 1.0]])
-    grads = jax.grad(lambda s: losses.overhaul_loss(s, teacher, jnp.full(4, -1.0)).sum())(student)
+    margin = jnp.full(4, -1.0)
+    grads = quick(jax.grad(lambda s: losses.overhaul_loss(s, teacher, margin).sum()))(student)
     np.testing.assert_allclose(grads, [[0, 0, -2, -20]])
 
 
 def test_margin_is_the_mean_of_the_negative_part():
     scale = np.array([1.0, -2.0, 0.3, 0.5, 1.0, 1.5])
     bias = np.array([0.0, 1.0, -3.0, 8.0, 3.05, -40.0])
-    got = losses.batch_norm_margin(jnp.asarray(scale), jnp.asarray(bias))
+    got = quick(losses.batch_norm_margin)(np.float32(scale), np.float32(bias))
     np.testing.assert_allclose(got, reference.batch_norm_margin(scale, bias), rtol=1e-4)
 
 
 def test_margin_of_a_constant_channel():
-    got = losses.batch_norm_margin(jnp.zeros(3), jnp.array([-2.0, 0.0, 2.0]))
+    got = quick(losses.batch_norm_margin)(jnp.zeros(3), jnp.array([-2.0, 0.0, 2.0]))
     np.testing.assert_array_equal(got, [-2, 0, 0])
 
 
 def test_context_of_a_map_that_is_not_square():
     """As the authors' code: levels are measured by the height, and a short width is read twice."""
     student, teacher = drawn((2, 8, 3, 2), (2, 8, 3, 2))
-    got = losses.hierarchical_context_loss(student, teacher)
+    loss = quick(losses.hierarchical_context_loss)
+    got = loss(student, teacher)
     expected = reference.hierarchical_context_loss(np.asarray(student), np.asarray(teacher))
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     wide = [jnp.swapaxes(x, 1, 2) for x in (student, teacher)]
-    assert np.all(np.abs(losses.hierarchical_context_loss(*wide) - got) > 1e-3)
+    assert np.all(np.abs(loss(*wide) - got) > 1e-3)
 
 
 def test_context_moves_its_weights_up_where_levels_are_left_out():
     student, teacher = drawn((2, 2, 2, 3), (2, 2, 2, 3))
     gap = np.asarray(student - teacher)
     expected = (np.mean(gap**2, axis=(1, 2, 3)) + np.mean(gap.mean((1, 2)) ** 2, axis=1) / 2) / 1.5
-    got = losses.hierarchical_context_loss(student, teacher)
+    got = quick(losses.hierarchical_context_loss)(student, teacher)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
-    flat = losses.hierarchical_context_loss(student, teacher, levels=())
-    np.testing.assert_allclose(flat, losses.hint_loss(student, teacher), rtol=1e-6)
+    flat = quick(losses.hierarchical_context_loss, levels=())(student, teacher)
+    np.testing.assert_allclose(flat, quick(losses.hint_loss)(student, teacher), rtol=1e-6)
 
 
 X, Y = jnp.zeros((4, 3, 3, 2)), jnp.zeros((4, 3, 3, 5))
