@@ -31,9 +31,8 @@ def ece_in_numpy(logits, labels, num_bins):
 @pytest.mark.parametrize("num_bins", [1, 10, 15])
 def test_calibration_error_is_the_binned_gap(num_bins):
     logits, labels = example()
-    metric = metrics.calibration(
-        jnp.asarray(logits), jnp.asarray(labels), jnp.ones(200, bool), num_bins=num_bins
-    )
+    measure = jax.jit(metrics.calibration, static_argnames="num_bins")
+    metric = measure(logits, labels, np.ones(200, bool), num_bins=num_bins)
     np.testing.assert_allclose(
         metrics.value(metric), ece_in_numpy(logits, labels, num_bins), rtol=1e-4
     )
@@ -42,9 +41,8 @@ def test_calibration_error_is_the_binned_gap(num_bins):
 def test_nll_and_accuracy_against_numpy():
     logits, labels = example()
     log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    mask = jnp.ones(200, bool)
-    nll = metrics.nll(jnp.asarray(logits), jnp.asarray(labels), mask)
-    hits = metrics.accuracy(jnp.asarray(logits), jnp.asarray(labels), mask)
+    mask = np.ones(200, bool)
+    nll, hits = (jax.jit(of)(logits, labels, mask) for of in (metrics.nll, metrics.accuracy))
     np.testing.assert_allclose(
         metrics.value(nll), -log_probs[np.arange(200), labels].mean(), rtol=1e-5
     )
@@ -54,12 +52,13 @@ def test_nll_and_accuracy_against_numpy():
 def test_parts_merge_to_the_whole_calibration_included():
     logits, labels = example()
 
-    def measure(part):
-        x, y = jnp.asarray(logits[part]), jnp.asarray(labels[part])
+    @jax.jit
+    def measured(x, y):
         mask = jnp.ones(len(y), bool)
-        return metrics.to_host(
-            {"ece": metrics.calibration(x, y, mask), "nll": metrics.nll(x, y, mask)}
-        )
+        return {"ece": metrics.calibration(x, y, mask), "nll": metrics.nll(x, y, mask)}
+
+    def measure(part):
+        return metrics.to_host(measured(logits[part], labels[part]))
 
     whole, merged = measure(slice(None)), {}
     for part in (slice(0, 7), slice(7, 90), slice(90, 200)):
@@ -74,12 +73,9 @@ def test_calibration_of_tokens_is_that_of_a_flat_batch():
     logits, labels = example()
     rows = np.arange(20) % 3 > 0
     flat = np.repeat(rows, 10)
-    expected = metrics.calibration(
-        jnp.asarray(logits[flat]), labels[flat], jnp.ones(flat.sum()) > 0
-    )
-    got = metrics.calibration(
-        jnp.asarray(logits).reshape(20, 10, -1), labels.reshape(20, 10), jnp.asarray(rows)
-    )
+    measure = jax.jit(metrics.calibration)
+    expected = measure(logits[flat], labels[flat], np.ones(flat.sum()) > 0)
+    got = measure(logits.reshape(20, 10, -1), labels.reshape(20, 10), rows)
     np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
     assert got[1] == expected[1] == flat.sum()
 
@@ -105,13 +101,15 @@ def test_nothing_counted_is_nan():
 def test_gaps_of_opposite_signs_do_not_cancel():
     """Half of the examples are sure and wrong, half are unsure and right: both are badly said."""
     logits = jnp.log(jnp.array([[0.99, 0.01], [0.51, 0.49]]))
-    gaps = metrics.calibration(logits, jnp.array([1, 0]), jnp.ones(2, bool), num_bins=10)
+    measure = jax.jit(metrics.calibration, static_argnames="num_bins")
+    gaps = measure(logits, jnp.array([1, 0]), jnp.ones(2, bool), num_bins=10)
     np.testing.assert_allclose(metrics.value(gaps), (0.99 + 0.49) / 2, rtol=1e-5)
 
 
 def test_a_confidence_on_an_edge_is_in_the_bin_below():
     logits = jnp.array([[0.0, 0.0], [0.0, 0.0], [20.0, -20.0]])
-    totals, _ = metrics.calibration(logits, jnp.array([1, 1, 1]), jnp.ones(3, bool), num_bins=2)
+    measure = jax.jit(metrics.calibration, static_argnames="num_bins")
+    totals, _ = measure(logits, jnp.array([1, 1, 1]), jnp.ones(3, bool), num_bins=2)
     np.testing.assert_allclose(totals, [1, 1], atol=1e-6)
 
 
@@ -123,7 +121,7 @@ def test_labels_of_eight_bits(name):
     logits, mask = 3 * np.random.default_rng(0).normal(size=(4, 300)), jnp.ones(4, bool)
     labels = np.array([0, 44, 200, 255])
     got, want = (
-        ALL[name](jnp.float32(logits), jnp.array(labels, d), mask) for d in ("uint8", "int32")
+        jax.jit(ALL[name])(np.float32(logits), labels.astype(d), mask) for d in ("uint8", "int32")
     )
     np.testing.assert_array_equal(got[0], want[0])
 
@@ -136,16 +134,19 @@ def test_a_label_that_is_no_class_is_named_or_nan_and_may_be_masked(name):
     with pytest.raises(ValueError, match=words):
         measure(logits, labels, jnp.ones(2, bool))
     assert np.isnan(np.sum(jax.jit(measure)(logits, labels, jnp.ones(2, bool))[0]))
-    alone = measure(logits[1:], labels[1:], mask[1:])[0]
+    # Labels that are known, which are looked at.
+    alone = jax.jit(lambda x: measure(x, labels[1:], mask[1:])[0])(logits[1:])
     for other in (labels, jnp.array([-1, 1], jnp.int8)):
-        np.testing.assert_allclose(measure(logits, other, mask)[0], alone)
+        found = jax.jit(lambda x, y=other: measure(x, y, mask)[0])(logits)
+        np.testing.assert_allclose(found, alone)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_labels_may_be_probabilities_and_real_numbers_are_refused(name):
     logits, mask = jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.ones(2, bool)
-    hard = ALL[name](logits, jnp.array([0, 1]), mask)
-    np.testing.assert_allclose(ALL[name](logits, jnp.eye(2), mask)[0], hard[0], rtol=1e-6)
+    hard = jax.jit(ALL[name])(logits, jnp.array([0, 1]), mask)
+    soft = jax.jit(lambda x: ALL[name](x, jnp.eye(2), mask))(logits)
+    np.testing.assert_allclose(soft[0], hard[0], rtol=1e-6)
     for labels in (jnp.ones(2), jnp.ones((2, 2)), jnp.array([[0.0, 1.0], [-1.0, 2.0]])):
         with pytest.raises(ValueError, match=f"{name}: labels has "):
             ALL[name](logits, labels, mask)
@@ -156,7 +157,8 @@ def test_labels_may_be_probabilities_and_real_numbers_are_refused(name):
 def test_likelihood_of_probabilities_against_numpy():
     logits, probs = np.array([[2.0, 1.0, 0.0]]), np.array([[0.7, 0.3, 0.0]])
     log_probs = logits - np.log(np.exp(logits).sum())
-    got = metrics.nll(jnp.array([[2.0, 1.0, -jnp.inf]]), jnp.array([[1.0, 0, 0]]), jnp.ones(1) > 0)
+    measure, mask = jax.jit(metrics.nll), jnp.ones(1) > 0
+    got = measure(jnp.array([[2.0, 1.0, -jnp.inf]]), jnp.array([[1.0, 0, 0]]), mask)
     np.testing.assert_allclose(got[0], np.log1p(np.exp(-1)), rtol=1e-6)
-    got = metrics.nll(jnp.array(logits), jnp.array(probs), jnp.ones(1) > 0)
+    got = measure(jnp.array(logits), jnp.array(probs), mask)
     np.testing.assert_allclose(got[0], -np.sum(probs * log_probs), rtol=1e-6)

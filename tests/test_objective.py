@@ -283,8 +283,7 @@ def test_padding_never_counts_whatever_it_holds(grain):
     changed = jax.tree.map(other, (inputs.student, inputs.teacher))
     for name, term in each.items():
         objective = combine({name: term}, {name: 1.0})
-        variables = objective.init(jax.random.key(0), inputs)
-        found = jax.jit(lambda x, o=objective, v=variables: o.apply(*v, x)[2])
+        found = jax.jit(lambda x, o=objective: o.apply(*o.init(jax.random.key(0), inputs), x)[2])
         before = found(inputs)[f"loss/{name}"]
         assert np.isfinite(before[0]), name
         after = found(inputs._replace(student=changed[0], teacher=changed[1]))[f"loss/{name}"]

@@ -130,14 +130,15 @@ def test_collapse_sums_the_rest():
     logits = np.random.default_rng(0).normal(size=(4, 3, 7)).astype(np.float32) * 5
     logits[0, 0, 3] = -np.inf
     classes = np.array([6, 0])
-    found = softmax(np.asarray(specialists.collapse(logits, classes), np.float64))
+    collapse = jax.jit(specialists.collapse)
+    found = softmax(np.asarray(collapse(logits, classes), np.float64))
     probs = softmax(logits.astype(np.float64))
     rest = np.delete(probs, classes, axis=-1).sum(-1)
     np.testing.assert_allclose(found[..., :2], probs[..., classes], rtol=1e-5)
     np.testing.assert_allclose(found[..., 2], rest, rtol=1e-5)
-    log_probs = specialists.collapse(jax.nn.log_softmax(logits), classes)
+    log_probs = collapse(jax.nn.log_softmax(logits), classes)
     np.testing.assert_allclose(jax.nn.logsumexp(log_probs, axis=-1), 0, atol=1e-6)
-    assert np.all(np.isfinite(specialists.collapse(np.array([1e4, -1e4, 0.0]), classes[1:])))
+    assert np.all(np.isfinite(collapse(np.float32([1e4, -1e4, 0.0]), classes[1:])))
 
 
 def test_head_starts_from_the_generalist():
@@ -236,7 +237,7 @@ def reference_disagreement(q, generalist, answers, sets, active):
 def test_disagreement_is_equation_5():
     generalist, answers, sets, active = make_opinions()
     logits = np.random.default_rng(5).normal(size=generalist.shape)
-    each = jax.vmap(specialists.disagreement, in_axes=(0, 0, 1, None, 0))
+    each = jax.jit(jax.vmap(specialists.disagreement, in_axes=(0, 0, 1, None, 0)))
     found = each(logits, generalist, answers, sets, active)
     expected = reference_disagreement(softmax(logits), generalist, answers, sets, active)
     np.testing.assert_allclose(found, expected, rtol=2e-5)
