@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from xla import QUICK_COMPILATION
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +35,15 @@ def run(module, *flags, check=False, **extra):
     command = [sys.executable, "-m", module, *map(str, flags)]
     env = environment(**extra)
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=check)
+
+
+def refusal(main, flags, capsys):
+    """Run a script in this process with flags that it refuses; return the one line that it says."""
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, flags)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1, error
+    return error
 
 
 def page_maker(name):

@@ -50,7 +50,8 @@ def test_weights_are_the_weighted_mean_in_loss_gradient_and_metrics():
         logits = model.apply(params, {}, batch["image"], train=True)[0].logits
         return cross_entropy(logits, batch["label"])
 
-    values, gradient = hard(params), jax.grad(lambda p: jnp.sum(share * hard(p)))(params)
+    values = jax.jit(hard)(params)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(share.astype(np.float32) * hard(p))))(params)
     before = jax.tree.map(np.asarray, params)
     objective = combine({"hard": terms.cross_entropy()}, {"hard": 1.0})
     after, found = trained(batch, objective=objective)
@@ -124,7 +125,7 @@ def test_terms_that_relate_examples_are_told_who_counts_and_their_values_are_wei
     (model, *_), teacher, state = started(batch, objective=objective)
     student = model.apply(state.params["student"], {}, batch["image"], train=True)[0]
     pair = student.features["hidden"], teacher.apply(teacher.variables, batch).features["hidden"]
-    values = distance_relation_loss(*pair, mask=jnp.asarray(WEIGHTS > 0))
+    values = jax.jit(distance_relation_loss)(*pair, mask=jnp.asarray(WEIGHTS > 0))
     expected = np.sum(WEIGHTS * values) / np.sum(WEIGHTS)
     np.testing.assert_allclose(trained(batch, objective=objective)[1]["loss"], expected, rtol=1e-5)
     assert {*seen} == {jnp.bool_.dtype}
