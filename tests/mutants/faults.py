@@ -236,8 +236,8 @@ FAULTS = (
     Fault(
         "streams",
         "kdjax/_steps.py",
-        "STUDENT_STREAM, _VIEW_STREAM = 0, 1",
-        "STUDENT_STREAM, _VIEW_STREAM = 0, 0",
+        "_VIEW_STREAM, SAMPLE_STREAM = 0, 1, 2",
+        "_VIEW_STREAM, SAMPLE_STREAM = 0, 0, 2",
         "tests/test_streams.py",
     ),
     Fault(
