@@ -178,7 +178,7 @@ def open_experiment(
             "teacher": fingerprints.of_path(settings.teacher.checkpoint),
             "student": fingerprints.of_path(settings.student.checkpoint),
         }
-        claimed = claim(content, asked, settings)
+        claimed = claim(content, asked, _named(settings, dataset))
         if claimed.resumed:
             say(f"resuming the run in {settings.workdir}")
         log = log_of(settings.workdir, claimed.run)
@@ -318,6 +318,15 @@ def claim(content: dict[str, Any], asked: Any, settings: Any) -> workdir.Claim:
             f"{jax.process_index()} does not see what process 0 has written there"
         )
     return claimed
+
+
+def _named(settings: Resolved, dataset: data.Dataset) -> Resolved:
+    """Return settings with the name of the data: that of one's own may change, and stays."""
+    if dataset.version:
+        return settings
+    there = workdir.read_json(settings.workdir / "config.json")
+    name = str(there["data"]["name"]) if there else dataset.name
+    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, name=name))
 
 
 def extended(asked: Any, settings: Any) -> Any:

@@ -244,7 +244,7 @@ def _of_file(
     flag: str, path: Path, state_dict: Mapping[str, np.ndarray], spec: NetworkSpec
 ) -> Network:
     """Put a state dict into a network."""
-    like, shape = _built(flag, spec), spec.image_shape
+    like, shape = _built(flag, spec), spec.image_shape if len(spec.image_shape) == 3 else None
     try:
         variables = models.from_pytorch(state_dict, like, image_shape=shape)
     except ValueError as error:
