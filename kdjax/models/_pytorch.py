@@ -152,7 +152,7 @@ def _of_own_names(arrays: StateDict, like: Variables) -> Variables:
 
     own = {own_name(name): np.asarray(x) for name, x in arrays.items() if np.ndim(x)}
     shapes = {"/".join(map(str, p)): tuple(x.shape) for part in parts for p, x in part.items()}
-    _check(own, shapes)
+    check_arrays("from_pytorch", own, shapes)
     filled = [{p: jnp.asarray(own["/".join(map(str, p))], x.dtype) for p, x in part.items()}
               for part in parts]  # fmt: skip
     return Variables(*map(unflatten, filled))

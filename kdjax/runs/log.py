@@ -29,7 +29,9 @@ class TrainingLog:
         self.run, self.label, self.num_steps = run, label, num_steps
         self.phase, self.seed = phase, seed
         self.notes = {"train": ""}
+        # Of a task: what means nothing, and what the best has most of.
         self.hides: Collection[str] = ()
+        self.score = "accuracy"
         self.update: Callable[[int, str], None] = lambda step, note: None
 
     @property

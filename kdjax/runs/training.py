@@ -49,8 +49,7 @@ class Training:
     teacher. `watched` are the splits that are measured now and then, by name. `start` is where the
     network starts, `rows_fn` the order of the examples; by default both come from the seed.
     `average` is the moving average that is evaluated and kept in the place of the network. `spec`
-    describes networks of images; `inputs_fn` is what the network is fed of a batch. `task` says
-    which measures mean something, and which of them the best has most of.
+    describes networks of images; `inputs_fn` is what one is fed; `task` says what is measured.
     """
 
     phase: str
@@ -123,13 +122,12 @@ def train(run: Run, training: Training, seed: int, *, directory: Path | None = N
         traced = jax.make_jaxpr(training.train_step)(state, batch)
         most = _steps_per_call(run, traced)
     log = TrainingLog(run, training.phase, seed, label_of(training, seed), training.num_steps)
-    log.hides = training.task.hides
+    log.hides, log.score = training.task.hides, training.task.columns[0]
     least = least_steps_between(training.watched, training.batch_size)
     eval_every = run.eval_every or max(training.num_steps // 20, least)
     with _fed(run, training, seed, state, most) as feed:
         watch = functools.partial(_validate, run, training) if training.watched else None
-        score = training.task.columns[0]
-        state = fit(log, state, feed, directory, eval_every, watch, score)
+        state = fit(log, state, feed, directory, eval_every, watch)
     return training.trained(state)
 
 
@@ -218,11 +216,6 @@ def audit(
         raise ValueError(f"--audit: does not hold: {names}; the table above says what to do")
 
 
-def forget_programs() -> None:
-    """Free the memory of compiled programs that nothing will call again."""
-    jax.clear_caches()
-
-
 def restored(log: TrainingLog, directory: Path, state: Any) -> Any:
     """Return the newest state that a directory has of a training, or this one where it is empty."""
     found = checkpoint.restore(directory, state, owner=log.owner)
@@ -236,7 +229,6 @@ def fit(
     directory: Path,
     eval_every: int | None = None,
     watch: Callable[[int, Any], Mapping[str, Any]] | None = None,
-    score: str = "accuracy",
 ) -> Any:
     """Take the steps that a training lacks; every training of a run goes through here.
 
@@ -246,8 +238,8 @@ def fit(
         feed: the step, and the batches from the state's step on.
         directory: where the checkpoints go.
         eval_every: steps between calls of `watch`, which is called at the end too.
-        watch: measures a state: metrics by split.
-        score: which of them, of `validation`, chooses the best checkpoint: the more the better.
+        watch: measures a state: metrics by split, of which the log's score of `validation` chooses
+            the best checkpoint.
 
     Returns:
         The state at the end.
@@ -279,7 +271,7 @@ def fit(
             assert watch is not None
             for split, measured in watch(at, state).items():
                 log.write(at, split, {"loss": measured.get("nll"), **measured})
-                found = metrics.value(measured[score])
+                found = metrics.value(measured[log.score])
                 if split == "validation" and run.keep_best and found > best[0]:
                     best[0] = found
                     save_fn(at, state, score=found)
