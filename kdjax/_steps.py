@@ -1,5 +1,6 @@
 """What compiled steps are made of: random keys, the view of a batch, the update of a state."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -192,9 +193,9 @@ def measured(fns: Mapping[str, MetricFn], batch: Batch, outputs: Outputs, mask: 
 OF_CLASSES = {
     "accuracy": measures.accuracy, "nll": measures.nll, "ece": measures.calibration,
 }  # fmt: skip
-_OF_LABELS = {
-    "binary_accuracy": measures.binary_accuracy,
-    "mean_average_precision": measures.mean_average_precision,
+_OF_LABELS: dict[str, Callable[..., Any]] = {
+    "binary_accuracy": functools.partial(measures.binary_accuracy, ignore_label=-1),
+    "mean_average_precision": functools.partial(measures.mean_average_precision, ignore_label=-1),
 }
 _OF_NUMBERS = {"mse": measures.squared_error}
 

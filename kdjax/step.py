@@ -273,8 +273,8 @@ def make_eval_step(
     Returns:
         `eval_step(variables, batch) -> metrics`: against `batch["label"]` the `accuracy`, `nll`
         (nats) and `ece` of classes and class probabilities, `binary_accuracy` and
-        `mean_average_precision` of integers or booleans for each logit, true or false, or the mean
-        squared error `mse` of real numbers; `agreement` on classes where the batch carries
+        `mean_average_precision` of integers or booleans for each logit, where -1 is not known, or
+        the mean squared error `mse` of real numbers; `agreement` on classes where the batch carries
         `teacher_logits`. `kdjax.metrics` has more, `metrics={name: kdjax.metrics.of(measure)}`.
         Examples count as `batch["mask"]` says, in training as here.
 

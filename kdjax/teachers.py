@@ -197,11 +197,21 @@ def stored(name: str = "teacher_logits") -> Teacher:
 
     Returns:
         A teacher without variables.
+
+    Raises:
+        TypeError: from apply, if they are several arrays, such as largest logits and classes.
+        ValueError: from apply, if they are not in the batch, or are probabilities.
     """
 
     def apply(variables: tuple[()], batch: Batch) -> Outputs:
         if name not in batch:
             raise ValueError(f"stored: the batch has no {name!r}, only {sorted(batch)}")
+        if isinstance(batch[name], tuple | list | dict):
+            raise TypeError(
+                f"stored: batch[{name!r}] is a {type(batch[name]).__name__}, expected one array "
+                "[batch..., num_classes]; the largest logits and their classes are for "
+                "kdjax.heads.TopK"
+            )
         check_logits(f"stored: batch[{name!r}]", batch[name])
         return Outputs(jax.lax.stop_gradient(jnp.asarray(batch[name])))
 

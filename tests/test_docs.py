@@ -20,7 +20,8 @@ OWN_TEST = "your-teacher.md"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != OWN_TEST])
-def test_the_blocks_of_a_page_run_in_their_order(page):
+def test_the_blocks_of_a_page_run_in_their_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.S | re.M)
     assert blocks
     namespace = {"__name__": page}

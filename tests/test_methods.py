@@ -15,7 +15,8 @@ from kdjax import losses, models, terms
 from kdjax.models import NetworkSpec
 from kdjax.runs import methods
 from kdjax.runs.method_names import LINES
-from kdjax.runs.methods import METHODS, Need, Setup
+from kdjax.runs.methods import METHODS, Setup
+from kdjax.runs.needs import Need
 from kdjax.types import FeaturePaths, Outputs, Term, TermInputs
 
 PLACES = FeaturePaths(

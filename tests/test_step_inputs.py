@@ -309,6 +309,12 @@ def test_a_loss_that_goes_bad_says_what_its_labels_are():
         loop.fit(run, state, [GOOD, wrong], num_steps=2)
 
 
+def test_stored_answers_of_a_few_classes_are_one_line():
+    few = jnp.ones((3, 5)), jnp.zeros((3, 5), int)
+    with pytest.raises(TypeError, match=r"is a tuple, expected one array .* kdjax.heads.TopK"):
+        teachers.stored().apply((), {"teacher_logits": few})
+
+
 def test_stored_answers_are_not_those_to_a_view():
     batch = {**GOOD, "teacher_logits": np.ones((8, 5), np.float32)}
     parts, _, state = started(batch)

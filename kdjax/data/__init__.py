@@ -13,6 +13,14 @@ from kdjax.data.batches import (
 )
 from kdjax.data.crops import center_crop, random_crop, stretch
 from kdjax.data.folders import from_folder, kind_of, with_unlabelled
+from kdjax.data.labels import (
+    NO_LABEL,
+    class_labels,
+    embedding_labels,
+    number_labels,
+    pixel_labels,
+    several_labels,
+)
 from kdjax.data.mixtures import balanced_weights, class_weighted, cutmix, mixup, one_of
 from kdjax.data.records import Joined, LazyImages, LazyLabels, is_lazy
 from kdjax.data.sets import Dataset, Examples, Options, take, with_all
@@ -30,12 +38,13 @@ from kdjax.data.views import (
 )
 
 __all__ = [
-    "Dataset", "Examples", "Joined", "LazyImages", "LazyLabels", "Options", "all_shifts", "augment",
-    "balanced_weights", "batch_indices", "center_crop", "class_weighted", "cutmix", "erase",
-    "eval_batches", "example_order", "flip", "from_arrays", "from_folder", "from_source", "is_lazy",
-    "jitter", "kind_of", "load", "mixup", "one_of", "pad_and_crop", "prefetch", "random_crop",
-    "stretch", "take", "text", "train_batch", "train_batches", "train_rows", "translate", "warp",
-    "with_all", "with_unlabelled",
+    "NO_LABEL", "Dataset", "Examples", "Joined", "LazyImages", "LazyLabels", "Options",
+    "all_shifts", "augment", "balanced_weights", "batch_indices", "center_crop", "class_labels",
+    "class_weighted", "cutmix", "embedding_labels", "erase", "eval_batches", "example_order",
+    "flip", "from_arrays", "from_folder", "from_source", "is_lazy", "jitter", "kind_of", "load",
+    "mixup", "number_labels", "one_of", "pad_and_crop", "pixel_labels", "prefetch", "random_crop",
+    "several_labels", "stretch", "take", "text", "train_batch", "train_batches", "train_rows",
+    "translate", "warp", "with_all", "with_unlabelled",
 ]  # fmt: skip
 
 _, __getattr__ = moved(__name__)

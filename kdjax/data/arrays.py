@@ -9,7 +9,7 @@ import numpy as np
 from kdjax._extras import MissingPackage, needs
 from kdjax.data.crops import Size, stretch
 from kdjax.data.images import as_bytes, channels_last, seen
-from kdjax.data.labels import as_labels, names_of
+from kdjax.data.labels import LabelsFn, class_labels, embedding_labels, names_of
 from kdjax.data.records import Reader, reading
 from kdjax.data.sets import Dataset, Options, Parts, check_options, read_own, role_of
 
@@ -17,7 +17,10 @@ Pair = tuple[Any, Any]
 """Images and labels."""
 
 _IMAGES = ("images", "image", "img", "x", "data", "pixels")
-_LABELS = ("labels", "label", "y", "targets", "target", "classes", "class", "fine_label")
+_LABELS = (
+    *("labels", "label", "y", "targets", "target", "classes", "class", "fine_label"),
+    *("values", "embeddings", "masks"),
+)
 _NAMES = ("label_names", "class_names")
 _TRAIN, _VALIDATION, _TEST = "train", "validation", "test"
 _NUM_PROBED = 64
@@ -73,8 +76,8 @@ def from_arrays(
     Args:
         images: to train on, [examples, height, width, channels] or without channels, or with
             channels first: uint8, or what `kdjax.data.images.as_bytes` takes, such as floats in
-            [0, 1].
-        labels: their classes, [examples]: whole numbers from 0, or names.
+            [0, 1]. Or rows of numbers, [examples, n], of any kind and size.
+        labels: their classes, [examples]: whole numbers from 0, or names; others with `labels_fn`.
         validation: images and labels to make choices on; by default some are set aside.
         test: images and labels to measure on; by default some are set aside.
         label_names: of the classes by number; by default the names that there are, sorted, or
@@ -90,7 +93,7 @@ def from_arrays(
     """
     given = {_TRAIN: (images, labels), _VALIDATION: validation, _TEST: test}
     splits = {
-        split: _pair(f"from_arrays: {split}", *pair)
+        split: _pair(f"from_arrays: {split}", *pair, _labels_fn(options))
         for split, pair in given.items()
         if pair is not None
     }
@@ -140,12 +143,12 @@ def from_source(
     opened = {split: _records(source, *keys) for split, source in sources.items()}
     names = _known_names(sources[_TRAIN], keys[1]) if label_names is None else label_names
     if names is None:
-        names = names_of(name, _all_labels(name, opened, keys[1]))
+        names = names_of(name, _all_labels(name, opened, keys[1], _labels_fn(options)))
     with reading(f"{name}: one of the first images", own=MissingPackage):
         wanted, channels = _shape_of(opened[_TRAIN], keys[0], size)
     reader = Reader(
         *(name, name, opened.__getitem__, dict.fromkeys(opened, 0), *keys, tuple(map(str, names))),
-        *(channels, wanted, options.get("crop_fn", stretch), True),
+        *(channels, wanted, options.get("crop_fn", stretch), True, _labels_fn(options)),
     )
     said = ", ".join(f"{len(source)} for {split}" for split, source in opened.items())
     return read_own(reader, parts_of(opened), f"examples: {said}", options)
@@ -178,16 +181,15 @@ def from_file(path: Path, *, saved: bool, options: Options) -> Dataset:
     for key, array in held.items():
         split, kind = _meaning(key)
         found.setdefault(split, {})[kind] = array
-    names = found.get(_TRAIN, {}).get("names")
-    pairs = {
-        k: (v["images"], v["labels"]) for k, v in found.items() if {"images", "labels"} <= {*v}
-    }
+    names, labels_fn = found.get(_TRAIN, {}).get("names"), _labels_fn(options)
+    needed = {"images"} if labels_fn is embedding_labels else {"images", "labels"}
+    pairs = {k: (v["images"], v.get("labels")) for k, v in found.items() if needed <= {*v}}
     if _TRAIN not in pairs:
         raise ValueError(
             f"{path} holds arrays {', '.join(held)}; expected images and labels, or x_train and "
             "y_train, x_test and y_test"
         )
-    splits = {split: _pair(f"{path}: {split}", *pair) for split, pair in pairs.items()}
+    splits = {split: _pair(f"{path}: {split}", *pair, labels_fn) for split, pair in pairs.items()}
     return _of_arrays(name, str(path), splits, None if names is None else names.tolist(), options)
 
 
@@ -214,33 +216,71 @@ def _of_arrays(
     options: Options,
 ) -> Dataset:
     """Make a set of images and labels that were looked at."""
-    size = options.get("image_size")
+    size, labels_fn = options.get("image_size"), _labels_fn(options)
     check_options("from_arrays", options.get("validation_fraction", 0.1), size)
     opened = {split: Arrays(*pair) for split, pair in splits.items()}
+    rows = opened[_TRAIN].images.ndim == 2
+    _check_whole(where, opened[_TRAIN], options)
     names = label_names
     if names is None:
         names = names_of(name, np.concatenate([x.labels for x in opened.values()]))
     num_bytes = {split: source.images.nbytes for split, source in opened.items()}
     reader = Reader(
         *(name, where, opened.__getitem__, num_bytes, "image", "label", tuple(map(str, names))),
-        *(opened[_TRAIN].images.shape[-1], (size, size) if size else None),
+        *(0 if rows else opened[_TRAIN].images.shape[-1], (size, size) if size else None),
         options.get("crop_fn", stretch),
+        labels_fn=labels_fn,
     )
     said = ", ".join(f"{len(source)} for {split}" for split, source in opened.items())
-    return read_own(reader, parts_of(opened), f"arrays of images: {said}", options)
+    what = "rows of numbers" if rows else "arrays of images"
+    return read_own(reader, parts_of(opened), f"{what}: {said}", options)
 
 
-def _pair(what: str, images: Any, labels: Any) -> Pair:
+def _labels_fn(options: Options) -> LabelsFn:
+    return options.get("labels_fn", class_labels)
+
+
+def _check_whole(where: str, examples: Arrays, options: Options) -> None:
+    """Raise a ValueError if rows of numbers, or the classes of pixels, would be resized."""
+    size, rows = options.get("image_size"), examples.images.ndim == 2
+    if rows and (options.get("streaming") or size):
+        raise ValueError(f"{where}: rows of numbers neither stream nor have a size")
+    if size and examples.labels.ndim == 3:
+        raise ValueError(
+            f"{where}: image_size {size} would resize images, and not the classes of their pixels"
+        )
+
+
+def _pair(what: str, images: Any, labels: Any, labels_fn: LabelsFn) -> Pair:
     """Check images and labels of one another; return them as bytes, and as numbers or text."""
-    pixels, classes = channels_last(f"{what}: images", np.asarray(images)), as_labels(what, labels)
-    if len(pixels) != len(classes):
-        raise ValueError(f"{what}: {len(pixels)} images, but {len(classes)} labels")
+    given = np.asarray(images)
+    pixels = _rows(what, given) if given.ndim == 2 else _pixels(what, given)
+    if labels is None and labels_fn is embedding_labels:
+        labels = np.zeros((len(pixels), 0))
+    found = labels_fn(what, labels)
+    if len(pixels) != len(found):
+        raise ValueError(f"{what}: {len(pixels)} images, but {len(found)} labels")
+    if found.ndim == 3 and found.shape[1:] != pixels.shape[1:3]:
+        raise ValueError(
+            f"{what}: labels are of {found.shape[1:]} pixels, and images of {pixels.shape[1:3]}"
+        )
+    return pixels, found
+
+
+def _pixels(what: str, images: np.ndarray) -> np.ndarray:
+    pixels = channels_last(f"{what}: images", images)
     if pixels.dtype == np.uint16 and pixels.max(initial=0) < 256:
         raise ValueError(
             f"{what}: images are uint16 with nothing above 255, of which the upper byte is black; "
             "give them as uint8"
         )
-    return as_bytes(what, pixels), classes
+    return as_bytes(what, pixels)
+
+
+def _rows(what: str, numbers: np.ndarray) -> np.ndarray:
+    if numbers.dtype.kind not in "biuf" or not np.isfinite(numbers).all():
+        raise ValueError(f"{what}: rows of {numbers.dtype} are not all finite numbers")
+    return numbers.astype(np.float32)
 
 
 def _held(path: Path) -> dict[str, np.ndarray]:
@@ -333,12 +373,14 @@ def _known_names(source: Any, label_key: Any) -> Sequence[str] | None:
     return names if names and all(isinstance(name, str) for name in names) else None
 
 
-def _all_labels(name: str, opened: Mapping[str, Each], label_key: Any) -> np.ndarray:
+def _all_labels(
+    name: str, opened: Mapping[str, Each], label_key: Any, labels_fn: LabelsFn
+) -> np.ndarray:
     """Read the labels of all splits; those that have to be read one by one are kept."""
     for source in opened.values():
         if source.labels is None:
             source.labels = [source[i][label_key] for i in range(len(source))]
-    return np.concatenate([as_labels(name, source.labels) for source in opened.values()])
+    return np.concatenate([labels_fn(name, source.labels) for source in opened.values()])
 
 
 def _shape_of(source: Each, image_key: Any, asked: int | None) -> tuple[Size, int]:

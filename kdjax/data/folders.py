@@ -12,6 +12,7 @@ from kdjax._extras import MissingPackage
 from kdjax.data import arrays
 from kdjax.data.crops import CropFn, Size, stretch
 from kdjax.data.images import seen
+from kdjax.data.labels import class_labels, embedding_labels
 from kdjax.data.records import Reader, reading
 from kdjax.data.sets import (
     FILE_LIMIT,
@@ -90,6 +91,12 @@ def from_folder(path: str | Path, **options: Unpack[Options]) -> Dataset:
     kind = kind_of(path)
     if kind == "tfds":
         raise ValueError(f"{path} holds sets prepared by TFDS: kdjax.data.load reads them by name")
+    labels_fn = options.get("labels_fn", class_labels)
+    if kind == "images" and labels_fn not in (class_labels, embedding_labels):
+        raise ValueError(
+            f"{path} holds folders of images, whose labels are classes; give images and other "
+            "labels as arrays, in a .npz file"
+        )
     if kind != "images":
         return arrays.from_file(path, saved=kind == "saved", options=options)
     found = _listed(path)
@@ -138,6 +145,8 @@ def with_unlabelled(
     if not found:
         raise ValueError(f"{folder} holds no images")
     files = Files([p for p, _ in found], np.full(len(found), 0))
+    if len(dataset.image_shape) < 3:
+        raise ValueError(f"{folder} holds images, and {dataset.name} rows of numbers")
     height, width, channels = dataset.image_shape
     num_bytes = sum(size for _, size in found)
     reader = Reader(

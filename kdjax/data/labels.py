@@ -1,12 +1,18 @@
-"""Labels of any kind, numbers or names, as numbers of classes."""
+"""Labels of any kind as arrays: classes by number or name, several at once, numbers, pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+LabelsFn = Callable[[str, Any], np.ndarray]
+"""Reads and checks labels: (what has them, values) -> an array, of one axis if of classes."""
+NO_LABEL = -1
+"""In the place of a label, of several, or of a pixel's class that is not known."""
+_NO_CLASS = 255
 
-def as_labels(what: str, values: Any) -> np.ndarray:
+
+def class_labels(what: str, values: Any) -> np.ndarray:
     """Return labels as an array [examples] of whole numbers or of text.
 
     Args:
@@ -33,23 +39,102 @@ def as_labels(what: str, values: Any) -> np.ndarray:
     )
 
 
-def names_of(what: str, labels: np.ndarray) -> tuple[str, ...]:
-    """Return the names of the classes that labels are of.
+def several_labels(what: str, values: Any) -> np.ndarray:
+    """Return labels that are true or false by themselves, [examples, labels] of int32.
 
     Args:
         what: has them, for messages.
-        labels: as `as_labels` returns them.
+        values: booleans, 0 and 1; -1 where it is not known.
+
+    Raises:
+        ValueError: if they are anything else.
+    """
+    labels = _numbers(what, values, "biuf")
+    wrong = labels[~np.isin(labels, (NO_LABEL, 0, 1))]
+    if labels.ndim != 2 or wrong.size:
+        found = f"have {wrong[0]:g}" if wrong.size else f"have shape {labels.shape}"
+        raise ValueError(
+            f"{what}: labels {found}, expected [examples, labels] of 0 and 1, or -1 where one is "
+            "not known"
+        )
+    return labels.astype(np.int32)
+
+
+def number_labels(what: str, values: Any) -> np.ndarray:
+    """Return real numbers, [examples, values] of float32; [examples] are one each.
+
+    Raises:
+        ValueError: if they are anything else, or not finite.
+    """
+    labels = _numbers(what, values, "biuf").astype(np.float32)
+    if labels.ndim not in (1, 2) or not np.isfinite(labels).all():
+        found = f"have shape {labels.shape}" if labels.ndim not in (1, 2) else "are not all finite"
+        raise ValueError(f"{what}: labels {found}, expected numbers [examples], or [examples, n]")
+    return labels.reshape(len(labels), -1)
+
+
+def pixel_labels(what: str, values: Any) -> np.ndarray:
+    """Return the class of each pixel, [examples, height, width] of int32.
+
+    Args:
+        what: has them, for messages.
+        values: whole numbers; a negative one and 255 stand for no class, and become -1.
+
+    Raises:
+        ValueError: if they are anything else.
+    """
+    labels = _numbers(what, values, "biu")
+    if labels.ndim == 4 and labels.shape[-1] == 1:
+        labels = labels[..., 0]
+    if labels.ndim != 3:
+        raise ValueError(
+            f"{what}: labels have shape {labels.shape}, expected a class for each pixel, "
+            "[examples, height, width]"
+        )
+    labels = labels.astype(np.int32)
+    return np.where((labels < 0) | (labels == _NO_CLASS), NO_LABEL, labels)
+
+
+def embedding_labels(what: str, values: Any) -> np.ndarray:
+    """Return embeddings to reach, [examples, n] of float32, or classes to keep apart.
+
+    Where there are none, `from_arrays` takes None, which becomes embeddings of no numbers.
+
+    Raises:
+        ValueError: if they are neither.
+    """
+    axes = np.ndim(values)
+    return number_labels(what, values) if axes > 1 else class_labels(what, values)
+
+
+def _numbers(what: str, values: Any, kinds: str) -> np.ndarray:
+    labels = np.asarray(values)
+    if labels.dtype.kind not in kinds and labels.size:
+        expected = "numbers" if "f" in kinds else "whole numbers"
+        raise ValueError(f"{what}: labels are {labels.dtype}, expected {expected}")
+    return labels
+
+
+def names_of(what: str, labels: np.ndarray) -> tuple[str, ...]:
+    """Return the names of the classes that labels are of, or of what else they tell.
+
+    Args:
+        what: has them, for messages.
+        labels: as they were read, by `class_labels` or others here.
 
     Returns:
-        The text that is there, sorted; of numbers all from 0 to the largest one.
+        The text that is there, sorted; of numbers all from 0 to the largest one; of labels that
+        are no classes those of the columns.
 
     Raises:
         ValueError: if there are more classes than examples.
     """
     if labels.dtype.kind == "U":
         return tuple(str(name) for name in np.unique(labels))
+    if labels.ndim == 2:
+        return tuple(map(str, range(labels.shape[1])))
     count = int(labels.max(initial=-1)) + 1
-    if count > len(labels):
+    if count > labels.size:
         raise ValueError(
             f"{what}: labels go up to {count - 1} in {len(labels)} examples; give label_names, or "
             "number the classes from 0: numpy.unique(labels, return_inverse=True)[1]"
@@ -64,7 +149,7 @@ def numbered(
 
     Args:
         where: an example is, with braces for its number: "toy: example {} of split train".
-        labels: as `as_labels` returns them.
+        labels: as `class_labels` returns them.
         label_names: of the classes.
         indices: the numbers of the examples, [examples].
 

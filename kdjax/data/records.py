@@ -11,7 +11,7 @@ import numpy as np
 from kdjax._extras import MissingPackage
 from kdjax.data.crops import CropFn, Size, stretch
 from kdjax.data.images import View, decode
-from kdjax.data.labels import as_labels, numbered
+from kdjax.data.labels import LabelsFn, class_labels, numbered
 
 
 class Reader(NamedTuple):
@@ -20,7 +20,8 @@ class Reader(NamedTuple):
     `open_fn` opens a split: what it returns has a length, and `__getitems__` of a list of indices
     gives records; where its labels are known unread it has them as `labels`. `where` says where
     the set lies, `num_bytes` how large the files of each split are. Images are all made `size`,
-    or left as they are; `upright` says how, see `kdjax.data.images.View`.
+    or left as they are; without channels they are rows of numbers. `upright` says how, see
+    `kdjax.data.images.View`. `labels_fn` reads the labels.
     """
 
     name: str
@@ -34,12 +35,13 @@ class Reader(NamedTuple):
     size: Size | None
     crop_fn: CropFn = stretch
     upright: bool = False
+    labels_fn: LabelsFn = class_labels
 
     def source(self, split: str) -> Any:
         """Open a split."""
         return self.open_fn(split)
 
-    def has_labels(self, split: str, num_probed: int | None = None) -> bool:
+    def hclass_labels(self, split: str, num_probed: int | None = None) -> bool:
         """Return whether a split has any label, by some of its records; TFDS writes -1 for none."""
         with reading(f"{self.name}: split {split} in {self.where}"):
             source = self.source(split)
@@ -48,9 +50,10 @@ class Reader(NamedTuple):
             return any(row[self.label_key] != -1 for row in rows_of(source, chosen))
 
     def checked(self, split: str, labels: Any, indices: np.ndarray) -> np.ndarray:
-        """Return the labels of some examples of a split as int32 if they are those of classes."""
+        """Return the labels of some examples of a split; those of classes as int32, if they are."""
         where = f"{self.name}: example {{}} of split {split}"
-        return numbered(where, as_labels(self.name, labels), self.label_names, indices)
+        found = self.labels_fn(self.name, labels)
+        return found if found.ndim > 1 else numbered(where, found, self.label_names, indices)
 
     def decode(self, row: Any) -> np.ndarray:
         """Decode an image for evaluation, [height, width, channels] of uint8."""
@@ -61,6 +64,8 @@ class Reader(NamedTuple):
     ) -> np.ndarray:
         """Decode the part of an image that a function chooses, resized where a size is wanted."""
         value = row[self.image_key]
+        if not self.channels:
+            return np.asarray(value)
         is_path = isinstance(value, str | os.PathLike)
         what = str(value) if is_path else f"{self.name}: an image in {self.where}"
         # Not even a ValueError of Pillow's names the file.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from kdjax.data.crops import CropFn
+from kdjax.data.labels import NO_LABEL, LabelsFn
 from kdjax.data.records import Joined, LazyImages, LazyLabels, Reader, Records, reading, rows_of
 
 TEST_FRACTION = 0.2
@@ -26,6 +27,9 @@ _ROLES = {
 class Examples(NamedTuple):
     """Images [examples, height, width, channels] of uint8 and labels [examples] of int32.
 
+    Labels that are no classes have more axes: several for an example, numbers, a class of each
+    pixel; see `Options`.
+
     The images are a NumPy array, or `LazyImages` where they would not fit in memory; the labels of
     a set that streams are `LazyLabels`. Both are `Joined` where some examples have no label, which
     is -1 then.
@@ -38,6 +42,8 @@ class Examples(NamedTuple):
 class Dataset(NamedTuple):
     """A set, split in three. `mean` and `std` are per channel, of the training images in [0, 1].
 
+    Rows of numbers may stand for images, of which each number is a channel.
+
     `splits` says what the parts are made of and `found`, for a set of one's own, what was there.
     `unlabelled` holds further training images, which have no labels, or is None.
     """
@@ -46,7 +52,7 @@ class Dataset(NamedTuple):
     train: Examples
     validation: Examples
     test: Examples
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_classes: int
     label_names: tuple[str, ...]
     mean: np.ndarray
@@ -95,7 +101,9 @@ class Options(TypedDict, total=False):
     is None or not given. `image_size`: pixels a side that all images are resized to. `crop_fn`:
     which part of an image is resized, `stretch` (all of it, the default) or `center_crop`.
     `streaming`: whether images are decoded when they are used, not at once, as they always are
-    beyond `memory_limit` bytes, by default 4 GiB.
+    beyond `memory_limit` bytes, by default 4 GiB. `labels_fn`: what labels are, by default classes;
+    `several_labels`, `number_labels`, `pixel_labels` or `embedding_labels` of `kdjax.data` for
+    others, with which `num_classes` is how many an example has, or its pixels can have.
     """
 
     validation_fraction: float
@@ -104,6 +112,7 @@ class Options(TypedDict, total=False):
     crop_fn: CropFn
     memory_limit: int
     streaming: bool
+    labels_fn: LabelsFn
 
 
 def role_of(name: str) -> str | None:
@@ -186,13 +195,14 @@ def read_split(reader: Reader, split: str, how: How) -> Examples:
         source = reader.source(split)
         if not len(source):
             raise ValueError(f"{reader.name}: split {split} has no examples")
-        num_examples, shape = len(source), reader.decode(source[0]).shape
+        num_examples, first = len(source), reader.decode(source[0])
+        shape = first.shape
         records = Records(reader, split, np.arange(num_examples))
         if how.streaming:
             return Examples(LazyImages(records, shape), LazyLabels(records))
         in_memory = num_examples * int(np.prod(shape)) <= how.memory_limit
         labels = getattr(source, "labels", None)
-        images = np.empty((num_examples if in_memory else 0, *shape), np.uint8)
+        images = np.empty((num_examples if in_memory else 0, *shape), first.dtype)
         if in_memory or labels is None:
             labels = []
             for i, row in enumerate(rows_of(source, range(num_examples))):
@@ -216,7 +226,7 @@ def take(examples: Examples, indices: np.ndarray) -> Examples:
 
 def with_all(examples: Examples, unlabelled: Any) -> Examples:
     """Return examples and behind them images without labels: theirs is -1."""
-    missing = np.full(len(unlabelled), -1, np.int32)
+    missing = np.full(len(unlabelled), NO_LABEL, np.int32)
     parts = (examples.image, unlabelled), (examples.label, missing)
     held = all(isinstance(x, np.ndarray) for both in parts for x in both)
     return Examples(*(np.concatenate(x) if held else Joined(*x) for x in parts))
@@ -239,7 +249,9 @@ def _cut(
     if seed is None:
         order = np.random.default_rng(num_examples).permutation(num_examples)
     else:
-        order = _in_proportion(np.asarray(whole.label), seed)
+        classes = np.asarray(whole.label)
+        # What is no class has no proportion either.
+        order = _in_proportion(classes if classes.ndim == 1 else np.zeros(num_examples), seed)
     parts = np.split(order, [num_kept, num_kept + num_validation])
     return [take(whole, np.sort(part)) for part in parts]
 
@@ -258,6 +270,8 @@ def _in_proportion(labels: np.ndarray, seed: int) -> np.ndarray:
 
 def _check_classes(name: str, num_classes: int, labels: Any) -> None:
     """Raise a ValueError if there is nothing to tell apart."""
+    if len(labels.shape) > 1:
+        return
     if num_classes < 2:
         raise ValueError(
             f"{name} has {num_classes} class, expected two or more: add examples of another one"
@@ -268,6 +282,8 @@ def _check_classes(name: str, num_classes: int, labels: Any) -> None:
 
 def _check_taught(where: str, dataset: Dataset) -> None:
     """Raise a ValueError if a class is met after the training alone."""
+    if len(dataset.train.label.shape) > 1:
+        return
     for part in ("validation", "test"):
         missing = np.setdiff1d(getattr(dataset, part).label, dataset.train.label)
         if missing.size:
@@ -299,6 +315,10 @@ def _digest(image: np.ndarray) -> bytes:
 
 def _statistics(images: Any, num_images: int) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation per channel, of some of the images, in [0, 1]."""
+    if len(images.shape) == 2:
+        # Rows of numbers, in a unit of which networks take white to be 255.
+        mean, std = images.mean(0), images.std(0)
+        return mean / 255, np.where(std > 0, std, 1) / 255
     num_images = min(len(images), num_images)
     chosen = np.linspace(0, len(images) - 1, num_images).astype(np.int64)
     count, total, squares = 0, np.uint64(0), np.uint64(0)

@@ -286,4 +286,6 @@ def _truths(
                 f"{function}: labels has {wrong[0]:g}, expected 0, 1 or a probability between; "
                 "`where`, or ignore_label, leaves such labels out"
             )
+    # What is not known is 0: its gradient would be nan, and 0 * nan is nan.
+    y = jnp.where(known, y, 0)
     return jnp.where((y >= 0) & (y <= 1), y, jnp.nan), known

@@ -25,12 +25,13 @@ from kdjax.models._shuffle import ShuffleNetV1, ShuffleNetV2, shufflenet_v1, shu
 from kdjax.models._torch import from_torch
 from kdjax.models._torch_files import read_state_dict
 from kdjax.models._transformer import VisionTransformer, vit, vit_b, vit_mu, vit_s, vit_ti
+from kdjax.models._unet import UNet, unet
 from kdjax.models._vgg import (
     VGG, ImageNetVGG, imagenet_vgg, imagenet_vgg11, imagenet_vgg13, imagenet_vgg16, imagenet_vgg19,
     vgg, vgg8, vgg13,
 )
 from kdjax.models._wide import WideResNet, wide_resnet, wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
-from kdjax.models._wrappers import normalized, num_params, rematerialized
+from kdjax.models._wrappers import normalized, num_params, rematerialized, scaled
 
 __all__ = [
     "MLP",
@@ -52,6 +53,7 @@ __all__ = [
     "Rotary",
     "ShuffleNetV1",
     "ShuffleNetV2",
+    "UNet",
     "VisionTransformer",
     "WideResNet",
     "bottleneck_resnet",
@@ -98,10 +100,12 @@ __all__ = [
     "resnet110",
     "save_decoder",
     "save_network",
+    "scaled",
     "shufflenet_v1",
     "shufflenet_v2",
     "simkd",
     "transformer",
+    "unet",
     "variables_of",
     "vgg",
     "vgg8",

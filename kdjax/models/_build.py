@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.models import _mlp, _mobile, _residual, _shuffle, _transformer, _vgg, _wide
+from kdjax.models import _mlp, _mobile, _residual, _shuffle, _transformer, _unet, _vgg, _wide
 from kdjax.models._heads import Classifier, probed, simkd, with_class_maps
 from kdjax.models._own import own_model, seen_from
-from kdjax.models._wrappers import check_raw, normalized
+from kdjax.models._wrappers import check_raw, normalized, scaled
 from kdjax.types import Array, FeaturePaths, Model, Variables
 
 NETWORKS: Mapping[str, Callable[..., Model]] = {
@@ -31,10 +31,12 @@ NETWORKS: Mapping[str, Callable[..., Model]] = {
     "resnet18": _residual.resnet18, "resnet34": _residual.resnet34,
     "resnet50": _residual.resnet50, "resnet101": _residual.resnet101, "vit_mu": _transformer.vit_mu,
     "vit_ti": _transformer.vit_ti, "vit_s": _transformer.vit_s, "vit_b": _transformer.vit_b,
+    "unet": _unet.unet,
 }  # fmt: skip
 _DTYPES: Mapping[str, Any] = {"float32": None, "bfloat16": jnp.bfloat16}
 _OWN_FIELDS = {
     "mlp": ("widths", "dropout", "input_dropout"),
+    "unet": ("widths",),
     "vit": ("patch_size", "dropout", "drop_path", "distillation_token"),
 }
 
@@ -47,7 +49,8 @@ class NetworkSpec:
     whose features are where `stages`, `embedding` and `classifier` say. `reused_width` is not zero
     where a network answers through the classifier of its teacher, whose embedding has that width;
     see `kdjax.models.simkd`. `probed_classes` is not zero where a linear layer over that many
-    logits gives a network other classes; see `kdjax.models.probed`.
+    logits gives a network other classes; see `kdjax.models.probed`. `output_mean` and `output_std`
+    are those of the real numbers that a network answers with; see `kdjax.models.scaled`.
     """
 
     name: str
@@ -68,6 +71,8 @@ class NetworkSpec:
     embedding: str = ""
     classifier: str = ""
     probed_classes: int = 0
+    output_mean: tuple[float, ...] = ()
+    output_std: tuple[float, ...] = ()
 
 
 class Network(NamedTuple):
@@ -100,17 +105,19 @@ class Network(NamedTuple):
             ValueError: if images are of another shape, or not raw.
         """
         shape = tuple(self.spec.image_shape)
-        if np.shape(images)[-3:] != shape:
+        axes = len(shape)
+        if np.shape(images)[-axes:] != shape:
             raise ValueError(
                 f"network: images have shape {np.shape(images)}, expected {shape} for one, or "
                 f"[batch, {', '.join(map(str, shape))}]"
             )
         images = images if hasattr(images, "dtype") else np.asarray(images)
-        check_raw(images)
-        batch = images.shape[:-3]
+        if axes > 1:
+            check_raw(images)
+        batch = images.shape[:-axes]
         rows = images.reshape(math.prod(batch), *shape)
         logits: Array = _logits(self.model, self.variables, rows)
-        return logits.reshape(*batch, logits.shape[-1])
+        return logits.reshape(*batch, *logits.shape[1:])
 
 
 def build(
@@ -187,6 +194,9 @@ def _made(spec: NetworkSpec, features: Sequence[str], classifier: Classifier | N
     if spec.probed_classes:
         own = dataclasses.replace(spec, num_classes=spec.probed_classes, probed_classes=0)
         return probed(_made(own, features, classifier), spec.num_classes)
+    if spec.output_std:
+        own = dataclasses.replace(spec, output_mean=(), output_std=())
+        return scaled(_made(own, features, classifier), spec.output_mean, spec.output_std)
     if ":" in spec.name:
         return _own(spec, features)
     if spec.name not in NETWORKS:

@@ -17,6 +17,7 @@ from kdjax.models._torch_names import (
     HEADS,
     LEAVES,
     NUM_CUSTOMS,
+    SECOND_HEADS,
     Rule,
     rules_of,
     torch_name,
@@ -30,6 +31,8 @@ _WRAPPERS = ("module.", "model.", "state_dict.", "_orig_mod.")
 # What training scripts keep beside the weights.
 _BESIDE = re.compile(r"(\w*optim\w*|\w*sched\w*|scaler|amp|args|config|hyper_parameters|loops)\.")
 _NORMALIZATION = ("normalisation.mean", "normalisation.std")
+# Of our own parameters, which PyTorch never calls so.
+_KERNEL, _OWN_HEAD = re.compile(r"(^|[./])kernel$"), re.compile(r"(^|[./])head[./]kernel$")
 _NUM_LISTED = 3
 
 
@@ -44,11 +47,12 @@ def from_pytorch(
     perceptrons go by order: the first weight is the first layer's, whatever its name. A model that
     `from_torch` makes goes by the names of its own module.
 
-    What is around the names is found out: "module.", "backbone.", "net.", ...; the classifier may
-    have any of its usual names. `num_batches_tracked` and the normalization are left out; what is
-    no weight of the network (`epoch`, an optimizer's arrays, a moving average beside the network)
-    is passed over, and a warning names it. Learned positions of a transformer for images of another
-    size are interpolated.
+    Arrays by our own names, such as "stage_1/block_0/conv_1/kernel", are taken as they are, with
+    "params/" and "state/" before them or without. What is around the names is found out: "module.",
+    "backbone.", "net.", ...; the classifier may have any of its usual names. `num_batches_tracked`
+    and the normalization are left out; what is no weight of the network (`epoch`, an optimizer's
+    arrays, a moving average beside the network) is passed over, and a warning names it. Learned
+    positions of a transformer for images of another size are interpolated.
 
     Args:
         state_dict: arrays by name: convolutions OIHW, linear layers (out, in).
@@ -65,11 +69,9 @@ def from_pytorch(
         ValueError: if arrays are missing, left over, of other shapes or not finite, naming the
             first of them, what the state dict holds and what was looked for.
     """
-    arrays = {
-        name: np.asarray(array)
-        for name, array in _unwrapped(state_dict).items()
-        if name not in _NORMALIZATION and not name.endswith("num_batches_tracked")
-    }
+    if any(_KERNEL.search(name) for name in state_dict):
+        return _of_own_names(state_dict, like)
+    arrays = _weights_in(state_dict)
     params, stats = flatten(like.params), flatten(like.state)
     leaves = params | stats
     if {len(path) for path in leaves} == {1}:
@@ -85,6 +87,8 @@ def from_pytorch(
 
 def classes_of(state_dict: StateDict) -> int | None:
     """Return how many classes a state dict's classifier has, None where none has a usual name."""
+    if own := [x for name, x in state_dict.items() if _OWN_HEAD.search(name)]:
+        return int(own[-1].shape[-1])
     ends = tuple(f".{head}.weight" for head in HEADS)
     found = [x for name, x in state_dict.items() if f".{name}".endswith(ends) and x.ndim == 2]
     return found[-1].shape[0] if found else None
@@ -126,6 +130,32 @@ def _unwrapped(state_dict: StateDict) -> dict[str, np.ndarray]:
             raise ValueError(f"from_pytorch: the state dict has {short!r} twice, as {name!r} too")
         arrays[short] = array
     return arrays
+
+
+def _weights_in(state_dict: StateDict) -> dict[str, np.ndarray]:
+    return {
+        name: np.asarray(array)
+        for name, array in _unwrapped(state_dict).items()
+        if name not in _NORMALIZATION and not name.endswith("num_batches_tracked")
+    }
+
+
+def _of_own_names(arrays: StateDict, like: Variables) -> Variables:
+    """Return variables from arrays by our own names, whatever comes before these."""
+    parts = flatten(like.params), flatten(like.state)
+    names = {"/".join(map(str, path)) for part in parts for path in part}
+
+    def own_name(name: str) -> str:
+        steps = name.replace(".", "/").split("/")
+        ends = ("/".join(steps[i:]) for i in range(len(steps)))
+        return next((end for end in ends if end in names), name)
+
+    own = {own_name(name): np.asarray(x) for name, x in arrays.items() if np.ndim(x)}
+    shapes = {"/".join(map(str, p)): tuple(x.shape) for part in parts for p, x in part.items()}
+    check_arrays("from_pytorch", own, shapes)
+    filled = [{p: jnp.asarray(own["/".join(map(str, p))], x.dtype) for p, x in part.items()}
+              for part in parts]  # fmt: skip
+    return Variables(*map(unflatten, filled))
 
 
 def _of_module(arrays: dict[str, np.ndarray], like: Variables) -> Variables:
@@ -198,6 +228,7 @@ def _found(
     own = {name.removeprefix(start): x for name, x in arrays.items() if name.startswith(start)}
     rest = {name: x for name, x in arrays.items() if not name.startswith(start)}
     _take_head(own, rest, names, start)
+    own |= {name: rest.pop(name) for name in rest.keys() & names if name.startswith(SECOND_HEADS)}
     passed = [n for n, x in own.items() if _is_beside(n, x) or f"{start}{n}".startswith(others)]
     for name in passed:
         del own[name]
@@ -323,15 +354,18 @@ def _ours(array: np.ndarray, leaf: Array) -> Array:
 
 
 def _resized(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return learned positions [1, 1 + height * width, channels] for other square grids."""
-    sides = [round((n - 1) ** 0.5) for n in (array.shape + shape)[1::3]] if array.ndim == 3 else []
-    fits = [side**2 + 1 for side in sides] == [x[1] for x in (array.shape, shape)[: len(sides)]]
-    if array.shape == shape or not sides or not fits or "pos" not in name:
+    """Return learned positions [1, tokens + height * width, channels] for other square grids."""
+    if array.shape == shape or array.ndim != 3 or len(shape) != 3 or "pos" not in name:
         return array
-    old, new = sides
-    grid = array[:, 1:].reshape(old, old, array.shape[-1])
-    moved = jax.image.resize(grid, (new, new, array.shape[-1]), "cubic")
-    return np.concatenate([array[:, :1], np.asarray(moved).reshape(1, new * new, -1)], axis=1)
+    counts = array.shape[1], shape[1]
+    # A class token comes first, and perhaps a distillation token.
+    for lead in (1, 2):
+        old, new = (math.isqrt(max(count - lead, 0)) for count in counts)
+        if counts == (old**2 + lead, new**2 + lead):
+            grid = array[:, lead:].reshape(old, old, array.shape[-1])
+            moved = np.asarray(jax.image.resize(grid, (new, new, array.shape[-1]), "cubic"))
+            return np.concatenate([array[:, :lead], moved.reshape(1, new * new, -1)], axis=1)
+    return array
 
 
 def check_arrays(where: str, arrays: StateDict, expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -15,9 +15,11 @@ LEAVES = {
 }  # fmt: skip
 HEADS = (
     "fc", "linear", "classifier", "head", "head.fc", "heads.head", "output", "classifier.0",
-    "classifier.1", "classifier.6", "last_linear", "logits", "_fc",
+    "classifier.1", "classifier.6", "last_linear", "logits", "_fc", "cls_classifier",
 )  # fmt: skip
 """What classifiers are called."""
+SECOND_HEADS = ("distillation_classifier.", "head_dist.")
+"""What begins the names of a transformer's head that learns from its teacher."""
 _CONVS = (r"conv_(\d)", r"conv\1"), (r"norm_(\d)", r"bn\1")
 _ENDS = ("^stem_norm", "bn1"), ("^stem", "conv1"), ("^head", "fc")
 _STAGES = (r"^stage_(\d)/block_(\d+)", r"layer\1.\2")
@@ -71,10 +73,13 @@ _TIMM: Sequence[Rule] = (
     ("^tokens/class_token", "cls_token"), ("^tokens/position", "pos_embed"),
     ("^patches", "patch_embed/proj"), (r"^block_(\d+)", r"blocks/\1"), (r"norm_(\d)", r"norm\1"),
     ("attention/out", "attn/proj"), (_ATTENTION, r"attn/qkv/\1"), ("mlp/up", "mlp/fc1"),
-    ("mlp/down", "mlp/fc2"),
+    ("mlp/down", "mlp/fc2"), ("^tokens/distillation_token", "dist_token"),
+    ("^distillation_head", "head_dist"),
 )  # fmt: skip
 _HUGGING_FACE: Sequence[Rule] = (
     ("^tokens/class_token", "embeddings/cls_token"),
+    ("^tokens/distillation", "embeddings/distillation"),
+    ("^distillation_head", "distillation_classifier"),
     ("^tokens/position", "embeddings/position_embeddings"),
     ("^patches", "embeddings/patch_embeddings/projection"), (r"^block_(\d+)", r"encoder/layer/\1"),
     ("norm_1", "layernorm_before"), ("norm_2", "layernorm_after"), ("^norm", "layernorm"),

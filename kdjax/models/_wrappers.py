@@ -110,7 +110,8 @@ def normalized(model: Model, mean: ArrayLike, std: ArrayLike) -> Model:
                 f"normalized: images have shape {images.shape}, "
                 f"expected {center.size} channels like mean"
             )
-        check_raw(images)
+        if images.ndim > 2:
+            check_raw(images)
         channels = (1,) * (images.ndim - 1) + center.shape
         x = jnp.asarray(images, jnp.float32) / 255
         return (x - center.reshape(channels)) / scale.reshape(channels)
@@ -122,6 +123,25 @@ def normalized(model: Model, mean: ArrayLike, std: ArrayLike) -> Model:
         return model.apply(params, state, view(inputs), **mode)
 
     return model._replace(init=init, apply=apply)
+
+
+def scaled(model: Model, mean: ArrayLike, std: ArrayLike) -> Model:
+    """Return a model of real numbers in their own unit, which answers with mean + std * logits.
+
+    Args:
+        model: a model whose outputs are about as large as 1.
+        mean: [values], of the numbers that it is to answer with.
+        std: [values], their standard deviations.
+    """
+    center, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+    def apply(params: PyTree, state: PyTree, inputs: Any, **mode: Any) -> tuple[Outputs, PyTree]:
+        outputs, state = model.apply(params, state, inputs, **mode)
+        axes = (1,) * (outputs.logits.ndim - 1) + center.shape
+        logits = outputs.logits * scale.reshape(axes) + center.reshape(axes)
+        return outputs._replace(logits=logits), state
+
+    return model._replace(apply=apply)
 
 
 def check_raw(images: Any) -> None:

@@ -284,7 +284,7 @@ def _train(experiment: Experiment, teacher: TeacherResult, examples: Arrays, tri
                 runs.console.say(f"{runs.training.label_of(plan, seed)} diverged: {error}")
                 end = DIVERGED
             run.log.append(phase=trial.phase, seed=seed, step=plan.num_steps, split=end)
-        runs.training.forget_programs()
+        runs.evaluation.forget_programs()
     return _entry(run, trial)
 
 

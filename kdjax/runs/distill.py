@@ -16,13 +16,29 @@ import kdjax
 from kdjax import runs
 from kdjax.runs import flags, presets, processes
 from kdjax.runs.flags import flag, group
-from kdjax.runs.settings import DistributedSettings, OneMethodSettings, check_distributed
+from kdjax.runs.settings import (
+    POSITIVE,
+    DistributedSettings,
+    OneMethodSettings,
+    TaskName,
+    check_distributed,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(OneMethodSettings):
     """Everything that a run depends on; None leaves it to the data."""
 
+    task: TaskName = flag(
+        "What labels are: one class for an image; several, each true or false, or one of two "
+        "classes by one logit; real numbers; embeddings, told apart by class, given or the "
+        "teacher's alone; a class for each pixel. --data.dir takes all of them in a .npz file.",
+        default="single-label",
+    )
+    embedding_size: int | None = flag(
+        "Numbers of an embedding. Default: those of the labels or of the given teacher, else 64.",
+        POSITIVE,
+    )
     audit: bool = flag(
         "First hold the objective against what it should satisfy, on the student's first batch; "
         "stop if it does not.",
@@ -37,8 +53,9 @@ class Settings(OneMethodSettings):
 def run(settings: Settings, command: str) -> None:
     """Train the teacher and both kinds of students, measure them and write the report.
 
-    Both students of a seed start from the same values and see the same examples in the same order.
-    The student that is exported is the best of the distilled ones by validation.
+    Both students of a seed start from the same values and see the same examples in the same order;
+    without labels there is no student of labels alone. The student that is exported is the best of
+    the distilled ones by validation.
 
     Args:
         settings: as the flags gave them.
@@ -51,18 +68,20 @@ def run(settings: Settings, command: str) -> None:
             return
         teacher = runs.teaching.obtain_teacher(experiment)
         examples = runs.teaching.student_examples(experiment)
-        scratch = runs.teaching.plan_scratch(experiment, examples)
         taught = runs.teaching.plan_method(
             experiment, teacher, settings.method, examples, phase="distilled"
         )
+        plans = [taught]
+        if experiment.task.hard is not None:
+            plans = [runs.teaching.plan_scratch(experiment, examples), taught]
         if settings.audit:
             runs.training.audit(own, taught, settings.seed, exempt=runs.methods.BY_DESIGN)
         students = []
         for seed in decided.seeds:
-            for plan in (scratch, taught):
+            for plan in plans:
                 trained = plan.network(runs.training.train(own, plan, seed))
                 students.append((plan.phase, trained))
-        summary = runs.measures.summarize(own, teacher, students)
+        summary = runs.measures.summarize(own, teacher, students, experiment.task)
         distilled = [network for phase, network in students if phase == "distilled"]
         best = runs.measures.best_of(distilled, summary["distilled"])
         kdjax.models.save_network(own.workdir / "student", best.spec, best.variables)

@@ -132,6 +132,11 @@ def mean_of(logits: Sequence[np.ndarray] | np.ndarray, temperature: float) -> np
     return np.asarray(mean.apply(mean.variables, {}).logits)
 
 
+def forget_programs() -> None:
+    """Free the memory of compiled programs that nothing will call again."""
+    jax.clear_caches()
+
+
 def on_mesh(run: Run, arrays: Arrays, batches: Iterator[Any]) -> Iterator[Batch]:
     """Put batches on the mesh: ahead of their use where it takes time to make them."""
     place_fn = functools.partial(sharding.shard_batch, mesh=run.mesh)

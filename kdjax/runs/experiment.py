@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from kdjax._version import __version__
 from kdjax.checkpoint import lock
 from kdjax.loop import stop_on_signals
 from kdjax.models import Network
-from kdjax.runs import fingerprints, methods, networks, processes, recipes, unlabelled, workdir
+from kdjax.runs import checks, fingerprints, methods, networks, processes, tasks, workdir
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Run
 from kdjax.runs.networks import spec_of
@@ -34,6 +35,11 @@ class Experiment:
     run: Run
     given_teacher: Network | None
     student_start: Variables | None = None
+
+    @functools.cached_property
+    def task(self) -> tasks.Task:
+        """What the task of the settings decides."""
+        return tasks.of(self.settings.task, self.dataset)
 
 
 def is_finished(run: Run, table_fn: Callable[[dict[str, Any]], str] = format_table) -> bool:
@@ -81,7 +87,7 @@ def load_dataset(settings: RunSettings) -> data.Dataset:
     """Read the examples that the settings name, and say what a folder of one's own holds."""
     asked = settings.data
     crop_fn = {"stretch": data.stretch, "crop": data.center_crop}[asked.resize]
-    options: data.Options = {
+    options: dict[str, Any] = {
         "validation_fraction": asked.validation_fraction,
         "split_seed": asked.split_seed,
         "image_size": asked.image_size,
@@ -93,7 +99,8 @@ def load_dataset(settings: RunSettings) -> data.Dataset:
         if own is None:
             dataset = data.load(asked.name, data_dir=asked.dir, **options)
         else:
-            dataset = data.from_folder(own, **options)
+            labels_fn = tasks.LABELS_FNS[getattr(settings, "task", "single-label")]
+            dataset = data.from_folder(own, **options, labels_fn=labels_fn)
             dataset = dataset._replace(found=_flagged(dataset.found))
             say(f"{own}: {dataset.found}; {dataset.splits}")
         if asked.unlabelled is not None:
@@ -110,7 +117,8 @@ def load_dataset(settings: RunSettings) -> data.Dataset:
 
 def _flagged(message: str) -> str:
     """Name the flags for what the library calls by its parameters."""
-    return message.replace("image_size", "--data.image-size")
+    other = "; is another --task meant?" if "labels have shape" in message else ""
+    return message.replace("image_size", "--data.image-size") + other
 
 
 def _own_folder(name: str, folder: Path | None) -> Path | None:
@@ -161,18 +169,16 @@ def open_experiment(
     if getattr(asked, "extend", False):
         settings = extended(asked, settings)
     mesh = mesh_of(settings.mesh)
-    _check_examples(asked, settings, dataset)
-    _check_unlabelled(asked, settings, dataset)
-    check_batches(settings, mesh)
+    checks.check(asked, settings, dataset, mesh)
     # Before the directory is claimed: a teacher that does not fit must not leave a trace.
-    given_teacher, student_start = _checked_networks(settings, dataset)
+    settings, given_teacher, student_start = _checked_networks(settings, dataset)
     with lock(settings.workdir):
         content = {
             "data": fingerprints.of_data(dataset),
             "teacher": fingerprints.of_path(settings.teacher.checkpoint),
             "student": fingerprints.of_path(settings.student.checkpoint),
         }
-        claimed = claim(content, asked, settings)
+        claimed = claim(content, asked, _named(settings, dataset))
         if claimed.resumed:
             say(f"resuming the run in {settings.workdir}")
         log = log_of(settings.workdir, claimed.run)
@@ -224,26 +230,40 @@ def origin(trained_by: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 def _checked_networks(
     settings: Resolved, dataset: data.Dataset
-) -> tuple[Network | None, Variables | None]:
+) -> tuple[Resolved, Network | None, Variables | None]:
     """Read the teacher and the student's start where they are given.
+
+    Returns:
+        The settings, with the size of embeddings that the teacher has; the teacher; and the start.
 
     Raises:
         ValueError: where networks do not fit.
     """
-    student, teacher = (spec_of(settings, dataset, x) for x in (settings.student, settings.teacher))
-    networks.check_own("--student", student, learns=True)
+    teacher, task = spec_of(settings, dataset, settings.teacher), tasks.of(settings.task, dataset)
     networks.check_own("--teacher", teacher, learns=False)
-    networks.check_patches("--student", student)
     networks.check_patches("--teacher", teacher)
-    given = networks.given_teacher(settings.teacher, teacher)
+    any_size = task.name == "embeddings" and settings.embedding_size is None
+    given = networks.given_teacher(settings.teacher, teacher, any_size=any_size)
     teacher = given.spec if given else teacher
+    if any_size:
+        settings = dataclasses.replace(settings, embedding_size=teacher.num_classes)
+    if task.hard is None and given is None:
+        raise ValueError(
+            "--task embeddings without labels needs a teacher that is given: --teacher.checkpoint, "
+            "or .module"
+        )
+    student = spec_of(settings, dataset, settings.student)
+    networks.check_own("--student", student, learns=True)
+    networks.check_patches("--student", student)
+    for flag, spec in {"--student": student, "--teacher": teacher}.items():
+        networks.check_answers(flag, spec, task.name)
     if settings.teacher.head == "probe" and given is None:
         raise ValueError("--teacher.head probe needs a teacher: --teacher.checkpoint, or .module")
     if settings.rematerialise:
         trained = {"--student": student} | ({} if given else {"--teacher": teacher})
         networks.check_blocks(trained)
-    methods.check(settings.method, student, teacher)
-    return given, networks.starting_values(settings.student, student)
+    methods.check(settings.method, student, teacher, task)
+    return settings, given, networks.starting_values(settings.student, student)
 
 
 def log_of(directory: Path, run: str | None) -> workdir.MetricsLog:
@@ -300,6 +320,15 @@ def claim(content: dict[str, Any], asked: Any, settings: Any) -> workdir.Claim:
     return claimed
 
 
+def _named(settings: Resolved, dataset: data.Dataset) -> Resolved:
+    """Return settings with the name of the data: that of one's own may change, and stays."""
+    if dataset.version:
+        return settings
+    there = workdir.read_json(settings.workdir / "config.json")
+    name = str(there["data"]["name"]) if there else dataset.name
+    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, name=name))
+
+
 def extended(asked: Any, settings: Any) -> Any:
     """Return settings of a run that goes on beyond its end: its teacher is trained already.
 
@@ -334,90 +363,6 @@ def mesh_of(asked: MeshSettings) -> Mesh:
     except ValueError as error:
         flags = ", ".join(f"--mesh.{name} {size}" for name, size in sizes.items())
         raise ValueError(f"{flags}: {str(error).removeprefix('make_mesh: ')}") from error
-
-
-def _check_examples(asked: RunSettings, settings: Resolved, dataset: data.Dataset) -> None:
-    """Raise a ValueError where settings and data do not fit together."""
-    seen, present = settings.data.student_examples, len(dataset.train.label)
-    if seen > present:
-        raise ValueError(
-            f"--data.student-examples is {seen}, but there are {present} training examples"
-        )
-    if seen < min(present, dataset.num_classes):
-        raise ValueError(
-            f"--data.student-examples is {seen}, but there are {dataset.num_classes} classes: at "
-            "least one example of each is needed"
-        )
-    # A default may be more than a few examples are; the next ones come from the next epoch.
-    most = present if asked.made_up else max(seen, 64)
-    if settings.batch_size > most:
-        raise ValueError(
-            f"--batch-size is {settings.batch_size}, more than the {most} that the examples allow"
-        )
-    lazy = data.is_lazy(dataset.train._asdict())
-    if lazy and (settings.steps_per_call or 1) > 1:
-        raise ValueError(
-            f"--steps-per-call {settings.steps_per_call}: examples that stream are on no device"
-        )
-    _check_mixtures(settings)
-    _check_weights(settings, dataset, lazy)
-    if "resized-crop" in {*settings.augment, *settings.teacher.augment} and not lazy:
-        raise ValueError("--augment resized-crop needs --data.streaming: it crops what is read")
-
-
-def _check_mixtures(settings: Resolved) -> None:
-    """Raise a ValueError if the method cannot learn from images that are mixed."""
-    mixers = recipes.mixers_in(settings.augment)
-    for method in methods.methods_in(settings.method) if mixers else ():
-        if methods.METHODS[method].needs & (methods.Need.LABELS | methods.Need.INDEX):
-            raise ValueError(
-                f"--augment {mixers[0]} gives an image two classes, and --method {method} needs "
-                "one for each"
-            )
-
-
-def _check_weights(settings: Resolved, dataset: data.Dataset, lazy: bool) -> None:
-    """Raise a ValueError where class weights do not fit."""
-    weights = settings.class_weights
-    if weights is not None and settings.balanced_classes:
-        raise ValueError("--balanced-classes makes the weights that --class-weights gives")
-    if weights is not None and (len(weights) != dataset.num_classes or not any(weights)):
-        raise ValueError(
-            f"--class-weights are {weights}, expected {dataset.num_classes} of which one is not 0"
-        )
-    if settings.balanced_classes and lazy:
-        raise ValueError(
-            "--balanced-classes counts the labels, and these stream; give --class-weights"
-        )
-
-
-def _check_unlabelled(asked: RunSettings, settings: Resolved, dataset: data.Dataset) -> None:
-    """Raise a ValueError where nobody could learn from images without labels."""
-    if dataset.unlabelled is None:
-        return
-    parts, why = settings.num_micro_batches, ""
-    mixers = recipes.mixers_in(settings.augment)
-    if mixers:
-        why = f"--augment {mixers[0]} needs a label for each"
-    elif settings.class_weights is not None or settings.balanced_classes:
-        why = "class weights need a label for each"
-    elif asked.made_up:
-        why = "students see no images"
-    elif unlabelled.reads_labels(settings.method):
-        why = f"--method {settings.method} reads labels"
-    elif parts > 1:
-        why = f"the label's mean is over whole batches, and --num-micro-batches is {parts}"
-    if why:
-        raise ValueError(f"--data.unlabelled {settings.data.unlabelled}: {why}; leave it out")
-
-
-def check_batches(settings: Any, mesh: Mesh) -> None:
-    """Raise a ValueError where the batch does not divide over the devices."""
-    parts = settings.num_micro_batches
-    try:
-        sharding.check_batch_size(settings.batch_size, mesh, num_micro_batches=parts)
-    except ValueError as error:
-        raise ValueError(f"--batch-size: {error}") from error
 
 
 def _describe(asked: RunSettings, settings: Resolved, dataset: data.Dataset, run: Run) -> None:

@@ -71,7 +71,7 @@ def _of_split(examples: data.Examples, most: int | None) -> dict[str, Any]:
 
 
 def _described(count: int, labels: np.ndarray, images: Any) -> dict[str, Any]:
-    whole = np.ascontiguousarray(labels, np.int64)
+    whole = np.ascontiguousarray(labels, np.int64 if labels.dtype.kind in "biu" else None)
     return {"examples": count, "labels": _digest([whole]), "images": _digest(images)}
 
 

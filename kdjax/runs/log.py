@@ -1,7 +1,7 @@
 """What a training says while it runs: lines of `metrics.jsonl`, and notes on the console."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,14 @@ from kdjax.runs.console import say
 from kdjax.runs.evaluation import Run
 
 # What the console shows beside the loss: the first that is measured.
-_SHARES = (("accuracy", "{:.1%} right"), ("agreement", "agrees on {:.1%}"))
+_SHARES = (
+    ("mean_average_precision", "mAP {:.3f}"),
+    ("r_squared", "R² {:.3f}"),
+    ("recall_at_1", "finds {:.1%}"),
+    ("mean_iou", "IoU {:.3f}"),
+    ("accuracy", "{:.1%} right"),
+    ("agreement", "agrees on {:.1%}"),
+)
 
 
 class TrainingLog:
@@ -22,6 +29,9 @@ class TrainingLog:
         self.run, self.label, self.num_steps = run, label, num_steps
         self.phase, self.seed = phase, seed
         self.notes = {"train": ""}
+        # Of a task: what means nothing, and what the best has most of.
+        self.hides: Collection[str] = ()
+        self.score = "accuracy"
         self.update: Callable[[int, str], None] = lambda step, note: None
 
     @property
@@ -45,13 +55,13 @@ class TrainingLog:
 
     def write(self, at: int, split: str, measured: Mapping[str, Any]) -> None:
         """Log metrics of a split, and show them."""
-        numbers = {name: _number(metric) for name, metric in measured.items()}
+        shown = {name: metric for name, metric in measured.items() if name not in self.hides}
+        numbers = {name: _number(metric) for name, metric in shown.items()}
         seconds = round(time.perf_counter() - self.began, 3)
         of = {"phase": self.phase, "seed": self.seed, "step": at, "split": split}
         self.run.log.append(**of, **numbers, seconds=seconds)
-        loss = numbers["loss"] if split == "train" else numbers["nll"]
         shares = [words.format(numbers[name]) for name, words in _SHARES if name in numbers]
-        self.notes[split] = ", ".join([f"{split} loss {loss:.3f}", *shares[:1]])
+        self.notes[split] = ", ".join([f"{split} loss {numbers['loss']:.3f}", *shares[:1]])
         if split == "train" and (skipped := int(np.sum(measured.get("skipped", (0, 0))[0]))):
             say(f"{self.label} skipped {skipped} non-finite steps up to step {at}")
         self.update(at, "  ".join(filter(None, self.notes.values())))

@@ -9,7 +9,6 @@ arXiv:1910.10699).
 """
 
 import dataclasses
-import enum
 import functools
 import operator
 from collections.abc import Callable, Mapping
@@ -23,9 +22,9 @@ from kdjax import losses, models, terms
 from kdjax.models import NetworkSpec
 from kdjax.objective import Weight, combine
 from kdjax.runs.method_names import LINES
+from kdjax.runs.needs import Need
+from kdjax.runs.tasks import SINGLE_LABEL, Task, Weighted
 from kdjax.types import Array, FeaturePaths, Objective, PyTree, Term
-
-Weighted = dict[str, tuple[Term, Weight]]
 
 
 class Setup(NamedTuple):
@@ -39,6 +38,7 @@ class Setup(NamedTuple):
     temperature: float = 4.0
     soft_weight: float = 0.9
     label_smoothing: float = 0.0
+    task: Task = SINGLE_LABEL
     of_labels_fn: Callable[[Term], Term] = lambda term: term
 
     def share(self, of: float) -> int:
@@ -48,32 +48,6 @@ class Setup(NamedTuple):
 
 _Make = Callable[[Setup], Term]
 _PathsFn = Callable[[Setup], tuple[str, str] | tuple[list[str], list[str]]]
-
-
-class Need(enum.Flag):
-    """What a method may need of data and networks."""
-
-    NOTHING = 0
-    LABELS = enum.auto()
-    """Its own terms read labels, and not only the cross-entropy beside them."""
-    INDEX = enum.auto()
-    """The place of every example in the training set: it remembers something of each."""
-    WHOLE_BATCH = enum.auto()
-    """It relates the examples of a batch, so that micro-batches would change it."""
-    FEATURES = enum.auto()
-    """Features of any shape, of both networks."""
-    MAPS = enum.auto()
-    """Feature maps, of both networks."""
-    NORMS = enum.auto()
-    """BatchNorm right before the teacher's ReLUs."""
-    CLASSIFIER = enum.auto()
-    """The teacher's last layer."""
-    TOKEN = enum.auto()
-    """A vision transformer as student, which gets a distillation token."""
-    SAME_WIDTHS = enum.auto()
-    """As many channels in the stages of both networks."""
-    SAME_LAST_WIDTH = enum.auto()
-    """As many channels in the last stage of both networks."""
 
 
 class Method(NamedTuple):
@@ -115,10 +89,11 @@ def objective_of(name: str, setup: Setup, *, scale: float = 1.0) -> Objective:
         weighted = _weighted(method, setup)
         labels.append(weighted.pop("hard")[1])
         found |= weighted
-    hard = terms.cross_entropy(label_smoothing=setup.label_smoothing)
-    if any(Need.TOKEN in METHODS[method].needs for method in methods_in(name)):
-        hard = terms.with_logits_of(hard, "head")
-    found["hard"] = setup.of_labels_fn(hard), max(labels, key=float)
+    if setup.task.hard is not None:
+        hard = setup.task.hard(setup.label_smoothing)
+        if any(Need.TOKEN in METHODS[method].needs for method in methods_in(name)):
+            hard = terms.with_logits_of(hard, "head")
+        found["hard"] = setup.of_labels_fn(hard), max(labels, key=float)
     return combine(
         {term: loss for term, (loss, _) in found.items()},
         {term: _scaled(w, 1.0 if term == "hard" else scale) for term, (_, w) in found.items()},
@@ -139,17 +114,26 @@ def _scaled(weight: Weight, scale: float) -> Weight:
     return (lambda step: scale * weight(step)) if callable(weight) else scale * weight
 
 
-def check(name: str, student: NetworkSpec, teacher: NetworkSpec) -> None:
-    """Raise a ValueError unless two networks have what a method needs.
+def check(name: str, student: NetworkSpec, teacher: NetworkSpec, task: Task = SINGLE_LABEL) -> None:
+    """Raise a ValueError unless a task and two networks have what a method needs.
 
     Args:
         name: the method, or several joined by "+".
         student: describes the student.
         teacher: describes the teacher.
+        task: what is learned.
     """
     _check_paths(name, models.build(student).paths, models.build(teacher).paths)
     for method in methods_in(name):
         needs = METHODS[method].needs
+        if any(lacking in needs for lacking in task.lacks):
+            fit = [
+                name for name in METHODS if not any(x in METHODS[name].needs for x in task.lacks)
+            ]
+            raise ValueError(
+                f"--method {method} learns from one class of each image, which --task {task.name} "
+                f"has not; those that fit, if the networks do: {', '.join(fit)}"
+            )
         if Need.TOKEN in needs and not student.name.startswith("vit"):
             raise ValueError(f"--method {method} needs a vit as --student.name, not {student.name}")
         if not needs & (Need.SAME_WIDTHS | Need.SAME_LAST_WIDTH):
@@ -285,8 +269,9 @@ def _lifted(
 
 
 def _kd(setup: Setup) -> Weighted:
-    soft, weight = terms.soft_targets(temperature=setup.temperature), setup.soft_weight
-    return {"soft": (soft, weight), "hard": (terms.cross_entropy(), 1 - weight)}
+    weight, soft = setup.soft_weight, setup.task.soft(setup.temperature)
+    followed = {name: (term, own * weight) for name, (term, own) in soft.items()}
+    return {**followed, "hard": (terms.cross_entropy(), 1 - weight)}
 
 
 def _skd(setup: Setup) -> Weighted:
@@ -360,14 +345,15 @@ def _crd(setup: Setup) -> Term:
 
 
 _CLASS_MAPS = ("class_maps", "class_maps")
-_LABELS, _BATCH, _TOKEN = Need.LABELS, Need.WHOLE_BATCH, Need.TOKEN
+_CLASSES, _BATCH, _TOKEN = Need.CLASSES, Need.WHOLE_BATCH, Need.TOKEN | Need.CLASSES
+_LABELS = Need.LABELS | Need.CLASSES
 _MAPS, _FEATURES = Need.MAPS, Need.FEATURES
 _RELATED, _RELATED_MAPS = _FEATURES | _BATCH, _MAPS | _BATCH
 _ROWS: dict[str, Method] = {
     "scratch": Method(_LABELS, lambda s: {}),
     "kd": Method(Need.NOTHING, _kd),
     "logit-std": Method(
-        Need.NOTHING,
+        _CLASSES,
         lambda s: terms.standardized(terms.soft_targets(temperature=2.0)),
         9.0,
         label_weight=0.1,
@@ -376,34 +362,35 @@ _ROWS: dict[str, Method] = {
     "nkd": Method(_LABELS, _of(losses.nkd_loss, temperature=3.0, nontarget_weight=3.5)),
     "wsld": Method(_LABELS, _of(losses.wsld_loss, temperature=4.0), 2.25),
     "dist": Method(
-        _BATCH, _of(losses.dist_loss, temperature=4.0, inter_weight=2.0, intra_weight=2.0)
+        _BATCH | _CLASSES,
+        _of(losses.dist_loss, temperature=4.0, inter_weight=2.0, intra_weight=2.0),
     ),
-    "ttm": Method(Need.NOTHING, _of(losses.ttm_loss), 45.0),
-    "wttm": Method(Need.NOTHING, _of(losses.wttm_loss), 4.0),
-    "mlkd": Method(_BATCH, _of(losses.multi_level_loss), 0.9, label_weight=0.1),
+    "ttm": Method(_CLASSES, _of(losses.ttm_loss), 45.0),
+    "wttm": Method(_CLASSES, _of(losses.wttm_loss), 4.0),
+    "mlkd": Method(_BATCH | _CLASSES, _of(losses.multi_level_loss), 0.9, label_weight=0.1),
     "ctkd": Method(
-        Need.NOTHING, lambda s: terms.curriculum_temperature(s.share(1 / 24)), 0.9, label_weight=0.1
+        _CLASSES, lambda s: terms.curriculum_temperature(s.share(1 / 24)), 0.9, label_weight=0.1
     ),
     "logit-mse": Method(Need.NOTHING, _of(losses.logit_mse_loss)),
-    "skd": Method(_BATCH | Need.CLASSIFIER, _skd),
+    "skd": Method(_BATCH | _CLASSES | Need.CLASSIFIER, _skd),
     "tfkd": Method(_LABELS, _of(losses.virtual_teacher_loss), 0.1, label_weight=0.9),
     "deit-hard": Method(_TOKEN, _by_token(_of(losses.hard_target_loss)), 0.5, 0.5),
     "deit-soft": Method(_TOKEN, _by_token(_of(losses.soft_target_loss, temperature=3.0)), 0.1, 0.9),
     # Divergences, in the forms that language models use; the weights are ours.
-    "reverse-kl": Method(Need.NOTHING, _of(losses.reverse_kl_divergence)),
-    "js": Method(Need.NOTHING, _of(losses.generalized_js_divergence)),
-    "skew-kl": Method(Need.NOTHING, _of(losses.skew_kl_divergence)),
-    "skew-reverse-kl": Method(Need.NOTHING, _of(losses.skew_reverse_kl_divergence)),
-    "total-variation": Method(Need.NOTHING, _of(losses.total_variation)),
-    "akl": Method(Need.NOTHING, _of(losses.adaptive_kl_divergence)),
-    "taid": Method(Need.NOTHING, lambda s: terms.taid(num_steps=s.num_steps)),
+    "reverse-kl": Method(_CLASSES, _of(losses.reverse_kl_divergence)),
+    "js": Method(_CLASSES, _of(losses.generalized_js_divergence)),
+    "skew-kl": Method(_CLASSES, _of(losses.skew_kl_divergence)),
+    "skew-reverse-kl": Method(_CLASSES, _of(losses.skew_reverse_kl_divergence)),
+    "total-variation": Method(_CLASSES, _of(losses.total_variation)),
+    "akl": Method(_CLASSES, _of(losses.adaptive_kl_divergence)),
+    "taid": Method(_CLASSES, lambda s: terms.taid(num_steps=s.num_steps)),
     # Features of any shape, relations and contrast.
     "uskd": Method(_FEATURES | _LABELS | _BATCH, _uskd),
     "hint": Method(_RELATED, _hint, 100.0),
     "ab": Method(_RELATED, lambda s: terms.activation_boundary(*_preactivations(s)), 3e-3),
     "vid": Method(_FEATURES, lambda s: terms.vid(*_stages(s))),
     "pad": Method(_RELATED, lambda s: terms.prime_aware(*_embeddings(s)), warms_up=True),
-    "srrl": Method(_RELATED | Need.CLASSIFIER, _srrl),
+    "srrl": Method(_RELATED | _CLASSES | Need.CLASSIFIER, _srrl),
     "rkd": Method(_RELATED, _rkd),
     "sp": Method(_RELATED, _of(losses.similarity_preserving_loss, _last), 3000.0),
     "cc": Method(_RELATED, _of(losses.correlation_congruence_loss, _embeddings), 100.0),
@@ -428,11 +415,13 @@ _ROWS: dict[str, Method] = {
     ),
     "ofd": Method(_RELATED_MAPS | Need.NORMS, _ofd, 1e-3),
     "review": Method(_RELATED_MAPS, _review, 0.6, warms_up=True),
-    "cat": Method(_MAPS, _of(losses.class_attention_loss, lambda s: _CLASS_MAPS), 50.0),
+    "cat": Method(_MAPS | _CLASSES, _of(losses.class_attention_loss, lambda s: _CLASS_MAPS), 50.0),
     "cwd": Method(_MAPS | Need.SAME_LAST_WIDTH, _of(_channel_wise, _last), 10.0),
     "mgd": Method(_MAPS, lambda s: terms.masked_generation(*_last(s), mask_ratio=0.15), 1.2e-3),
-    "simkd": Method(_MAPS | Need.CLASSIFIER, _simkd, label_weight=0.0, reuses_classifier=True),
-    "semckd": Method(_RELATED_MAPS, _semckd),
+    "simkd": Method(
+        _MAPS | _CLASSES | Need.CLASSIFIER, _simkd, label_weight=0.0, reuses_classifier=True
+    ),
+    "semckd": Method(_RELATED_MAPS | _CLASSES, _semckd),
     "ickd": Method(_RELATED_MAPS, lambda s: terms.inter_channel_correlation(*_last(s)), 2.5),
 }
 METHODS: Mapping[str, Method] = {

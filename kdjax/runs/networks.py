@@ -12,18 +12,21 @@ import numpy as np
 from kdjax import models
 from kdjax.data import Dataset
 from kdjax.models import Network, NetworkSpec
+from kdjax.runs import tasks
 from kdjax.runs.console import say
 from kdjax.runs.resolved import Resolved
-from kdjax.runs.settings import NetworkSettings, TeacherSettings
+from kdjax.runs.settings import NetworkSettings, TaskName, TeacherSettings
 from kdjax.types import Variables
+
+_ANY_HEAD: Any = "any"
 
 
 def spec_of(settings: Resolved, dataset: Dataset, network: NetworkSettings) -> NetworkSpec:
     """Describe a network of the settings for the data."""
-    return NetworkSpec(
+    spec = NetworkSpec(
         network.module or network.name or "mlp",
         tuple(network.widths or ()),
-        dataset.num_classes,
+        tasks.num_outputs(settings.task, dataset, settings.embedding_size),
         dataset.image_shape,
         mean=tuple(float(x) for x in dataset.mean),
         std=tuple(float(x) for x in dataset.std),
@@ -32,11 +35,13 @@ def spec_of(settings: Resolved, dataset: Dataset, network: NetworkSettings) -> N
         input_dropout=network.input_dropout,
         precision=settings.precision,
         patch_size=_patch_size(network, dataset.image_shape),
-        label_names=dataset.label_names,
+        label_names=tasks.names_of(settings.task, dataset),
         stages=tuple(network.stages or ()),
         embedding=network.embedding or "",
         classifier=network.classifier or "",
     )
+    mean, std = tasks.scale_of(settings.task, dataset)
+    return dataclasses.replace(spec, output_mean=mean, output_std=std)
 
 
 def check_own(flag: str, spec: NetworkSpec, *, learns: bool) -> None:
@@ -55,8 +60,10 @@ def check_own(flag: str, spec: NetworkSpec, *, learns: bool) -> None:
 
 def check_patches(flag: str, spec: NetworkSpec) -> None:
     """Raise a ValueError that names the flag unless the images divide into a network's patches."""
+    if not spec.patch_size:
+        return
     height, width, _ = spec.image_shape
-    if spec.patch_size and (height % spec.patch_size or width % spec.patch_size):
+    if height % spec.patch_size or width % spec.patch_size:
         raise ValueError(
             f"{flag}.patch-size is {spec.patch_size}, which does not divide images of "
             f"{height} x {width}"
@@ -74,17 +81,41 @@ def check_blocks(specs: Mapping[str, NetworkSpec]) -> None:
             )
 
 
-def given_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network | None:
+def check_answers(flag: str, spec: NetworkSpec, task: TaskName) -> None:
+    """Raise a ValueError that names the flag if a network answers in no shape of a task's."""
+    if task == "single-label" and spec.name != "unet":
+        return
+    pixels = spec.image_shape[:2] if task == "pixels" else ()
+    found, expected = _answers_of(spec), (*pixels, spec.num_classes)
+    if found != expected:
+        fits = "unet, or a fully convolutional --student.module" if pixels else "another network"
+        raise ValueError(
+            f"{flag}.name {spec.name} answers an image with {found}, --task {task} needs "
+            f"{expected}: {fits} fits"
+        )
+
+
+def given_teacher(
+    settings: TeacherSettings, spec: NetworkSpec, *, any_size: bool = False
+) -> Network | None:
     """Read the teacher that the settings give, None where one is to be trained.
 
     A PyTorch module is never trained: without a checkpoint it has the weights that it comes with.
+    What such a module or a state dict answers with is in the data's own unit.
+
+    Args:
+        settings: of the teacher.
+        spec: what flags and data say about it.
+        any_size: whether it may answer with as many numbers as it likes.
     """
+    if any_size:
+        settings = dataclasses.replace(settings, head=_ANY_HEAD)
     if settings.checkpoint is not None:
         return load_teacher(settings, spec)
     if settings.module is None or not _is_torchs(_built("--teacher.module", spec)):
         return None
     mean, std = _normalization(settings, {}, spec)
-    spec = dataclasses.replace(spec, mean=mean, std=std)
+    spec = dataclasses.replace(spec, mean=mean, std=std, output_mean=(), output_std=())
     model = models.build(spec)
     images = np.zeros((1, *spec.image_shape), np.uint8)
     return _with_classes(settings, Network(spec, model, model.init(jax.random.key(0), images)))
@@ -118,8 +149,8 @@ def load_teacher(settings: TeacherSettings, spec: NetworkSpec) -> Network:
             f"--teacher.checkpoint {path} is for images of {len(mean)} channels, the data has "
             f"{spec.image_shape[-1]}"
         )
-    spec = dataclasses.replace(spec, mean=mean, std=std)
-    if settings.head == "probe":
+    spec = dataclasses.replace(spec, mean=mean, std=std, output_mean=(), output_std=())
+    if settings.head != "own":
         num_classes = models.classes_of(state_dict) or spec.num_classes
         spec = dataclasses.replace(spec, num_classes=num_classes, label_names=())
     return _with_classes(settings, _of_file("--teacher", path, state_dict, spec))
@@ -213,7 +244,7 @@ def _of_file(
     flag: str, path: Path, state_dict: Mapping[str, np.ndarray], spec: NetworkSpec
 ) -> Network:
     """Put a state dict into a network."""
-    like, shape = _built(flag, spec), spec.image_shape
+    like, shape = _built(flag, spec), spec.image_shape if len(spec.image_shape) == 3 else None
     try:
         variables = models.from_pytorch(state_dict, like, image_shape=shape)
     except ValueError as error:
@@ -224,10 +255,7 @@ def _of_file(
 def _with_classes(settings: TeacherSettings, teacher: Network) -> Network:
     """Return a teacher whose own code says its classes, if they are those that are asked for."""
     spec = teacher.spec
-    images = jax.ShapeDtypeStruct((1, *spec.image_shape), np.uint8)
-    call = functools.partial(teacher.model.apply, train=False)
-    (outputs, _) = jax.eval_shape(call, *teacher.variables, images)
-    found = outputs.logits.shape[-1]
+    found = _answers_of(spec)[-1]
     if settings.head == "own" and found != spec.num_classes:
         raise ValueError(
             f"--teacher.module {spec.name} answers with {found} classes, the data has "
@@ -265,6 +293,15 @@ def _normalization(
             "0.229 0.224 0.225)"
         )
     return chosen
+
+
+def _answers_of(spec: NetworkSpec) -> tuple[int, ...]:
+    """Return the shape of what a network answers one image with."""
+    images = jax.ShapeDtypeStruct((1, *spec.image_shape), np.uint8)
+    call = functools.partial(models.build(spec).apply, train=False)
+    (outputs, _) = jax.eval_shape(call, *_shapes_of(spec), images)
+    shape: tuple[int, ...] = outputs.logits.shape[1:]
+    return shape
 
 
 def _shapes_of(spec: NetworkSpec) -> Variables:

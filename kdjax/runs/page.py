@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from kdjax.distributed import is_leader
 from kdjax.models import NetworkSpec
@@ -14,6 +15,8 @@ from kdjax.runs.experiment import Experiment, facts
 from kdjax.runs.settings import EMBEDDED
 from kdjax.runs.teaching import TeacherResult
 
+Figures = dict[str, tuple[Figure, str]]
+"""Figures with their captions, by name."""
 # What was looked at on the validation split before the defaults for digits were settled.
 DIGITS_CHOICE = (
     "On a validation split of 404 training digits, distillation gained 6.2 points of accuracy with "
@@ -46,32 +49,40 @@ def _page(
         "Training time": f"{run.log.total_seconds():.0f} s in the steps of all trainings",
         "Seeds": f"{settings.seed} and up, {settings.num_seeds} of each kind",
     }
-    images, labels = dataset.test.image, np.asarray(dataset.test.label)
-    logits, names = teacher.test["teacher_logits"], dataset.label_names
+    figures: Figures = {
+        "errors": (
+            report.plot_errors(summary, first_seed=settings.seed),
+            "On the test set, seed by seed: the same student from labels alone and distilled.",
+        ),
+        "curves": (
+            report.plot_curves(rows),
+            "Every kind of training: the loss of the labels, and what is measured, on training "
+            "batches and on validation examples. Thin lines are seeds, bold lines their mean.",
+        ),
+    }
+    if experiment.task.name == "single-label" and len(dataset.image_shape) == 3:
+        figures |= _dark_knowledge(experiment, teacher)
     return report.distillation_page(
         f"Distillation on {dataset.name}",
         summary,
         rows=rows,
-        figures={
-            "errors": (
-                report.plot_errors(summary, first_seed=settings.seed),
-                "Test errors, seed by seed: the same student from labels alone and distilled.",
-            ),
-            "curves": (
-                report.plot_curves(rows),
-                "Every kind of training: cross-entropy with the labels, and accuracy, on training "
-                "batches and on validation examples. Thin lines are seeds, bold lines their mean.",
-            ),
-            "dark_knowledge": (
-                report.plot_instructive(images, labels, logits, names, settings.temperature),
-                "Test images beside the teacher's probabilities, at T = 1 and softened at "
-                f"T = {settings.temperature:g}: what it deems almost as likely is what labels "
-                "do not say. The two axes may differ in scale.",
-            ),
-        },
+        figures=figures,
         notes=_choices(experiment, teacher.network.spec),
         facts=facts(run, command, **known),
     )
+
+
+def _dark_knowledge(experiment: Experiment, teacher: TeacherResult) -> Figures:
+    images, labels = experiment.dataset.test
+    logits, names = teacher.test["teacher_logits"], experiment.dataset.label_names
+    temperature = experiment.settings.temperature
+    drawn = report.plot_instructive(images, np.asarray(labels), logits, names, temperature)
+    caption = (
+        "Test images beside the teacher's probabilities, at T = 1 and softened at "
+        f"T = {temperature:g}: what it deems almost as likely is what labels "
+        "do not say. The two axes may differ in scale."
+    )
+    return {"dark_knowledge": (drawn, caption)}
 
 
 def _choices(experiment: Experiment, teacher: NetworkSpec) -> dict[str, str]:
@@ -98,8 +109,9 @@ def _choices(experiment: Experiment, teacher: NetworkSpec) -> dict[str, str]:
         "Examples": f"{found}{dataset.splits}: {num_train} training examples. The teacher "
         + ("was given" if given else "learns from all of them")
         + f", both students learn from {few}: what the "
-        f"distilled one gains beyond labels comes through the teacher's probabilities.{more}",
-        "Training": f"Method {settings.method}{kd if settings.method == 'kd' else ''}; "
+        f"distilled one gains beyond labels comes through the teacher's answers.{more}",
+        "Training": f"Task {settings.task}, method {settings.method}"
+        f"{kd if settings.method == 'kd' else ''}; "
         f"{passes} in batches of {settings.batch_size}, "
         f"{optimizer.name} at {optimizer.learning_rate:g} with {decay}, augmentation {views}. "
         "Both students of a seed start from the same values and "

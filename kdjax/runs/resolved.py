@@ -13,12 +13,17 @@ from kdjax.runs.settings import (
     NetworkSettings,
     OptimizerSettings,
     RunSettings,
+    TaskName,
     TeacherSettings,
 )
 
 if TYPE_CHECKING:
     from kdjax.data import Dataset
 
+_WIDTHS: dict[str, dict[str, tuple[int, ...]]] = {
+    "mlp": {"teacher": (256, 256), "student": (32,)},
+    "unet": {"teacher": (32, 64), "student": (8, 16)},
+}
 T = TypeVar("T")
 NetworkSettingsT = TypeVar("NetworkSettingsT", bound=NetworkSettings)
 
@@ -58,6 +63,8 @@ class Resolved(MethodSettings):
     num_seeds: int
     workdir: Path
     method: str = "kd"
+    task: TaskName = "single-label"
+    embedding_size: int | None = None
     audit: bool = False
     eval_every: int | None = None
 
@@ -88,11 +95,12 @@ def resolve(settings: RunSettings, dataset: "Dataset") -> Resolved:
     usual_batch = 128 if seen >= 10_000 else 64
     batch_size = settings.batch_size or usual_batch
     asked: tuple[Augmentation, ...] | None = getattr(settings, "augment", None)
-    shared, of_teacher = _views(dataset) if asked is None else (asked, asked)
+    task: TaskName = getattr(settings, "task", "single-label")
+    shared, of_teacher = _views(dataset, task) if asked is None else (asked, asked)
     rate = optimizer.learning_rate or default_learning_rate(optimizer.name, batch_size)
     teacher = narrowed(
         ResolvedTeacher,
-        with_architecture(given, (256, 256)),
+        with_architecture(given, task),
         epochs=given.epochs or settings.epochs or _epochs(num_examples, usual_batch),
         augment=of_teacher if given.augment is None else given.augment,
     )
@@ -101,7 +109,7 @@ def resolve(settings: RunSettings, dataset: "Dataset") -> Resolved:
         settings,
         data=narrowed(ResolvedData, data, student_examples=seen),
         teacher=teacher,
-        student=with_architecture(settings.student, (32,)),
+        student=with_architecture(settings.student, task),
         optimizer=narrowed(ResolvedOptimizer, optimizer, learning_rate=rate),
         epochs=settings.epochs or _epochs(in_epoch, usual_batch),
         batch_size=batch_size,
@@ -110,18 +118,19 @@ def resolve(settings: RunSettings, dataset: "Dataset") -> Resolved:
     )
 
 
-def with_architecture(network: NetworkSettingsT, widths: tuple[int, ...]) -> NetworkSettingsT:
+def with_architecture(network: NetworkSettingsT, task: TaskName) -> NetworkSettingsT:
     """Settle name and widths: those of a checkpoint of ours are read later, with the checkpoint."""
     group = "teacher" if isinstance(network, TeacherSettings) else "student"
     if network.module:
         return _own(group, network)
     if group == "teacher" and network.checkpoint is not None:
         return network
-    name = network.name or "mlp"
-    if network.widths and name != "mlp":
+    name = network.name or ("unet" if task == "pixels" else "mlp")
+    if network.widths and name not in _WIDTHS:
         raise ValueError(f"--{group}.widths are those of an mlp, and {name} has its own")
-    chosen = (network.widths if network.widths is not None else widths) if name == "mlp" else ()
-    return dataclasses.replace(network, name=name, widths=chosen)
+    usual_widths = _WIDTHS.get(name, {}).get(group, ())
+    widths = usual_widths if network.widths is None or name not in _WIDTHS else network.widths
+    return dataclasses.replace(network, name=name, widths=widths)
 
 
 def _own(group: str, network: NetworkSettingsT) -> NetworkSettingsT:
@@ -149,8 +158,15 @@ def narrowed(wanted: type[T], settings: Any, **decided: Any) -> T:
     return wanted(**{**known, **decided})
 
 
-def _views(dataset: "Dataset") -> tuple[tuple[Augmentation, ...], tuple[Augmentation, ...]]:
-    """Return the views of images that students and teachers see where nothing is said."""
+def _views(
+    dataset: "Dataset", task: TaskName
+) -> tuple[tuple[Augmentation, ...], tuple[Augmentation, ...]]:
+    """Return the views of images that students and teachers see where nothing is said.
+
+    Views would move images, and not the labels of their pixels.
+    """
+    if task == "pixels" or len(dataset.image_shape) < 3:
+        return (), ()
     height, width, channels = dataset.image_shape
     large, color = min(height, width) >= 24, channels >= 3
     words = all(len(label) > 1 and not label.isdigit() for label in dataset.label_names)

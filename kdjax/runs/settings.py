@@ -18,13 +18,16 @@ NetworkName = Literal[
     "vgg8", "vgg13", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2",
     "resnet18", "resnet34", "resnet50", "resnet101",
     "imagenet_mobilenet_v2", "imagenet_vgg11", "imagenet_vgg16",
-    "vit_mu", "vit_ti", "vit_s", "vit_b",
+    "vit_mu", "vit_ti", "vit_s", "vit_b", "unet",
 ]  # fmt: skip
 PairName = Literal[
     "wrn_40_2-wrn_16_2", "wrn_40_2-wrn_40_1", "resnet56-resnet20", "resnet110-resnet20",
     "resnet110-resnet32", "resnet32x4-resnet8x4", "vgg13-vgg8",
     "vgg13-mobilenet_v2", "cifar_resnet50-mobilenet_v2", "cifar_resnet50-vgg8",
     "resnet32x4-shufflenet_v1", "resnet32x4-shufflenet_v2", "wrn_40_2-shufflenet_v1",
+]  # fmt: skip
+TaskName = Literal[
+    "single-label", "multi-label", "binary", "regression", "embeddings", "pixels",
 ]  # fmt: skip
 Precision = Literal["float32", "bfloat16"]
 
@@ -113,9 +116,10 @@ class DataSettings:
 class NetworkSettings:
     """A network and its regularization."""
 
-    name: NetworkName | None = flag("The architecture. Default: mlp.")
+    name: NetworkName | None = flag("The architecture. Default: mlp, of pixels unet.")
     widths: tuple[int, ...] | None = flag(
-        "Units of each hidden layer of an mlp. Default: 256 256 for a teacher, 32 for a student.",
+        "Units of each hidden layer of an mlp (default: 256 256 for a teacher, 32 for a student), "
+        "or channels at each size of a unet's maps (32 64, and 8 16).",
         POSITIVE,
     )
     module: str | None = flag(

@@ -8,16 +8,17 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import data, distributed, models, sharding, step, teachers, terms
+from kdjax import data, distributed, models, sharding, step, teachers
 from kdjax.models import Network, NetworkSpec
 from kdjax.objective import combine
-from kdjax.runs import evaluation, methods, networks, probes, recipes, training, unlabelled
+from kdjax.runs import evaluation, methods, networks, probes, recipes, tasks, training, unlabelled
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Arrays, Run
 from kdjax.runs.experiment import Experiment
 from kdjax.runs.networks import spec_of
 from kdjax.runs.resolved import ResolvedTeacher
 from kdjax.runs.settings import Augmentation
+from kdjax.runs.tasks import SINGLE_LABEL, Task
 from kdjax.runs.training import Training
 from kdjax.types import Model, Objective, OnlineTeacher, Teacher, Variables
 
@@ -31,11 +32,15 @@ class TeacherResult(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """What is minimized, on which examples, and where the teacher's answers come from."""
+    """What is minimized, on which examples, and where the teacher's answers come from.
+
+    `validation` is what is measured now and then, with the teacher's answers; by default without.
+    """
 
     objective: Objective
     teacher: Teacher
     examples: Arrays
+    validation: Arrays | None = None
 
 
 def obtain_teacher(experiment: Experiment) -> TeacherResult:
@@ -51,7 +56,7 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
         if settings.teacher.head == "probe":
             network = probes.fitted(run, dataset, network)
     else:
-        lesson = from_labels(dataset.train._asdict())
+        lesson = from_labels(tasks.arrays_of(dataset.train), task=experiment.task)
         plan = plan_network(
             experiment, "teacher", spec, models.build(spec), lesson, settings.teacher
         )
@@ -63,25 +68,27 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
 def answered(experiment: Experiment, network: Network) -> TeacherResult:
     """Put a network's answers beside the examples that networks are compared on: it can teach."""
     run, dataset = experiment.run, experiment.dataset
-    splits = (dataset.validation._asdict(), dataset.test._asdict())
+    splits = (tasks.arrays_of(x) for x in (dataset.validation, dataset.test))
     return TeacherResult(network, *(with_logits(run, network, split) for split in splits))
 
 
-def from_labels(examples: Arrays, label_smoothing: float = 0.0) -> Lesson:
+def from_labels(
+    examples: Arrays, label_smoothing: float = 0.0, task: Task = SINGLE_LABEL
+) -> Lesson:
     """Return the lesson without a teacher."""
-    return Lesson(labels_only(label_smoothing), teachers.absent(), examples)
+    return Lesson(labels_only(label_smoothing, task), teachers.absent(), examples)
 
 
-def labels_only(label_smoothing: float = 0.0) -> Objective:
-    """Make the objective of training from labels alone."""
-    hard = terms.cross_entropy(label_smoothing=label_smoothing)
-    return combine({"hard": hard}, {"hard": 1.0})
+def labels_only(label_smoothing: float = 0.0, task: Task = SINGLE_LABEL) -> Objective:
+    """Make the objective of training from labels alone, of a task that has some."""
+    assert task.hard is not None
+    return combine({"hard": task.hard(label_smoothing)}, {"hard": 1.0})
 
 
 def plan_scratch(experiment: Experiment, examples: Arrays) -> Training:
     """Return how the student of the settings is trained from labels alone."""
     spec = student_spec(experiment)
-    lesson = from_labels(examples, experiment.settings.label_smoothing)
+    lesson = from_labels(examples, experiment.settings.label_smoothing, experiment.task)
     return plan_network(experiment, "scratch", spec, models.build(spec), lesson)
 
 
@@ -122,13 +129,13 @@ def plan_method(
     paths = models.build(spec).paths, network.model.paths
     counts = len(examples["label"]), _num_steps(experiment, settings.epochs, examples)
     knobs = settings.temperature, settings.soft_weight, settings.label_smoothing
-    setup = methods.Setup(*paths, params, *counts, *knobs)
+    setup = methods.Setup(*paths, params, *counts, *knobs, experiment.task)
     if more is not None:
         setup = setup._replace(of_labels_fn=unlabelled.of_labeled)
     objective = methods.objective_of(method, setup, scale=scale)
     if methods.looks_at_features(method):
-        watched = models.build(network.spec, features=network.model.paths.all)
-        source = teachers.frozen(watched, network.variables)
+        answering = models.build(network.spec, features=network.model.paths.all)
+        source = teachers.frozen(answering, network.variables)
         spec = methods.student_of(method, spec, setup)
         classifier = params.get(network.model.paths.head)
         watched_by = dict.fromkeys((*setup.student.all, *models.build(spec).paths.heads))
@@ -138,7 +145,9 @@ def plan_method(
         stored = "teacher_logits" in examples
         source = teachers.stored() if stored else teachers.frozen(network.model, network.variables)
         model = models.build(spec)
-    return plan_network(experiment, phase, spec, model, Lesson(objective, source, examples))
+    watched = None if experiment.task.name == "single-label" else teacher.validation
+    lesson = Lesson(objective, source, examples, watched)
+    return plan_network(experiment, phase, spec, model, lesson)
 
 
 def plan_network(
@@ -177,15 +186,16 @@ def plan_network(
         layout_fn=layout_fn,
         average=average,
     )
-    validation = experiment.dataset.validation._asdict()
+    validation = lesson.validation or tasks.arrays_of(experiment.dataset.validation)
     return Training(
         *(phase, spec, model, lesson.objective, optimizer, lesson.teacher),
         lambda setting, teacher: step.with_teacher(train_step, teacher, view_fn=view_fn),
         *(examples, batch_size, num_steps),
-        eval_step=step.make_eval_step(model, layout_fn=layout_fn),
+        eval_step=tasks.eval_step(experiment.task, model, layout_fn),
         watched={"validation": validation} if len(validation["label"]) else {},
         average=average,
         start=None if teacher else _start(experiment, spec),
+        task=experiment.task,
     )
 
 
@@ -229,11 +239,14 @@ def student_spec(experiment: Experiment) -> NetworkSpec:
 
 
 def student_examples(experiment: Experiment) -> Arrays:
-    """Pick the training examples that students see, balanced over the classes."""
+    """Pick the training examples that students see, balanced over the classes if there are some."""
     train, count = experiment.dataset.train, experiment.settings.data.student_examples
     if count < len(train.label):
-        train = data.take(train, balanced_subset(np.asarray(train.label), count))
-    return train._asdict()
+        labels = np.asarray(train.label)
+        if labels.ndim > 1:
+            labels = np.random.default_rng(0).permutation(len(labels))
+        train = data.take(train, balanced_subset(labels, count))
+    return tasks.arrays_of(train)
 
 
 def balanced_subset(labels: np.ndarray, num_examples: int) -> np.ndarray:
@@ -261,8 +274,8 @@ def with_answers(experiment: Experiment, teacher: TeacherResult, examples: Array
 
 
 def with_logits(run: Run, network: Network, examples: Arrays) -> Arrays:
-    """Put a network's logits beside examples that have none yet."""
-    if "teacher_logits" in examples or not len(examples["label"]):
+    """Put a network's logits beside examples that have none yet; those of pixels would be many."""
+    if {"teacher_logits", "mask"} & {*examples} or not len(examples["label"]):
         return examples
     logits = evaluation.predict(run, network.model, network.variables, examples)
     return {**examples, "teacher_logits": logits}

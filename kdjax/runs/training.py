@@ -21,6 +21,7 @@ from kdjax.runs.console import progress, say
 from kdjax.runs.evaluation import Arrays, Run, least_steps_between, measure, on_mesh
 from kdjax.runs.log import TrainingLog
 from kdjax.runs.settings import STEPS_PER_CALL
+from kdjax.runs.tasks import SINGLE_LABEL, Task
 from kdjax.types import (
     Batch,
     Metrics,
@@ -48,7 +49,7 @@ class Training:
     teacher. `watched` are the splits that are measured now and then, by name. `start` is where the
     network starts, `rows_fn` the order of the examples; by default both come from the seed.
     `average` is the moving average that is evaluated and kept in the place of the network. `spec`
-    describes networks of images; `inputs_fn` is what the network is fed of a batch.
+    describes networks of images; `inputs_fn` is what one is fed; `task` says what is measured.
     """
 
     phase: str
@@ -68,6 +69,7 @@ class Training:
     average: OnlineTeacher | None = None
     inputs_fn: teachers.InputsFn = itemgetter("image")
     eval_batch_size: int = evaluation.EVAL_BATCH_SIZE
+    task: Task = SINGLE_LABEL
 
     @functools.cached_property
     def train_step(self) -> Step:
@@ -120,6 +122,7 @@ def train(run: Run, training: Training, seed: int, *, directory: Path | None = N
         traced = jax.make_jaxpr(training.train_step)(state, batch)
         most = _steps_per_call(run, traced)
     log = TrainingLog(run, training.phase, seed, label_of(training, seed), training.num_steps)
+    log.hides, log.score = training.task.hides, training.task.columns[0]
     least = least_steps_between(training.watched, training.batch_size)
     eval_every = run.eval_every or max(training.num_steps // 20, least)
     with _fed(run, training, seed, state, most) as feed:
@@ -213,11 +216,6 @@ def audit(
         raise ValueError(f"--audit: does not hold: {names}; the table above says what to do")
 
 
-def forget_programs() -> None:
-    """Free the memory of compiled programs that nothing will call again."""
-    jax.clear_caches()
-
-
 def restored(log: TrainingLog, directory: Path, state: Any) -> Any:
     """Return the newest state that a directory has of a training, or this one where it is empty."""
     found = checkpoint.restore(directory, state, owner=log.owner)
@@ -240,7 +238,7 @@ def fit(
         feed: the step, and the batches from the state's step on.
         directory: where the checkpoints go.
         eval_every: steps between calls of `watch`, which is called at the end too.
-        watch: measures a state: metrics by split, of which the accuracy of `validation` chooses
+        watch: measures a state: metrics by split, of which the log's score of `validation` chooses
             the best checkpoint.
 
     Returns:
@@ -272,11 +270,11 @@ def fit(
         def eval_fn(at: int, state: Any) -> None:
             assert watch is not None
             for split, measured in watch(at, state).items():
-                log.write(at, split, {"loss": measured["nll"], **measured})
-                score = metrics.value(measured["accuracy"])
-                if split == "validation" and run.keep_best and score > best[0]:
-                    best[0] = score
-                    save_fn(at, state, score=score)
+                log.write(at, split, {"loss": measured.get("nll"), **measured})
+                found = metrics.value(measured[log.score])
+                if split == "validation" and run.keep_best and found > best[0]:
+                    best[0] = found
+                    save_fn(at, state, score=found)
 
         state = loop.fit(
             train_step,

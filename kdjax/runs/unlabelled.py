@@ -3,16 +3,16 @@
 import jax.numpy as jnp
 
 from kdjax import metrics
+from kdjax.data import NO_LABEL
 from kdjax.runs import methods
+from kdjax.runs.needs import Need
 from kdjax.types import Array, PyTree, Term, TermInputs
-
-NO_LABEL = -1
 
 
 def reads_labels(name: str) -> bool:
     """Whether a method, or one of several joined by "+", reads labels in terms of its own."""
     needs = (methods.METHODS[method].needs for method in methods.methods_in(name))
-    return any(methods.Need.LABELS in need for need in needs)
+    return any(Need.LABELS in need for need in needs)
 
 
 def of_labeled(term: Term) -> Term:

@@ -79,7 +79,8 @@ def of(
     - `labels`, `label_probs`: `batch["label"]`;
     - `mask`: the examples that count; such a loss couples the batch;
     - any other name that begins with `student` or `teacher`, as `student_features` does: the
-      features at the paths that `student=` and `teacher=` name.
+      features at the paths that `student=` and `teacher=` name; the path "logits" stands for the
+      networks' outputs.
 
     All other parameters, `where` and `axis` too, are hyper-parameters: the loss's defaults hold
     where they are not given.

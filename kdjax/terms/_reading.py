@@ -26,7 +26,7 @@ def teacher_of(inputs: TermInputs) -> Outputs:
 
 
 def feature_of(term: str, whose: str, outputs: Outputs, name: str) -> Array:
-    """Return a captured feature.
+    """Return a captured feature, or under the name "logits" what the network answers.
 
     Args:
         term: the term that asks, for the message.
@@ -37,6 +37,8 @@ def feature_of(term: str, whose: str, outputs: Outputs, name: str) -> Array:
     Raises:
         ValueError: if the network captured no feature of that name.
     """
+    if name == "logits" and name not in outputs.features:
+        return outputs.logits
     if name not in outputs.features:
         raise ValueError(
             f"{term}: the {whose} captured no feature {name!r}, only {sorted(outputs.features)}"

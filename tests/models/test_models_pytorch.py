@@ -448,6 +448,49 @@ def test_transformers_by_the_names_of_three_libraries(transformer, names):
         from_pytorch({n: x for n, x in arrays.items() if names["patches"] not in n}, transformer)
 
 
+DISTILLED = {
+    "timm": {"tokens/distillation_token": "dist_token", "distillation_head": "head_dist"},
+    "hugging face": {
+        "tokens/distillation_token": "vit.embeddings.distillation_token",
+        "distillation_head": "distillation_classifier",
+        "head": "cls_classifier",
+    },
+}
+
+
+@pytest.mark.parametrize("library", DISTILLED)
+def test_transformers_with_a_distillation_token(library):
+    model = models.vit_mu(5, patch_size=4, distillation_token=True)
+    rng, drawn = np.random.default_rng(0), jax.eval_shape(model.init, KEY, IMAGES)
+    own = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), drawn)
+    arrays = renamed(own, {**TRANSFORMERS[library], **DISTILLED[library]})
+    around = {x.replace("vit.", "deit."): array for x, array in arrays.items()}
+    chex.assert_trees_all_equal(from_pytorch(around, own), own)
+    like = jax.eval_shape(model.init, KEY, jnp.zeros((1, 16, 16, 3)))
+    place = next(x for x in arrays if "pos" in x)
+    arrays[place] = np.concatenate([np.arange(64.0).reshape(1, 2, 32), np.full((1, 4, 32), 3.0)], 1)
+    position = from_pytorch(arrays, like).params["tokens"]["position"]
+    np.testing.assert_allclose(position[0, :2].ravel(), np.arange(64.0))
+    np.testing.assert_allclose(position[:, 2:], np.full((1, 16, 32), 3.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["{}", "params/{}", "student.{}"])
+def test_arrays_by_our_own_names_are_taken_as_they_are(form, tmp_path):
+    model = models.resnet8(3)
+    rng, drawn = np.random.default_rng(0), jax.eval_shape(model.init, KEY, np.zeros((1, 8, 8, 3)))
+    own = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), drawn)
+    flat = {**traverse_util.flatten_dict(own.params), **traverse_util.flatten_dict(own.state)}
+    separator = "." if "." in form else "/"
+    arrays = {form.format(separator.join(path)): x for path, x in flat.items()}
+    np.savez(tmp_path / "own.npz", **arrays)
+    arrays = models.read_state_dict(tmp_path / "own.npz")
+    chex.assert_trees_all_equal(from_pytorch(arrays, own), own)
+    assert models.classes_of(arrays) == 3
+    arrays.pop(next(name for name in arrays if name.endswith("kernel")))
+    with pytest.raises(ValueError, match=r"kernel \(.* is missing; the state dict holds"):
+        from_pytorch(arrays, own)
+
+
 def test_learned_positions_are_interpolated_for_other_sizes(transformer):
     arrays = renamed(transformer, TRANSFORMERS["timm"])
     model = models.vit_mu(5, patch_size=4)

@@ -80,7 +80,7 @@ FAULTS = (
         RECIPES,
     ),
     Fault("rate-of-batch", RUNS + "resolved.py", "* max(1.0, batch_size / 128)", "* 1.0", RECIPES),
-    Fault("worst-student", RUNS + "measures.py", "np.argmax(scores)", "np.argmin(scores)", ASKED),
+    Fault("worst-student", RUNS + "measures.py", "np.argmax(np", "np.argmin(np", ASKED),
     Fault(
         "teacher-epochs",
         RUNS + "resolved.py",
@@ -134,8 +134,8 @@ FAULTS = (
     Fault(
         "temperature",
         RUNS + "methods.py",
-        "temperature=setup.temperature",
-        "temperature=4.0",
+        "setup.task.soft(setup.temperature)",
+        "setup.task.soft(4.0)",
         METHODS,
     ),
     Fault(
@@ -457,9 +457,9 @@ FAULTS = (
     ),
     Fault(
         "agreement-with-labels",
-        RUNS + "measures.py",
-        '"agreement")}',
-        '"accuracy")}',
+        RUNS + "tasks.py",
+        '"ece", "agreement")',
+        '"ece", "accuracy")',
         "tests/test_distill.py",
     ),
     # Terms.

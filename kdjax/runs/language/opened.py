@@ -13,7 +13,7 @@ from kdjax import data, models
 from kdjax.checkpoint import lock
 from kdjax.data.text import TextSet, Tokenizer
 from kdjax.loop import stop_on_signals
-from kdjax.runs import experiment, fingerprints, processes
+from kdjax.runs import checks, experiment, fingerprints, processes
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Run
 from kdjax.runs.language import networks
@@ -199,7 +199,7 @@ def _claimed(
 ) -> Iterator[Run]:
     """Claim the work directory, and lock it meanwhile."""
     mesh = experiment.mesh_of(settings.mesh)
-    experiment.check_batches(settings, mesh)
+    checks.check_batches(settings, mesh)
     assert settings.workdir is not None
     with lock(settings.workdir):
         content: dict[str, Any] = {"text": _content(text)}

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from kdjax.runs.numbers import format_parts, numbers
+from kdjax.runs.report._columns import ACCURACY, Column, columns_of, measured_in
 from kdjax.runs.report._curves import Row, curves, training_loss
 from kdjax.runs.report._page import Page, Section, Table, Tile
 
@@ -21,25 +22,6 @@ PHASES = {
 _SHORT = {"teacher": "Teacher", "scratch": "Labels alone", "distilled": "Distilled"}
 
 
-class Column(NamedTuple):
-    """A column of the results: where it comes from, what it is called, how it is written."""
-
-    key: str
-    short: str
-    title: str
-    scale: float
-    digits: int
-
-
-COLUMNS = (
-    Column("test_errors", "test errors", "Test errors", 1, 1),
-    Column("accuracy", "accuracy %", "Accuracy (%)", 100, 2),
-    Column("nll", "NLL (nats)", "Negative log-likelihood (nats)", 1, 4),
-    Column("ece", "calib. error %", "Calibration error (%)", 100, 2),
-    Column("agreement", "agreement %", "Agreement with the teacher (%)", 100, 2),
-)
-
-
 def distillation_page(
     title: str,
     summary: Summary,
@@ -49,7 +31,7 @@ def distillation_page(
     notes: Mapping[str, str] = MappingProxyType({}),
     facts: Mapping[str, str] = MappingProxyType({}),
 ) -> Page:
-    """Compose the page of a distillation; its lede says what became of the test errors.
+    """Compose the page of a distillation; its lede says what became of the first measure.
 
     Args:
         title: the page's heading.
@@ -78,7 +60,8 @@ def format_table(summary: Summary) -> str:
 
     Args:
         summary: for `teacher`, `scratch` and `distilled`: `num_params`, and lists with one entry
-            per seed of `test_errors`, `accuracy`, `nll` (nats), `ece` and `agreement`.
+            per seed of `test_errors`, `accuracy`, `nll` (nats), `ece` and `agreement`, or of what
+            else the task measures.
 
     Returns:
         A header, a line per network with mean ± sample standard deviation over seeds (the mean
@@ -90,7 +73,7 @@ def format_table(summary: Summary) -> str:
         ["", *(phase.ljust(width) for phase in phases)],
         ["parameters", *(f"{summary[phase]['num_params']:,}" for phase in phases)],
     ]
-    for column in COLUMNS:
+    for column in columns_of(summary):
         cells = [_cell(summary[phase][column.key], column) for phase in phases]
         columns.append([column.short, *_aligned(cells)])
     padded = [[cell.rjust(max(map(len, cells))) for cell in cells] for cells in columns]
@@ -99,47 +82,64 @@ def format_table(summary: Summary) -> str:
 
 
 def _results(summary: Summary) -> Table:
+    columns = columns_of(summary)
     rows = [
         [_SHORT[phase], f"{summary[phase]['num_params']:,}"]
-        + ["".join(_cell(summary[phase][column.key], column)) for column in COLUMNS]
+        + ["".join(_cell(summary[phase][column.key], column)) for column in columns]
         for phase in _phases(summary)
     ]
-    header = ["", "Parameters", *(column.title for column in COLUMNS)]
+    header = ["", "Parameters", *(column.title for column in columns)]
     return Table(header, rows, note=_deviation_note(summary))
 
 
 def _ends(rows: Sequence[Row]) -> Table:
-    """Tabulate steps, last training loss and last validation accuracy: the curves in numbers."""
-    loss = training_loss(rows)
+    """Tabulate steps, last training loss and what was validated last: the curves in numbers."""
+    loss, column = training_loss(rows), measured_in(rows)
     named = "Training loss (nats)" if loss == "loss" else "Training cross-entropy (nats)"
-    header = ["", "Seeds", "Steps", named, "Validation accuracy (%)"]
+    if column is not ACCURACY:
+        named = "Training loss" if loss == "loss" else "Training loss of the labels"
+    header = ["", "Seeds", "Steps", named, f"Validation {column.named}"]
     body = []
     for phase, title in _SHORT.items():
         train = curves(rows, phase, "train", loss).values()
-        validation = curves(rows, phase, "validation", "accuracy").values()
+        validation = curves(rows, phase, "validation", column.key).values()
         if train:
             steps = max(steps[-1] for steps, _ in train)
             losses = format_parts([values[-1] for _, values in train], 4, ",")
-            accuracies = format_parts([100 * values[-1] for _, values in validation], 2, ",")
-            numbers = str(len(train)), f"{steps:,}", "".join(losses), "".join(accuracies)
+            scored = _cell([values[-1] for _, values in validation], column)
+            numbers = str(len(train)), f"{steps:,}", "".join(losses), "".join(scored)
             body.append([title, *numbers])
     return Table(header, body)
 
 
 def _tile(phase: str, entry: Mapping[str, Any]) -> Tile:
+    column, size = columns_of({phase: entry})[0], f"{entry['num_params']:,} parameters"
+    if column.key != "test_errors":
+        return Tile(phase, PHASES[phase], _mean(entry, column), (column.named, size))
     accuracy = 100 * np.mean(entry["accuracy"])
-    details = f"test errors, {accuracy:.2f} % right", f"{entry['num_params']:,} parameters"
+    details = f"test errors, {accuracy:.2f} % right", size
     return Tile(phase, PHASES[phase], _count(float(np.mean(entry["test_errors"]))), details)
 
 
 def _deviation_note(summary: Summary) -> str:
-    most = max(len(summary[phase]["accuracy"]) for phase in _phases(summary))
+    lead = columns_of(summary)[0].key
+    most = max(len(summary[phase][lead]) for phase in _phases(summary))
     if most == 1:
         return "one seed each"
     return f"mean ± sample standard deviation over {most} seeds; one seed where there is no ±"
 
 
 def _headline(summary: Summary) -> str:
+    column = columns_of(summary)[0]
+    if column.key != "test_errors":
+        means = {phase: _mean(summary[phase], column) for phase in _phases(summary)}
+        others = {
+            "scratch": "that of the same network taught by labels alone",
+            "teacher": "its own",
+        }
+        beside = "; ".join(f"{words} {means[x]}" for x, words in others.items() if x in means)
+        own = f"Taught by the teacher, the student's {column.named} is {means['distilled']}"
+        return f"{own}; {beside}."
     scratch, distilled = (
         float(np.mean(summary[phase]["test_errors"])) for phase in ("scratch", "distilled")
     )
@@ -152,6 +152,11 @@ def _headline(summary: Summary) -> str:
         f"Taught by the teacher, the student makes {_count(distilled)} test errors{average}, "
         f"{amount} {direction} than the same network taught by labels alone ({_count(scratch)})."
     )
+
+
+def _mean(entry: Mapping[str, Any], column: Column) -> str:
+    """Write the mean over seeds."""
+    return _cell([float(np.mean(numbers(entry[column.key])))], column)[0]
 
 
 def _count(value: float) -> str:

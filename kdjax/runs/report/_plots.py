@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from kdjax.runs.numbers import numbers
+from kdjax.runs.report._columns import ACCURACY, columns_of, measured_in
 from kdjax.runs.report._curves import Row, curves, mean_curve, training_loss
 from kdjax.runs.report._distillation import PHASES, Summary
 from kdjax.runs.report._style import INK, MUTED, PHASE_COLORS, RULE, SOFT
@@ -21,7 +23,7 @@ _SPLITS = {"train": ("training", "--"), "validation": ("validation", "-")}
 
 
 def plot_curves(rows: Sequence[Row]) -> Figure:
-    """Draw loss and accuracy of every training against its steps.
+    """Draw loss and accuracy, or what else is measured, of every training against its steps.
 
     Loss is that of the labels (cross-entropy), which the trainings share, where the rows have it.
 
@@ -37,10 +39,11 @@ def plot_curves(rows: Sequence[Row]) -> Figure:
     figure.set_label(_describe_curves(rows, phases))
     columns = max(1, len(phases))
     grid = figure.subplots(2, columns, sharex="col", sharey="row", squeeze=False)
-    loss = training_loss(rows)
+    loss, column = training_loss(rows), measured_in(rows)
     for (top, bottom), phase in zip(grid.T, phases, strict=False):
         _draw_curves(top, rows, phase, {"train": loss, "validation": "loss"}, scale=1)
-        _draw_curves(bottom, rows, phase, {"train": "accuracy", "validation": "accuracy"}, 100)
+        measured = {"train": column.key, "validation": column.key}
+        _draw_curves(bottom, rows, phase, measured, column.scale)
         top.set_title(PHASES[phase], fontsize=TEXT, color=PHASE_COLORS[phase], weight="bold")
         bottom.set_xlabel("steps", **LABEL)
     for axes in grid.flat:
@@ -48,9 +51,13 @@ def plot_curves(rows: Sequence[Row]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
     _scale_loss(grid[0])
-    _scale_accuracy(grid[1])
-    grid[0, 0].set_ylabel("cross-entropy (nats)" if loss == "loss/hard" else "loss (nats)")
-    grid[1, 0].set_ylabel("accuracy (%)")
+    names = ("cross-entropy (nats)", "loss (nats)")
+    if column is ACCURACY:
+        _scale_accuracy(grid[1])
+    else:
+        names = ("loss of the labels", "loss")
+    grid[0, 0].set_ylabel(names[loss != "loss/hard"])
+    grid[1, 0].set_ylabel(column.named)
     for axes in grid[:, 0]:
         axes.yaxis.label.set(color=INK, fontsize=SMALL)
     _split_legend(grid[0, 0], rows)
@@ -58,7 +65,7 @@ def plot_curves(rows: Sequence[Row]) -> Figure:
 
 
 def plot_errors(summary: Summary, *, first_seed: int = 0) -> Figure:
-    """Draw the test errors of both students, seed by seed, and the teacher's.
+    """Draw the test errors, or what else counts, of both students by seed, and the teacher's.
 
     Args:
         summary: as `format_table` takes it.
@@ -67,25 +74,33 @@ def plot_errors(summary: Summary, *, first_seed: int = 0) -> Figure:
     Returns:
         A line per seed from the student of labels alone to the distilled one.
     """
-    scratch, distilled = (summary[phase]["test_errors"] for phase in ("scratch", "distilled"))
+    column = columns_of(summary)[0]
+    found = {
+        phase: np.multiply(column.scale, numbers(x[column.key])) for phase, x in summary.items()
+    }
+    distilled = found["distilled"]
+    scratch = found.get("scratch", distilled[:0])
     num_seeds = max(len(scratch), len(distilled))
     figure, axes = plain_figure(1.5 + 0.3 * num_seeds, grid="x")
     for seed, (before, after) in enumerate(zip(scratch, distilled, strict=False)):
         axes.plot([before, after], [seed, seed], color=RULE, linewidth=3)
     for phase, errors, marker in (("scratch", scratch, "o"), ("distilled", distilled, "D")):
         color, title = PHASE_COLORS[phase], PHASES[phase]
-        axes.plot(errors, range(len(errors)), marker, color=color, markersize=8, label=title)
-    teacher = float(np.mean(summary["teacher"]["test_errors"]))
+        if len(errors):
+            axes.plot(errors, range(len(errors)), marker, color=color, markersize=8, label=title)
+    teacher = float(np.mean(found["teacher"]))
     axes.axvline(teacher, color=PHASE_COLORS["teacher"], linestyle="--", label="Teacher")
     axes.set_yticks(range(num_seeds), [f"seed {first_seed + i}" for i in range(num_seeds)])
     axes.set_ylim(num_seeds - 0.4, -0.6)
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xlabel("test errors (images)", **LABEL)
+    counts = column.key == "test_errors"
+    if counts:
+        axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=counts))
+    axes.set_xlabel("test errors (images)" if counts else column.named, **LABEL)
     legend(figure, axes)
-    pairs = "; ".join(f"{b} and {a}" for b, a in zip(scratch, distilled, strict=False))
+    pairs = "; ".join(f"{b:g} and {a:g}" for b, a in zip(scratch, distilled, strict=False))
     figure.set_label(
-        f"Test errors from labels alone and distilled, by seed: {pairs}. Teacher: {teacher:g}."
+        f"{column.title} from labels alone and distilled, by seed: {pairs}. Teacher: {teacher:g}."
     )
     return figure
 
@@ -291,13 +306,17 @@ def _softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _describe_curves(rows: Sequence[Row], phases: Sequence[str]) -> str:
-    ends = []
+    ends, column = [], measured_in(rows)
+    percent = " %" if column.scale == 100 else ""
     for phase in phases:
         for split in _SPLITS:
-            _, values = mean_curve(curves(rows, phase, split, "accuracy"))
+            _, values = mean_curve(curves(rows, phase, split, column.key))
             if len(values):
-                ends.append(f"{PHASES[phase]}, {split}: {100 * values[-1]:.1f} %")
-    return f"Loss and accuracy against steps. Accuracy at the end: {'; '.join(ends)}."
+                ends.append(f"{PHASES[phase]}, {split}: {column.scale * values[-1]:.1f}{percent}")
+    what = column.named.removesuffix(" (%)")
+    return (
+        f"Loss and {what} against steps. {what[0].upper()}{what[1:]} at the end: {'; '.join(ends)}."
+    )
 
 
 def _describe_pictures(
