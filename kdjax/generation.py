@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from kdjax.losses import _inputs, _numbers
+from kdjax.metrics import known
 from kdjax.types import Batch, Decode, Model, PyTree, Variables
 
 __all__ = ["Samples", "continued", "draw", "sample", "uncached"]
@@ -81,6 +82,10 @@ def sample(
         prompt_lengths = jnp.full(shape, prompts.shape[1], jnp.int32)
     counts = _inputs.as_type("sample", "prompt_lengths", prompt_lengths, jnp.integer, "integers")
     _inputs.check_shape("sample", "prompt_lengths", counts, shape, "a number for each prompt")
+    _check_range("prompt_lengths", counts, 1, prompts.shape[1])
+    if decode.vocab_size is not None:
+        _check_range("prompts", prompts, 0, decode.vocab_size - 1)
+        _check_range("stop", jnp.asarray(0 if stop is None else stop), 0, decode.vocab_size - 1)
     greedy = isinstance(temperature, int | float) and temperature == 0
     if not greedy:
         wide = jnp.float32
@@ -105,7 +110,8 @@ def continued(
     """Let a model continue the rows of a batch: what a student learns from on its own policy.
 
     The first tokens of each row stay; the labels, the tokens behind, are the model's own and only
-    they count. A teacher that looks at the batch then judges what the student does itself.
+    they count; a row whose prompt is of several documents does not. A teacher that looks at the
+    batch then judges what the student does itself.
 
     Agarwal et al., "On-Policy Distillation of Language Models: Learning from Self-Generated
     Mistakes", 2023, arXiv:2306.13649.
@@ -148,7 +154,10 @@ def continued(
         there = given[:, max(prompt_length - 2, 0), None]
         changed["mask"] = changed["mask"].astype(there.dtype) * there
     if "document" in batch:
-        changed["document"] = jnp.zeros_like(batch["document"])
+        of = batch["document"]
+        alone = jnp.all(of[:, :prompt_length] == of[:, :1], axis=1, keepdims=True)
+        changed["document"] = jnp.broadcast_to(of[:, :1], of.shape)
+        changed["mask"] = changed["mask"] * alone.astype(changed["mask"].dtype)
     return {**batch, **changed}
 
 
@@ -269,9 +278,18 @@ def _checked(prompts: Any, length: int, decode: Decode) -> Array:
     found = _inputs.as_type("sample", "prompts", prompts, jnp.integer, "integers")
     expected = "[batch, prompt] with a token at least"
     _inputs.check_fits(found.ndim == 2 and found.shape[1] > 0, "sample", "prompts", found, expected)
-    if found.shape[1] + length > decode.context:
+    # The last token is never read.
+    if found.shape[1] + length > decode.context + 1:
         raise ValueError(
             f"sample: prompts of {found.shape[1]} tokens and {length} more are "
             f"{found.shape[1] + length}, and the model's context is {decode.context}"
         )
     return found
+
+
+def _check_range(name: str, values: Array, low: int, high: int) -> None:
+    """Raise a ValueError if values are known, and one is out of range."""
+    found = known(values)
+    if found is not None and found.size and not low <= found.min() <= found.max() <= high:
+        wrong = found.min() if found.min() < low else found.max()
+        raise ValueError(f"sample: {name} has {wrong}, expected {low} to {high}")

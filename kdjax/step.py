@@ -192,7 +192,7 @@ def make_train_step(
         else:
             _check_coupling(objective, state)
             parts = _split(whole, num_micro_batches)
-            grads, (carried, found) = _accumulate(grad_fn, state, parts, whole[-1], layout_fn)
+            grads, (carried, found) = _accumulate(grad_fn, state, *parts, whole[-1], layout_fn)
         seen = {
             "value": measures.mean_of(*found["loss"]),
             "value_fn": lambda params: loss(params, *rest)[0],
@@ -351,49 +351,58 @@ def _as_like(given: Variables, like: Variables) -> Variables:
     return found
 
 
-def _split(parts: PyTree, num_parts: int) -> PyTree:
+def _split(parts: PyTree, num_parts: int) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
     """Cut a batch into interleaved parts.
 
     Part i holds rows i, i + n, i + 2n, ...: a batch that is split over devices stays where it is.
-    What is one for the whole batch, such as a scalar, is in every part.
+    What is one for the whole batch, such as a scalar or a teacher's head, is in every part.
+
+    Returns:
+        What has rows, [parts, rows, ...], and what makes a part of one of each.
     """
-    size = len(parts[-1])
+    leaves, tree = jax.tree.flatten(parts)
+    size = len(leaves[-1])
     if size % num_parts:
         raise ValueError(
             f"train_step: a batch of {size} does not divide into {num_parts} micro-batches"
         )
+    has_rows = [x.shape[:1] == (size,) for x in leaves]
 
     def cut(x: Array) -> Array:
-        if x.shape[:1] != (size,):
-            return jnp.broadcast_to(x[None], (num_parts, *x.shape))
-        return jnp.swapaxes(jnp.reshape(x, (-1, num_parts, *x.shape[1:])), 0, 1)
+        return jnp.swapaxes(jnp.reshape(x, (size // num_parts, num_parts, *x.shape[1:])), 0, 1)
 
-    return jax.tree.map(cut, parts)
+    def part_of(rows: list[Array]) -> PyTree:
+        own = iter(rows)
+        pairs = zip(leaves, has_rows, strict=True)
+        return jax.tree.unflatten(tree, [next(own) if cut else x for x, cut in pairs])
+
+    return [cut(x) for x, rows in zip(leaves, has_rows, strict=True) if rows], part_of
 
 
 def _accumulate(
     grad_fn: GradFn,
     state: TrainState,
-    parts: PyTree,
+    rows: list[Array],
+    part_of: Callable[[list[Array]], PyTree],
     whole: Array,
     layout_fn: sharding.LayoutFn | None,
 ) -> tuple[PyTree, tuple[PyTree, Metrics]]:
     """Sum gradients and metrics over the parts; each part hands its state on to the next."""
     key = key_of(state)
 
-    def body(carry: PyTree, index_and_part: PyTree) -> tuple[PyTree, Metrics]:
+    def body(carry: PyTree, index_and_rows: PyTree) -> tuple[PyTree, Metrics]:
         grads, carried = carry
-        index, part = index_and_part
+        index, own = index_and_rows
         part_key = jax.random.fold_in(key, index)
         new_grads, (carried, metrics) = grad_fn(
-            state.params, carried, state.step, part_key, part, whole
+            state.params, carried, state.step, part_key, part_of(own), whole
         )
         new_grads = sharding.hold(new_grads, layout_fn)
         return (jax.tree.map(jnp.add, grads, new_grads), carried), metrics
 
     first = jax.tree.map(jnp.zeros_like, state.params), (state.model_state, state.term_state)
-    indices = jnp.arange(len(parts[-1]))
-    (grads, carried), metrics = many.scan(body, first, (indices, parts))
+    indices = jnp.arange(len(rows[-1]))
+    (grads, carried), metrics = many.scan(body, first, (indices, rows))
     return grads, (carried, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics))
 
 

@@ -85,6 +85,29 @@ def test_what_is_minimized_is_the_flags_formula_over_the_tokens_that_count(name)
         assert found["loss"][1] == MASK.sum()
 
 
+@pytest.mark.parametrize("size", [BATCH, VOCAB - 1])
+def test_micro_batches_are_the_whole_batch_and_leave_heads_alone(size):
+    """Of as many rows as there are words, too: a head is no batch."""
+    model = models.transformer(size, width=8, depth=1, num_heads=2, features=("norm",))
+    tokens = RNG.integers(0, size, (size, 5)).astype(np.int32)
+    batch = {"tokens": tokens, "label": tokens[::-1].copy(), "mask": RNG.random((size, 5)) < 0.7}
+    teacher = networks.live(networks.Network(model, model.init(jax.random.key(1), tokens)))
+    objective = lessons.distilled(LanguageSettings(chunk_size=64), num_steps=4)
+    parts = lessons.without_logits(model), objective, optax.sgd(1.0)
+    new = []
+    for count in (1, 2):
+        outputs = teacher.apply(teacher.variables, batch)
+        made = step.init_train_state(
+            jax.random.key(0), *parts, batch, outputs, inputs_fn=lessons.inputs_of
+        )
+        train_step = step.make_train_step(
+            *parts, num_micro_batches=count, inputs_fn=lessons.inputs_of
+        )
+        new.append(step.with_teacher(train_step, teacher)(made, batch))
+    for x, y in zip(*map(jax.tree.leaves, ((s.params, m) for s, m in new)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
 def test_labels_alone_and_parts_of_a_batch():
     objective = lessons.from_labels(5)
     inputs = TermInputs(BATCHED, answers("student"), None, MASK)
@@ -169,6 +192,7 @@ def test_what_a_student_continues_is_its_own_and_judged_behind_the_prompt():
 def test_a_part_of_the_vocabulary_answers_as_all_of_it_does_there():
     kept = np.array([3, 7, 20, 21, 60])
     small = networks.restricted(networks.Network(MODEL, OTHER), kept, None)
+    assert small.variables.params["tokens"]["embedding"].shape == (5, 16)
     tokens = np.array([[0, 2, 4, 1]])
     few = small.model.apply(*small.variables, tokens, train=False)[0].logits
     every = MODEL.apply(*OTHER, kept[tokens], train=False)[0].logits
@@ -190,3 +214,5 @@ def test_a_student_with_the_teachers_table_leaves_it_alone():
     variables = Variables(new.params["student"], new.model_state)
     np.testing.assert_array_equal(models.head_of(variables).kernel, table)
     assert models.num_params(variables.params) < table.size + 3000
+    few = networks.restricted(networks.Network(student.model, variables), np.arange(5), None)
+    assert models.head_of(few.variables).kernel.shape == (5, 16)

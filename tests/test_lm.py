@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scripts
 
-from kdjax import models
+from kdjax import data, models
 from kdjax.runs import lm
 
 TEXT = "the cat sat on the mat, and the dog sat on the cat; what a day it was.\n" * 60
@@ -71,8 +71,11 @@ def test_what_is_exported_is_what_was_measured(finished):
     model, variables, _ = models.load_decoder(finished / "student")
     count = summary_of(finished)["distilled"]["num_params"]
     assert models.num_params(variables.params) == count
-    logits = model.apply(*variables, np.zeros((1, 4), np.int32), train=False)[0].logits
-    assert logits.shape == (1, 4, len(set(TEXT)) + 1)
+    own = data.text.tokenizer_from(finished / "student" / "tokenizer.json")
+    tokens = np.asarray([own.encode("the cat")], np.int32)
+    assert own.decode(tokens[0]) == "the cat"
+    logits = model.apply(*variables, tokens, train=False)[0].logits
+    assert logits.shape == (1, 7, len(set(TEXT)) + 1)
 
 
 def test_a_finished_run_says_so(finished, text, capsys):
@@ -115,7 +118,7 @@ def test_a_teacher_that_is_given_teaches_the_same(finished, text, tmp_path):
         "--on-policy-fraction 0.5",
         "--sequence-level --soft-weight 0 --sampling-temperature 0",
         "--student.embedding teacher --data.vocabulary text --divergence logit-mse",
-        "--student.checkpoint STUDENT --data.student-fraction 0.5",
+        "--student.checkpoint STUDENT --data.student-fraction 0.5 --num-micro-batches 2",
     ],
 )
 def test_other_lessons_run_to_their_end(finished, text, tmp_path, flags):
@@ -167,7 +170,9 @@ def test_what_does_not_fit_is_one_line(finished, text, tmp_path, capsys):
             finished / "teacher",
             "--data.tokenizer",
             "bytes",
-        ): "--data.tokenizer bytes has 257 ids, and --teacher.checkpoint",
+        ): "knows 20 ids; this text is read with bytes, 257 ids: give its --data.tokenizer",
+        ("--soft-weight", "0", "--on-policy-fraction", "1"): "leaves labels alone",
+        ("--divergence", "logit-mse", "--temperature", "2"): "limit of high temperatures",
         (
             "--teacher.checkpoint",
             finished / "teacher",

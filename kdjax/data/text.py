@@ -9,35 +9,32 @@
 A batch is a function of the seed and the step, as those of images are.
 """
 
-import collections
-import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from kdjax._extras import needs
+from kdjax.data._tokenizers import (
+    Tokenizer,
+    by_bytes,
+    by_characters,
+    by_words,
+    digest,
+    tokenizer_from,
+)
 
 __all__ = [
     "EMBEDDED", "Rows", "TextSet", "Tokenizer", "by_bytes", "by_characters", "by_words", "compact",
     "first", "load", "read_documents", "rows_of", "tokenizer_from",
 ]  # fmt: skip
 
+_LINES = (".jsonl", ".ndjson")
 EMBEDDED = "python-topics"
 """The text that needs no file: what Python's `help()` says of the language's topics."""
-
-
-class Tokenizer(NamedTuple):
-    """What turns text into ids in [0, vocab_size) and back; `end` is the one between documents."""
-
-    name: str
-    encode: Callable[[str], Sequence[int]]
-    decode: Callable[[Sequence[int]], str]
-    vocab_size: int
-    end: int | None
 
 
 class Rows(NamedTuple):
@@ -108,7 +105,8 @@ def load(
         raise ValueError(f"data.text: {name} holds no text")
     parts = _split(documents, validation_fraction)
     own = _tokenizer(tokenizer, *parts)
-    train, validation = (rows_of(part, own, length=length) for part in parts)
+    several = len(documents) > 1
+    train, validation = (rows_of(part, own, length=length, several=several) for part in parts)
     for what, rows in {"train": train, "validation": validation}.items():
         if not rows.num_tokens and (what == "train" or validation_fraction):
             raise ValueError(
@@ -140,123 +138,27 @@ def read_documents(
         return EMBEDDED, ["\n".join(_prose(topics[name]) for name in sorted(topics))]
     path = Path(source)
     if not path.exists():
-        named = path.suffix or len(path.parts) > 2
-        if named:
+        if isinstance(source, Path) or path.suffix in (".txt", *_LINES):
             raise FileNotFoundError(f"data.text: there is no file {path}")
-        return str(source), _of_tfds(str(source), field, data_dir)
+        return source, _of_tfds(source, field, data_dir)
     if path.is_dir():
         raise FileNotFoundError(f"data.text: {path} is a folder, expected a file of text")
     try:
-        text = path.read_text("utf-8")
+        text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"data.text: {path} is no UTF-8 text ({error.reason})") from error
-    if path.suffix in (".jsonl", ".ndjson"):
+    if path.suffix in _LINES:
         return path.stem, [_field_of(path, i, line, field) for i, line in _lines(text)]
     return path.stem, [text]
 
 
-def by_bytes() -> Tokenizer:
-    """Return the tokenizer whose ids are the bytes of UTF-8, and 256 between documents."""
-
-    def decode(ids: Sequence[int]) -> str:
-        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
-
-    return Tokenizer("bytes", lambda text: list(text.encode()), decode, 257, 256)
-
-
-def by_words(text: str, *, num_words: int = 767) -> Tokenizer:
-    """Return the tokenizer of a text's frequent words; what is none of them is spelled in bytes.
-
-    A word is letters and digits with the space before them, if there is one; all else is a
-    character. Every text has its ids, and they give it back.
-
-    Args:
-        text: where words are counted.
-        num_words: how many of them have an id of their own, behind the 256 of the bytes and the one
-            between documents; 2,048 ids in all by default.
-
-    Returns:
-        The tokenizer.
-    """
-    counts = collections.Counter(_WORD.findall(text))
-    # The most frequent first, and those that are as frequent in the order of their letters.
-    ranked = sorted((-count, word) for word, count in counts.items() if len(word.encode()) > 1)
-    words = [word for _, word in ranked[:num_words]]
-    ids = {word: 257 + i for i, word in enumerate(words)}
-    pieces = [bytes([i]) for i in range(256)] + [b"", *(word.encode() for word in words)]
-
-    def encode(text: str) -> list[int]:
-        found: list[int] = []
-        for word in _WORD.findall(text):
-            known = ids.get(word)
-            found += word.encode() if known is None else [known]
-        return found
-
-    def decode(given: Sequence[int]) -> str:
-        return b"".join(pieces[i] for i in given).decode("utf-8", "replace")
-
-    return Tokenizer(f"words {_digest(' '.join(words))}", encode, decode, len(pieces), 256)
-
-
-def by_characters(text: str) -> Tokenizer:
-    """Return the tokenizer whose ids are the characters of a text, in order, and one more."""
-    characters = sorted(set(text))
-    ids = {character: i for i, character in enumerate(characters)}
-
-    def encode(text: str) -> list[int]:
-        unknown = set(text) - ids.keys()
-        if unknown:
-            raise ValueError(f"data.text: {min(unknown)!r} is no character of the tokenizer's text")
-        return [ids[character] for character in text]
-
-    def decode(given: Sequence[int]) -> str:
-        return "".join(characters[i] for i in given if i < len(characters))
-
-    size = len(characters)
-    return Tokenizer(f"characters {_digest(''.join(characters))}", encode, decode, size + 1, size)
-
-
-def tokenizer_from(path: str | Path) -> Tokenizer:
-    """Read a tokenizer: a `tokenizer.json` of the `tokenizers` package, or that of a GGUF model.
-
-    No token is added around a text. What lies between documents is the token for the end of a text,
-    by the names that models give it.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds no tokenizer.
-        MissingPackage: without the extra `text`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"data.text: there is no tokenizer {path}")
-    with needs("text"):
-        import tokenizers
-    if path.suffix == ".gguf":
-        from kdjax.data._gguf import tokenizer_of_gguf
-
-        own: Any = tokenizer_of_gguf(path).tokenizer
-    else:
-        try:
-            own = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ValueError(f"data.text: {path} holds no tokenizer ({reason})") from error
-    ends = (own.token_to_id(name) for name in _ENDS)
-    return Tokenizer(
-        f"{path.name} {_digest(own.to_str())}",
-        lambda text: own.encode(text, add_special_tokens=False).ids,
-        lambda ids: own.decode([int(i) for i in ids], skip_special_tokens=False),
-        own.get_vocab_size(),
-        next((i for i in ends if i is not None), None),
-    )
-
-
-_WORD = re.compile(r" ?\w+|[^\w]")
-_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
-
-
-def rows_of(documents: Sequence[str], tokenizer: Tokenizer, *, length: int) -> Rows:
+def rows_of(
+    documents: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    several: bool | None = None,
+) -> Rows:
     """Turn documents into rows, one after the other without a gap.
 
     Where there are several, each begins and ends with the tokenizer's `end`, which belongs to the
@@ -266,6 +168,7 @@ def rows_of(documents: Sequence[str], tokenizer: Tokenizer, *, length: int) -> R
         documents: texts.
         tokenizer: what makes tokens of them.
         length: tokens in a row.
+        several: whether these are some of several; by default, whether they are more than one.
 
     Returns:
         The rows; the last one is filled up.
@@ -275,29 +178,36 @@ def rows_of(documents: Sequence[str], tokenizer: Tokenizer, *, length: int) -> R
             no `end`.
     """
     documents = [text for text in documents if text]
-    if len(documents) > 1 and tokenizer.end is None:
+    several = len(documents) > 1 if several is None else several
+    if several and tokenizer.end is None:
         raise ValueError(
             f"data.text: there are {len(documents)} documents, and the tokenizer {tokenizer.name} "
             "has no token to end one with"
         )
-    stream, owner = _joined([_encoded(tokenizer, text) for text in documents], tokenizer.end)
-    num_bytes = sum(len(text.encode()) for text in documents)
+    parts = [_encoded(tokenizer, text) for text in documents]
+    stream, owner = _joined(parts, tokenizer.end if several else None)
     arrays = {"tokens": stream[:-1], "label": stream[1:], "mask": np.ones(len(stream[1:]), bool)}
-    if len(documents) > 1:
+    if several:
         arrays["document"] = owner[:-1]
-    elif len(stream):
-        # The first token is no label; that of several documents is their end.
-        num_bytes -= len(tokenizer.decode([int(stream[0])]).encode())
+    first = None if several or not len(stream) else tokenizer.decode([int(stream[0])])
+    num_bytes = sum(len(text.encode()) for text in documents) - _bytes_of(first)
     return Rows({name: _cut(x, length) for name, x in arrays.items()}, num_bytes)
 
 
+def _bytes_of(first: str | None) -> int:
+    """Return the bytes of a first token, which is no label; that of several documents is an end."""
+    if first is None:
+        return 0
+    return 1 if "\ufffd" in first else len(first.encode())
+
+
 def _joined(documents: Sequence[Sequence[int]], end: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Join ids, an end before and behind each where there are several; which document each is of.
+    """Join ids, an end before and behind each if it is given; tell which document each is of.
 
     An end belongs to the document behind it.
     """
     parts = [np.asarray(ids, np.int32) for ids in documents]
-    if len(parts) > 1:
+    if end is not None and parts:
         ends = np.asarray([end], np.int32)
         parts = [np.concatenate([ends, ids]) for ids in parts] + [ends]
     owners = [np.full(len(ids), number, np.int32) for number, ids in enumerate(parts)]
@@ -336,11 +246,12 @@ def compact(text: TextSet) -> tuple[TextSet, np.ndarray]:
         return rows._replace(arrays=arrays)
 
     tokenizer = Tokenizer(
-        f"{own.name}, {len(kept)} ids {_digest(kept.tobytes())}",
+        f"{own.name}, {len(kept)} ids {digest(kept.tobytes())}",
         lambda text: [new[i] for i in own.encode(text)],
         lambda ids: own.decode([int(kept[i]) for i in ids]),
         len(kept),
         None if own.end is None else new[own.end],
+        own.file,
     )
     return TextSet(text.name, tokenizer, *map(renumbered, splits)), kept
 
@@ -389,7 +300,7 @@ def _split(documents: list[str], fraction: float) -> tuple[list[str], list[str]]
     if len(documents) == 1:
         text = documents[0]
         at = round(len(text) * (1 - fraction))
-        line = text.find("\n", at, at + 2000) + 1
+        line = text.find("\n", at, min(at + 2000, len(text) - 1)) + 1
         at = line if line and fraction else at
         return [text[:at]], [text[at:]]
     sizes = np.cumsum([len(text) for text in documents])
@@ -430,8 +341,3 @@ def _of_tfds(name: str, field: str, data_dir: str | Path | None) -> list[str]:
     if not all(isinstance(text, bytes | str) for text in texts):
         raise ValueError(f"data.text: {name} has {', '.join(sorted(source[0]))}, no text {field!r}")
     return [text.decode() if isinstance(text, bytes) else text for text in texts]
-
-
-def _digest(content: str | bytes) -> str:
-    whole = content.encode() if isinstance(content, str) else content
-    return hashlib.sha256(whole).hexdigest()[:16]

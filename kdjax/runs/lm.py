@@ -29,8 +29,9 @@ class Settings(LanguageSettings):
 def run(settings: Settings, command: str) -> None:
     """Train the teacher and both kinds of students, measure them and write the report.
 
-    Both students of a seed start from the same values and see the same rows in the same order. The
-    student that is exported is the best of the distilled ones on the validation text.
+    Both students of a seed start from the same values; where neither continues rows, they see the
+    same ones in the same order. The student that is exported is the best of the distilled ones on
+    the validation text.
 
     Args:
         settings: as the flags gave them.
@@ -44,7 +45,8 @@ def run(settings: Settings, command: str) -> None:
         if runs.experiment.is_finished(own, results.format_table):
             return
         teacher = plans.obtain_teacher(on_text)
-        on_text.save("teacher", teacher)
+        if on_text.given_teacher is None:
+            on_text.save("teacher", teacher)
         of_text = decided, on_text.text.tokenizer.vocab_size
         student = networks.student_of(*of_text, teacher, on_text.student_start)
         scratch = plans.plan_scratch(on_text, student)

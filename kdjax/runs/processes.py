@@ -13,7 +13,7 @@ from kdjax.runs.settings import DistributedSettings
 
 # Where a process finds things, and how it reads them, is its own affair.
 OWN_SETTINGS = (
-    *("workdir", "data.dir", "data.file", "data.unlabelled", "data.workers"), "teacher.store",
+    *("workdir", "data.dir", "data.file", "data.unlabelled", "data.workers"),
 )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     path = path.resolve()
     partial = path.with_name(path.name + ".partial")
-    with _naming(path):
+    with naming(path):
         try:
             partial.write_bytes(content)
             if path.exists():
@@ -81,7 +81,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Let an OSError name the file that cannot be written: that of a full disk names none."""
     try:
         yield
@@ -317,7 +317,7 @@ class MetricsLog:
                 self._last[_training(old)] = self._number(old)
         number = self._last[_training(row)] = self._number(row)
         numbered = {**row, "wall_time": round(time.time(), 3), "row": number}
-        with _naming(self.path), self.path.open("a") as file:
+        with naming(self.path), self.path.open("a") as file:
             file.write(self._line(numbered))
 
     def seconds(self, phase: str, seed: int | None) -> float:

@@ -35,8 +35,20 @@ def test_rows_are_the_text_and_labels_what_follows(tmp_path, tokenizer):
         assert rows.num_tokens == len(stream) - 1 and max(stream) < found.tokenizer.vocab_size
         whole.append(said)
     assert "".join(whole) == content
+    assert found.tokenizer.file
+    (tmp_path / "t.json").write_text(found.tokenizer.file)
+    again = texts.tokenizer_from(tmp_path / "t.json")
+    assert again.name == found.tokenizer.name and again.encode(content) == [
+        *found.tokenizer.encode(content)
+    ]
     assert whole[1].startswith(("In", "Tiger", "what")) and whole[0].endswith("\n")
     assert len(whole[1]) == pytest.approx(len(content) / 10, abs=40)
+
+
+def test_a_last_paragraph_is_cut_where_no_line_begins(tmp_path):
+    path = written(tmp_path, content="x" * 1000 + "\n")
+    found = data.text.load(path, tokenizer="bytes", length=10)
+    assert found.validation.num_tokens == 99 and found.train.num_tokens == 900
 
 
 def test_words_are_the_frequent_ones_of_the_training_text():
@@ -58,6 +70,7 @@ def test_documents_end_and_are_told_apart(tmp_path):
     # An end belongs to the document behind it, which it begins.
     np.testing.assert_array_equal(np.cumsum(tokens[mask] == end) - 1, owner[mask])
     assert found.tokenizer.decode(tokens[mask][owner[mask] == 3]) == "document 3 " * 4
+    assert "document" in found.validation.arrays  # one alone is still one of several
     assert "document 9" in found.tokenizer.decode(found.validation.arrays["tokens"].ravel())
 
 

@@ -59,9 +59,12 @@ def without_logits(model: Model) -> Model:
 
 
 def answer_of(hidden: Array, head: Array) -> Outputs:
-    """Return hidden states [..., width] and a head [vocab, width] in the place of logits."""
+    """Return hidden states [..., width] and a head [vocab, width] in the place of logits.
+
+    The head has two axes before its own, so that its rows are never taken for those of a batch.
+    """
     none = jnp.zeros((*hidden.shape[:-1], 0), jnp.float32)
-    return Outputs(none, {"hidden": hidden, "head": head})
+    return Outputs(none, {"hidden": hidden, "head": head[None, None]})
 
 
 def from_labels(chunk_size: int) -> Objective:
@@ -157,13 +160,13 @@ def make_eval_step(
         variables = sharding.gather(variables, layout_fn)
         outputs, _ = model.apply(*variables, inputs_of(batch), train=False)
         answers = [outputs] + ([teacher.apply(held, batch)] if teacher else [])
+        pairs = [_hidden_and_head(own) for own in answers]
         counts = metrics.spread(batch["mask"], batch["label"].shape).ravel()
         rows = {"label": batch["label"].ravel()}
-        for i, own in enumerate(answers):
-            hidden = own.features["hidden"]
+        for i, (hidden, _) in enumerate(pairs):
             rows[f"hidden_{i}"] = hidden.reshape(-1, hidden.shape[-1])
-        heads_of = [own.features["head"] for own in answers]
-        found = _of_chunks(rows, heads_of, min(chunk_size, len(counts)))
+        kernels = [head.kernel for _, head in pairs]
+        found = _of_chunks(rows, kernels, min(chunk_size, len(counts)))
         gap = metrics.calibration_of(found.pop("confidence"), found["accuracy"], counts)
         sums = {name: metrics.masked_sum(x, counts) for name, x in found.items()}
         return {**sums, "ece": gap}
@@ -176,13 +179,16 @@ def make_eval_step(
 
 
 def _of_chunks(rows: dict[str, Array], kernels: list[Array], chunk_size: int) -> dict[str, Array]:
-    """Measure every token, [tokens], with the logits of one chunk in memory."""
+    """Measure every token, [tokens], with the logits of one chunk in memory.
+
+    A chunk is every so manieth token: each device has its share of every one.
+    """
     count = len(rows["label"])
     chunks = -(-count // chunk_size)
 
     def cut(x: Array) -> Array:
         padded = jnp.pad(x, [(0, chunks * chunk_size - count)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape(chunks, chunk_size, *x.shape[1:])
+        return padded.reshape(chunk_size, chunks, *x.shape[1:]).swapaxes(0, 1)
 
     def measure(chunk: dict[str, Array]) -> dict[str, Array]:
         logits = [
@@ -202,7 +208,7 @@ def _of_chunks(rows: dict[str, Array], kernels: list[Array], chunk_size: int) ->
         return found
 
     found = jax.lax.map(measure, jax.tree.map(cut, rows))
-    return {name: x.ravel()[:count] for name, x in found.items()}
+    return {name: x.swapaxes(0, 1).ravel()[:count] for name, x in found.items()}
 
 
 def _objective(loss_fn: Callable[[TermInputs, Any], Array]) -> Objective:
@@ -243,4 +249,4 @@ def _squared(inputs: TermInputs) -> Array:
 
 def _hidden_and_head(outputs: Outputs | None) -> tuple[Any, Any]:
     assert outputs is not None
-    return outputs.features["hidden"], Head(outputs.features["head"])
+    return outputs.features["hidden"], Head(outputs.features["head"][0, 0])

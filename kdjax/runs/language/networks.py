@@ -2,8 +2,9 @@
 
 import functools
 import hashlib
-import io
-from collections.abc import Mapping
+import itertools
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from kdjax import data, generation, models, sharding
 from kdjax.checkpoint import params_sha256
-from kdjax.distributed import exchange, is_leader
+from kdjax.distributed import exchange, gathered, is_leader
 from kdjax.runs import evaluation, workdir
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Arrays, Run
@@ -64,7 +65,7 @@ def student_of(
         return Student(*start)
     if settings.student.embedding == "own":
         return Student(decoder_of(settings, settings.student, vocab_size))
-    table = models.head_of(teacher.variables).kernel
+    table = gathered(models.head_of(teacher.variables).kernel)
     details = models.Details(embedding_width=table.shape[1], frozen_embedding=True)
     spec = spec_of(decoder_of(settings, settings.student, vocab_size))._replace(details=details)
     model = models.decoder(spec, dtype=dtype_of(settings), features=("project_out",))
@@ -106,13 +107,12 @@ def restricted(network: Network, kept: np.ndarray, dtype: Any) -> Network:
     """Keep of a network's vocabulary some ids, in that order: rows of its tables."""
 
     def rows(path: Any, x: Any) -> Any:
-        names = [getattr(entry, "key", "") for entry in path]
+        names = [getattr(entry, "key", "") for entry in path][-2:]
         return x[kept] if names in (["tokens", "embedding"], ["head", "kernel"]) else x
 
-    params = jax.tree.map_with_path(rows, network.variables.params)
+    variables = Variables(*jax.tree.map_with_path(rows, tuple(network.variables)))
     spec = spec_of(network.model)._replace(vocab_size=len(kept))
-    model = models.decoder(spec, dtype, (network.model.paths.embedding,))
-    return Network(model, network.variables._replace(params=params))
+    return Network(models.decoder(spec, dtype, (network.model.paths.embedding,)), variables)
 
 
 def live(network: Network) -> Teacher:
@@ -137,7 +137,13 @@ def stored(head: Array) -> Teacher:
 
 
 def with_hidden(
-    run: Run, network: Network, rows: Mapping[str, Any], folder: Path, *, batch_size: int
+    run: Run,
+    network: Network,
+    rows: Mapping[str, Any],
+    folder: Path,
+    *,
+    batch_size: int,
+    precision: str,
 ) -> Arrays:
     """Put a teacher's hidden states, in half precision, beside rows of tokens.
 
@@ -150,6 +156,7 @@ def with_hidden(
         rows: `tokens` [rows, length], and what belongs to them.
         folder: where the file is.
         batch_size: rows at a time.
+        precision: of the teacher's arithmetic.
 
     Returns:
         The rows and `teacher_hidden`, [rows, length, width], float16, read as it is needed.
@@ -158,37 +165,38 @@ def with_hidden(
         OSError: if the file cannot be written.
         ValueError: if states are too large for half precision, or the file is damaged.
     """
-    content = {"teacher": params_sha256(network.variables.params)}
-    content["spec"] = str(spec_of(network.model))
-    content |= {name: digest(rows[name]) for name in ("tokens", "document") if name in rows}
-    path = folder / f"hidden-{digest(str(sorted(content.items())).encode())}.npy"
-    if exchange(f"there {path.name}", str(path.exists()))[0] != "True":
-        say(f"teacher's hidden states: of {rows['tokens'].size:,} tokens, to {path}")
-        given = {name: x for name, x in rows.items() if name in ("tokens", "document", "label")}
-        answer = functools.partial(_hidden, without_logits(network.model), network.variables)
+    given = {name: x for name, x in rows.items() if name in ("tokens", "document", "label")}
+    answer = functools.partial(_hidden, without_logits(network.model), network.variables)
+
+    def make() -> np.ndarray:
+        say(f"teacher's hidden states: of {rows['tokens'].size:,} tokens, to {folder}")
         states = evaluation.answers(run, answer, given, batch_size=batch_size)
         if not np.isfinite(states).all():
-            raise ValueError(f"{path.name}: hidden states are too large for half precision")
-        if is_leader():
-            folder.mkdir(parents=True, exist_ok=True)
-            file = io.BytesIO()
-            np.save(file, states)
-            workdir.write_whole(path, file.getvalue())
-        exchange(f"written {path.name}", "")
-    with workdir.reading(path, mend="delete it, and it is made again"):
-        states = np.load(path, mmap_mode="r")
-        if states.shape[:2] != rows["tokens"].shape:
-            raise ValueError(f"it has shape {states.shape}")
-    return {**rows, "teacher_hidden": states}
+            raise ValueError(
+                "the teacher's hidden states are too large for half precision; with "
+                "--on-policy-fraction it runs in every step, and none are kept"
+            )
+        return states
+
+    content = _content(network, given, precision=precision)
+    return {**rows, "teacher_hidden": _kept(folder, "hidden", content, make)}
 
 
 def continued_rows(
     run: Run, network: Network, rows: data.text.Rows, settings: LanguageSettings, stop: int | None
 ) -> data.text.Rows:
-    """Let the teacher continue every row: what students learn from at the level of sequences."""
-    prompt_length = settings.prompt_length or max(1, settings.data.length // 4)
-    given = {name: rows.arrays[name] for name in ("tokens", "label")}
-    key = jax.random.key(settings.seed)
+    """Let the teacher continue every row, once: what students learn from at the level of sequences.
+
+    Args:
+        run: the mesh, and the folder that keeps them.
+        network: the teacher.
+        rows: their first tokens are the prompts; where these are not all there, or of several
+            documents, a row does not count.
+        settings: prompts, temperature and seed.
+        stop: the token that ends a text.
+    """
+    prompt_length = settings.prompt_length or 1
+    key, told = jax.random.key(settings.seed), ("tokens", "label", "mask")
 
     @jax.jit
     def answer(batch: Batch, variables: Variables, number: Array) -> Array:
@@ -198,19 +206,60 @@ def continued_rows(
             temperature=settings.sampling_temperature,
             stop=stop,
         )
-        return jnp.stack([own[name].astype(jnp.int32) for name in ("tokens", "label", "mask")], 1)
+        return jnp.stack([own[name].astype(jnp.int32) for name in told], 1)
 
-    count = iter(range(len(given["tokens"])))
-    found = evaluation.answers(
-        run,
-        lambda batch: answer(dict(batch), network.variables, jnp.int32(next(count))),
-        given,
-        batch_size=settings.batch_size,
-    )
-    tokens, label, mask = np.moveaxis(found, 1, 0)
-    # A row counts if its prompt was all there.
-    mask = (mask > 0) & rows.arrays["mask"][:, max(prompt_length - 2, 0), None]
-    return data.text.Rows({"tokens": tokens, "label": label, "mask": mask}, 0)
+    def make() -> np.ndarray:
+        say(f"teacher continues {len(rows.arrays['tokens']):,} rows, to {run.workdir}")
+        numbers = itertools.count()
+        # The mask of an evaluation is of whole rows: that of the tokens has another name meanwhile.
+        given = {**rows.arrays, "there": rows.arrays["mask"]}
+        del given["mask"]
+
+        def answer_fn(batch: Batch) -> Array:
+            batch = {**batch, "mask": batch["there"]}
+            found: Array = answer(batch, network.variables, jnp.int32(next(numbers)))
+            return found
+
+        return evaluation.answers(run, answer_fn, given, batch_size=settings.batch_size)
+
+    asked = prompt_length, settings.sampling_temperature, settings.seed, settings.batch_size
+    content = _content(network, rows.arrays, precision=settings.precision, asked=str(asked))
+    tokens, label, mask = np.moveaxis(_kept(run.workdir, "continued", content, make), 1, 0)
+    return data.text.Rows({"tokens": tokens, "label": label, "mask": mask > 0}, 0)
+
+
+def _content(network: Network, rows: Mapping[str, Any], **beside: str) -> str:
+    """Fingerprint what a network says of rows: its variables, its sizes, and the tokens."""
+    content = {"network": params_sha256(tuple(network.variables)), **beside}
+    content["spec"] = str(spec_of(network.model))
+    content |= {name: digest(rows[name]) for name in ("tokens", "document") if name in rows}
+    return digest(str(sorted(content.items())).encode())
+
+
+def _kept(folder: Path, kind: str, content: str, make_fn: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return an array of that content from a folder; if it is not there, make and write it first.
+
+    All processes must call, and see the same folder.
+    """
+    path = folder / f"{kind}-{content}.npy"
+    if exchange(f"there {path.name}", str(path.exists()))[0] != "True":
+        made = make_fn()
+        if is_leader():
+            folder.mkdir(parents=True, exist_ok=True)
+            # Of its own name: another run may be writing the same.
+            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+            with workdir.naming(path), open(partial, "wb") as file:
+                np.save(file, made)
+            os.replace(partial, path)
+        exchange(f"written {path.name}", "")
+    if "False" in exchange(f"seen {path.name}", str(path.exists())):
+        raise ValueError(
+            f"{folder} must be on a file system that all processes share: {path.name} is not there "
+            "for all of them"
+        )
+    with workdir.reading(path, mend="delete it, and it is made again"):
+        found: np.ndarray = np.load(path, mmap_mode="r")
+        return found
 
 
 def placed(run: Run, network: Network) -> Network:

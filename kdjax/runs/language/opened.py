@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax import data, models
+from kdjax import data, distributed, models
 from kdjax.checkpoint import lock
 from kdjax.data.text import TextSet, Tokenizer
 from kdjax.loop import stop_on_signals
-from kdjax.runs import checks, experiment, fingerprints, processes
+from kdjax.runs import checks, experiment, fingerprints, processes, workdir
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Run
 from kdjax.runs.language import networks
@@ -45,8 +45,10 @@ class LanguageRun:
     def save(self, name: str, network: Network) -> None:
         """Write a network into the work directory, with what its ids are."""
         ids = {} if self.kept is None else {"ids": self.kept.tolist()}
-        config = {"tokenizer": self.text.tokenizer.name, **ids}
-        models.save_decoder(self.run.workdir / name, *network, config=config)
+        own, folder = self.text.tokenizer, self.run.workdir / name
+        models.save_decoder(folder, *network, config={"tokenizer": own.name, **ids})
+        if own.file and distributed.is_leader():
+            workdir.write_whole(folder / "tokenizer.json", own.file.encode())
 
     @property
     def eval_batch_size(self) -> int:
@@ -96,14 +98,15 @@ def _read_text(asked: LanguageSettings) -> tuple[TextSet, np.ndarray | None]:
     try:
         text = data.text.load(
             own.file or own.name,
-            tokenizer=own.tokenizer or _tokenizer_beside(asked.teacher.checkpoint),
+            tokenizer=_tokenizer_of(asked),
             length=own.length,
             validation_fraction=own.validation_fraction,
             field=own.field,
             data_dir=own.dir,
         )
     except (ValueError, FileNotFoundError) as error:
-        raise type(error)(str(error).replace("data.text: ", "--data: ", 1)) from error
+        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+        raise kind(str(error).replace("data.text: ", "--data: ", 1)) from error
     return data.text.compact(text) if own.vocabulary == "text" else (text, None)
 
 
@@ -125,28 +128,41 @@ def _read_network(
         return None
     network, trained_with = networks.read_network(asked, flag, path)
     known = networks.spec_of(network.model).vocab_size
-    if trained_with == tokenizer.name:
+    if trained_with == tokenizer.name and known == tokenizer.vocab_size:
         return network
+    if trained_with is None and not asked.data.tokenizer and _beside(path) is None:
+        raise ValueError(f"{flag} {path} has no tokenizer beside it: give --data.tokenizer")
     needed = tokenizer.vocab_size if kept is None else int(kept.max()) + 1
-    # A smaller vocabulary is called after the one that it is a part of.
-    same = trained_with is None or tokenizer.name.startswith(f"{trained_with}, ")
-    if not same or needed > known:
-        raise ValueError(
-            f"--data.tokenizer {tokenizer.name} has {needed} ids, and {flag} {path} knows {known}: "
-            f"it was trained with {trained_with or 'another'}"
-        )
-    if kept is None:
-        return network
+    _check_ids(f"{flag} {path}", (trained_with, known), (tokenizer.name, needed))
+    # A table may have more rows than its tokenizer has ids.
+    kept = np.arange(needed) if kept is None else kept
     return networks.restricted(network, kept, networks.dtype_of(asked))
 
 
-def _tokenizer_beside(path: Path | None) -> str | Path:
-    """Return the tokenizer of a teacher, if its file or folder has one; else that of words."""
-    if path is not None and path.suffix == ".gguf":
+def _check_ids(network: str, own: tuple[str | None, int], text: tuple[str, int]) -> None:
+    """Raise a ValueError if a network and a text, each a tokenizer and ids, do not fit together."""
+    (trained_with, known), (name, needed) = own, text
+    # A smaller vocabulary is called after the one that it is a part of.
+    same = trained_with is None or f"{name}, ".startswith(f"{trained_with}, ")
+    if not same or needed > known:
+        raise ValueError(
+            f"{network} was trained with {trained_with or 'another tokenizer'} and knows {known} "
+            f"ids; this text is read with {name}, {needed} ids: give its --data.tokenizer"
+        )
+
+
+def _tokenizer_of(asked: LanguageSettings) -> str | Path:
+    """Return the tokenizer that is asked for, else that of a network, else that of words."""
+    found = [_beside(path) for path in _checkpoints(asked).values() if path is not None]
+    return asked.data.tokenizer or next(filter(None, found), "words")
+
+
+def _beside(path: Path) -> Path | None:
+    """Return the tokenizer that a network's file or folder has."""
+    if path.suffix == ".gguf":
         return path
-    if path is not None and (path / "tokenizer.json").is_file():
-        return path / "tokenizer.json"
-    return "words"
+    own = path / "tokenizer.json"
+    return own if own.is_file() else None
 
 
 def _resolved(asked: LanguageSettings, text: TextSet) -> LanguageSettings:
@@ -181,8 +197,7 @@ def _check(settings: LanguageSettings, text: TextSet) -> None:
         raise ValueError(
             f"--prompt-length is {prompt}, more than the {settings.data.length} tokens of a row"
         )
-    if settings.on_policy_fraction and settings.num_micro_batches > 1:
-        raise ValueError("--on-policy-fraction goes with --num-micro-batches 1 alone")
+    _check_lesson(settings)
     made = {"--student": settings.student, "--teacher": settings.teacher}
     for flag, own in made.items():
         if own.checkpoint is not None:
@@ -191,6 +206,19 @@ def _check(settings: LanguageSettings, text: TextSet) -> None:
             networks.decoder_of(settings, own, text.tokenizer.vocab_size)
         except ValueError as error:
             raise ValueError(f"{flag}: {str(error).removeprefix('transformer: ')}") from error
+
+
+def _check_lesson(settings: LanguageSettings) -> None:
+    """Raise a ValueError where a flag would do nothing, or leave nothing to learn."""
+    own, student = settings, settings.student
+    if own.on_policy_fraction and own.num_micro_batches > 1:
+        raise ValueError("--on-policy-fraction goes with --num-micro-batches 1 alone")
+    if own.on_policy_fraction == 1 and not own.soft_weight:
+        raise ValueError("--soft-weight 0 leaves labels alone, and --on-policy-fraction 1 has none")
+    if student.checkpoint is not None and student.embedding == "teacher":
+        raise ValueError("--student.embedding teacher is for a student without a checkpoint")
+    if own.divergence == "logit-mse" and own.temperature != 1:
+        raise ValueError("--divergence logit-mse is the limit of high temperatures and takes none")
 
 
 @contextlib.contextmanager

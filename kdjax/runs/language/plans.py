@@ -1,6 +1,7 @@
 """How the networks of a run on text are trained: the teacher, and both kinds of students."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -66,14 +67,17 @@ def with_hidden(
     """Put the teacher's hidden states beside rows."""
     own = opened.settings.teacher.store or opened.run.workdir
     size = opened.eval_batch_size
-    return networks.with_hidden(opened.run, teacher, arrays, own, batch_size=size)
+    precision = opened.settings.precision
+    return networks.with_hidden(
+        opened.run, teacher, arrays, own, batch_size=size, precision=precision
+    )
 
 
 def make_eval_step(opened: LanguageRun, model: Model, teacher: Teacher | None) -> Any:
     """Compile what a network of the run is measured by."""
     return lessons.make_eval_step(
         lessons.without_logits(model),
-        chunk_size=opened.settings.chunk_size,
+        chunk_size=opened.settings.chunk_size * opened.run.mesh.size,
         layout_fn=opened.run.layout_fn,
         teacher=teacher,
     )
@@ -86,7 +90,7 @@ def with_continuations(
     settings, layout = opened.settings, sharding.layout_of(teacher.variables)
     layout_fn, stop = opened.run.layout_fn, opened.text.tokenizer.end
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=0)
     def taken(
         state: TrainState, batch: Batch, *, teacher_variables: PyTree
     ) -> tuple[TrainState, Metrics]:

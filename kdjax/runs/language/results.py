@@ -16,6 +16,7 @@ from kdjax.runs.console import say
 from kdjax.runs.evaluation import measure
 from kdjax.runs.experiment import facts
 from kdjax.runs.language import plans
+from kdjax.runs.language.lessons import inputs_of
 from kdjax.runs.language.networks import Network, stored
 from kdjax.runs.language.opened import LanguageRun
 from kdjax.runs.numbers import format_parts, numbers
@@ -43,7 +44,7 @@ COLUMNS = (
     Column("kl", "KL from teacher", 1, 3),
     Column("agreement", "agreement %", 100, 1),
     Column("ece", "calib. error %", 100, 2),
-    Column("tokens_per_second", "tokens/s", 1, 0),
+    Column("tokens_per_second", "trained tokens/s", 1, 0),
 )
 
 
@@ -103,7 +104,7 @@ def write(
     Args:
         opened: the run.
         summary: see `summarize`.
-        trained: a network of each kind: the teacher, and students of the first seed.
+        trained: a network of each kind, by its name: the teacher, and two students.
         command: what did it.
     """
     said = {name: _sampled(opened, network) for name, network in trained.items()}
@@ -115,7 +116,7 @@ def write(
 
 
 def _speed(opened: LanguageRun, phase: str, seed: int) -> float:
-    """Return the tokens that a training learned from in a second, nan where there was none."""
+    """Return the tokens that a training took in a second, with its compilation and validations."""
     seconds = opened.run.log.seconds(phase, seed)
     steps = max(
         (r["step"] for r in opened.run.log.rows() if (r["phase"], r["seed"]) == (phase, seed)),
@@ -128,14 +129,15 @@ def _speed(opened: LanguageRun, phase: str, seed: int) -> float:
 def _table(summary: Summary) -> report.Table:
     rows = []
     for phase, entry in summary.items():
-        cells = [
-            "".join(format_parts([c.scale * x for x in numbers(entry[c.key])], c.digits, ","))
-            for c in COLUMNS
-        ]
+        cells = [_cell([c.scale * x for x in numbers(entry[c.key])], c.digits) for c in COLUMNS]
         rows.append([_NAMES[phase], f"{entry['num_params']:,}", *cells])
     most = max(len(entry["nll"]) for entry in summary.values())
     note = f"mean ± sample standard deviation over {most} seeds" if most > 1 else "one seed each"
     return report.Table(["", "parameters", *(c.title for c in COLUMNS)], rows, note=note)
+
+
+def _cell(values: list[float], digits: int) -> str:
+    return "".join(format_parts(values, digits, ",")) if np.isfinite(values).all() else "–"
 
 
 def _page(
@@ -166,8 +168,8 @@ def _page(
     curves = (
         report.plot_curves(rows),
         (
-            "Every kind of training: loss and accuracy of the next token, on training batches and "
-            "on the validation text. The distilled student's training loss is another one."
+            "Every kind of training: loss on training batches, and loss and accuracy of the next "
+            "token on the validation text. The distilled student's training loss is another one."
         ),
     )
     known = {
@@ -202,11 +204,13 @@ def _choices(opened: LanguageRun) -> list[tuple[str, str]]:
     lesson += f"{settings.soft_weight:g}"
     if settings.on_policy_fraction:
         lesson += (
-            f"; in {settings.on_policy_fraction:.0%} of the steps the student continues "
-            f"{settings.prompt_length} tokens itself"
+            f"; in {settings.on_policy_fraction:.0%} of the steps the student continues rows "
+            f"itself from {settings.prompt_length} tokens on"
         )
     if settings.sequence_level:
         lesson += "; on rows that the teacher has continued"
+    own = settings.on_policy_fraction or settings.sequence_level
+    shared = "" if own else "; both students of a seed see the same batches"
     return [
         (
             "Text",
@@ -217,8 +221,7 @@ def _choices(opened: LanguageRun) -> list[tuple[str, str]]:
         (
             "Training",
             f"{lesson}. {settings.epochs} epochs of the students in batches of "
-            f"{settings.batch_size} rows of {settings.data.length} tokens; both students of a "
-            "seed see the same batches.",
+            f"{settings.batch_size} rows of {settings.data.length} tokens{shared}.",
         ),
     ]
 
@@ -249,7 +252,8 @@ def _next_words(opened: LanguageRun, trained: Mapping[str, Network]) -> report.T
     own, rows = opened.text.tokenizer, opened.text.validation.arrays
     middle = len(rows["tokens"]) // 2
     tokens, labels = (rows[name][middle : middle + 1] for name in ("tokens", "label"))
-    probs = {name: _probabilities(network, tokens)[0] for name, network in trained.items()}
+    row: dict[str, Any] = {name: x[middle : middle + 1] for name, x in rows.items()}
+    probs = {name: _probabilities(network, inputs_of(row))[0] for name, network in trained.items()}
 
     def word(i: int) -> str:
         return repr(own.decode([int(i)]))[1:-1].replace(" ", "␣") or "∅"
@@ -269,10 +273,10 @@ def _next_words(opened: LanguageRun, trained: Mapping[str, Network]) -> report.T
     return report.Table(columns, body, note=note)
 
 
-def _probabilities(network: Network, tokens: np.ndarray) -> np.ndarray:
+def _probabilities(network: Network, inputs: Any) -> np.ndarray:
     @jax.jit
-    def answer(variables: Variables, tokens: jax.Array) -> jax.Array:
-        logits = network.model.apply(*variables, tokens, train=False)[0].logits
+    def answer(variables: Variables, inputs: Any) -> jax.Array:
+        logits = network.model.apply(*variables, inputs, train=False)[0].logits
         return jax.nn.softmax(logits, axis=-1)
 
-    return np.asarray(gathered(answer(network.variables, tokens)))
+    return np.asarray(gathered(answer(network.variables, inputs)))

@@ -107,8 +107,8 @@ class LanguageStudentSettings(DecoderSettings):
     """The student."""
 
     embedding: Literal["own", "teacher"] = flag(
-        "own, which is its head too; or the teacher's embedding and head, as they are, behind two "
-        "projections.",
+        "own, which is its head too; or the kernel of the teacher's head in both places, as it is, "
+        "behind two projections.",
         default="own",
     )
 
@@ -147,7 +147,9 @@ class LanguageSettings:
     beta: float = flag(
         "Of jsd: the teacher's share of the mixture; 0 is kl, 1 reverse-kl.", SHARE, default=0.5
     )
-    skew: float = flag("Of skew-kl: the other's share of the mixture.", PART, default=0.1)
+    skew: float = flag(
+        "Of skew-kl and skew-reverse-kl: the other's share of the mixture.", PART, default=0.1
+    )
     temperature: float = flag(
         "Softens both networks' probabilities; times T^2 where there is a logarithm.",
         FINITE,
