@@ -179,11 +179,8 @@ def rows_of(
     """
     documents = [text for text in documents if text]
     several = len(documents) > 1 if several is None else several
-    if several and tokenizer.end is None:
-        raise ValueError(
-            f"data.text: there are {len(documents)} documents, and the tokenizer {tokenizer.name} "
-            "has no token to end one with"
-        )
+    if several:
+        _check_end(tokenizer, len(documents))
     parts = [_encoded(tokenizer, text) for text in documents]
     stream, owner = _joined(parts, tokenizer.end if several else None)
     arrays = {"tokens": stream[:-1], "label": stream[1:], "mask": np.ones(len(stream[1:]), bool)}
@@ -192,6 +189,14 @@ def rows_of(
     first = None if several or not len(stream) else tokenizer.decode([int(stream[0])])
     num_bytes = sum(len(text.encode()) for text in documents) - _bytes_of(first)
     return Rows({name: _cut(x, length) for name, x in arrays.items()}, num_bytes)
+
+
+def _check_end(tokenizer: Tokenizer, count: int) -> None:
+    if tokenizer.end is None:
+        raise ValueError(
+            f"data.text: there are {count} documents, and the tokenizer {tokenizer.name} has no "
+            "token to end one with"
+        )
 
 
 def _bytes_of(first: str | None) -> int:
