@@ -462,6 +462,63 @@ FAULTS = (
         '"ece", "accuracy")',
         "tests/test_distill.py",
     ),
+    # Language models.
+    Fault(
+        "prompt-read-too-far",
+        "kdjax/generation.py",
+        "last = counts.astype(jnp.int32) - 1",
+        "last = counts.astype(jnp.int32) - 2",
+        "tests/test_generation.py",
+    ),
+    Fault(
+        "stop-goes-on",
+        "kdjax/generation.py",
+        "ended | (new == stop)",
+        "ended | (new != new)",
+        "tests/test_generation.py",
+    ),
+    Fault(
+        "prompt-judged",
+        "kdjax/generation.py",
+        '"mask": mask[:, 1:]}',
+        '"mask": mask[:, :-1]}',
+        "tests/test_language.py",
+    ),
+    Fault(
+        "own-words-as-labels",
+        RUNS + "language/lessons.py",
+        'inputs.batch.get("of_data", 1.0)',
+        "1.0",
+        "tests/test_language.py",
+    ),
+    Fault(
+        "taid-stands-still",
+        RUNS + "language/lessons.py",
+        "jnp.clip(progress, 0, 1)",
+        "0 * progress",
+        "tests/test_language.py",
+    ),
+    Fault(
+        "other-words-kept",
+        RUNS + "language/networks.py",
+        "return x[kept] if names",
+        "return x[: len(kept)] if names",
+        "tests/test_language.py",
+    ),
+    Fault(
+        "head-cut-as-rows",
+        RUNS + "language/lessons.py",
+        "head[None, None]})",
+        "head})",
+        "tests/test_language.py",
+    ),
+    Fault(
+        "end-of-another-document",
+        "kdjax/data/text.py",
+        "np.concatenate([ends, ids])",
+        "np.concatenate([ids, ends])",
+        "tests/data/test_data_text.py",
+    ),
     # Terms.
     Fault(
         "hint-teacher", TERMS + "_reading.py", "jax.lax.stop_gradient", "jnp.asarray", "tests/terms"
