@@ -35,8 +35,8 @@ def test_both_custom_loops_use_the_losses_alone():
 
 
 def test_flags_in_the_readme_exist():
-    from kdjax.runs.distill import Settings
+    from kdjax.runs import distill, lm
     from kdjax.runs.flags import names
 
-    known = set(names(Settings))
+    known = {*names(distill.Settings), *names(lm.Settings)}
     assert set(re.findall(r"--[a-z]+(?:[.-][a-z-]+)+|--temperature|--epochs", TEXT)) <= known
