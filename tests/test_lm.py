@@ -118,7 +118,7 @@ def test_a_teacher_that_is_given_teaches_the_same(finished, text, tmp_path):
         "--on-policy-fraction 0.5",
         "--sequence-level --soft-weight 0 --sampling-temperature 0",
         "--student.embedding teacher --data.vocabulary text --divergence logit-mse",
-        "--student.checkpoint STUDENT --data.student-fraction 0.5 --num-micro-batches 2",
+        "--student.checkpoint STUDENT --batch-size 16 --num-micro-batches 2",
     ],
 )
 def test_other_lessons_run_to_their_end(finished, text, tmp_path, flags):
