@@ -244,7 +244,8 @@ def student(num_tokens: int, width: int) -> Model:
 
 def objectives() -> dict[str, Objective]:
     """Return what students minimize, by name."""
-    losses, at = kdjax.losses, {"student": "logits", "teacher": "logits"}
+    losses = kdjax.losses
+    at: dict[str, Any] = {"student": "logits", "teacher": "logits"}
     cosine = kdjax.terms.of(losses.cosine_loss, **at)
     scores = kdjax.terms.of(losses.similarity_score_loss, **at)
     return {
@@ -292,11 +293,11 @@ def measured(own: np.ndarray, teachers: np.ndarray) -> dict[str, float]:
     ranks = [np.argsort(np.argsort(x[pairs])) for x in (scores, true)]
     for x in (scores, true):
         np.fill_diagonal(x, -np.inf)
-    every = np.ones(len(scores), bool)
+    every: Any = np.ones(len(scores), bool)
     found = {f"recall at {k}": kdjax.metrics.recall_at_k(scores, true.argmax(1), every, k=k)
              for k in (1, 10)}  # fmt: skip
     recall = {name: kdjax.metrics.value(metric) for name, metric in found.items()}
-    return {"Spearman": float(np.corrcoef(*ranks)[0, 1]), **recall}
+    return {"Spearman": float(np.corrcoef(ranks[0], ranks[1])[0, 1]), **recall}
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
