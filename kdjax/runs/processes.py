@@ -12,9 +12,7 @@ from kdjax.runs import workdir
 from kdjax.runs.settings import DistributedSettings
 
 # Where a process finds things, and how it reads them, is its own affair.
-OWN_SETTINGS = (
-    *("workdir", "data.dir", "data.file", "data.unlabelled", "data.workers"),
-)  # fmt: skip
+OWN_SETTINGS = ("workdir", "data.dir", "data.file", "data.unlabelled", "data.workers")
 
 
 @contextlib.contextmanager
