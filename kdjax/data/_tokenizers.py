@@ -46,7 +46,7 @@ def by_words(text: str, *, num_words: int = 767) -> Tokenizer:
     Args:
         text: where words are counted.
         num_words: how many of them have an id of their own, behind the 256 of the bytes and the one
-            between documents; 2,048 ids in all by default.
+            between documents; 1,024 ids in all by default.
 
     Returns:
         The tokenizer.
