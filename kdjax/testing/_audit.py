@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kdjax._steps import mask_of
 from kdjax.metrics import counted
@@ -100,7 +101,7 @@ def audit(
     objective, batch = _for_examples(objective, jax.tree.map(jnp.asarray, dict(batch)), size)
     mask = counted(mask_of(batch, size))
     inputs = TermInputs(
-        batch, cast(student_outputs, jnp.float32), cast(teacher_outputs, jnp.float32), mask
+        batch, cast(student_outputs, np.float32), cast(teacher_outputs, np.float32), mask
     )
     variables = objective.init(jax.random.key(0) if key is None else key, inputs)
     for name in sorted(variables.params):

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kdjax.testing._compare import assert_close, numbers
@@ -88,7 +87,7 @@ def shift_invariance(probe: Probe) -> Verdict:
 
 
 def _shifted(outputs: Outputs) -> Outputs:
-    return outputs._replace(logits=outputs.logits + jnp.asarray(16, outputs.logits.dtype))
+    return outputs._replace(logits=outputs.logits + np.asarray(16, outputs.logits.dtype))
 
 
 def temperature_scale(probe: Probe) -> Verdict:
@@ -144,8 +143,8 @@ def _pull(probe: Probe, logits: np.ndarray) -> np.ndarray:
     """Gradient by the student's logits, for one example, with these logits in the teacher."""
     teacher = probe.inputs.teacher
     assert teacher is not None
-    changed = teacher._replace(logits=jnp.asarray(logits, teacher.logits.dtype))
-    answer = probe.answer(probe.inputs._replace(teacher=changed))
+    given: Any = logits.astype(teacher.logits.dtype)
+    answer = probe.answer(probe.inputs._replace(teacher=teacher._replace(logits=given)))
     valid = _valid(probe)
     pull: np.ndarray = np.asarray(answer.student.logits, np.float64)[valid] * valid.sum()
     return pull
@@ -212,7 +211,7 @@ def _assert_add_up(probe: Probe, counts: list[Array], answers: list[Answer]) -> 
         jax.tree.map(lambda g, share=share: share * g, (a.mean, a.params, a.student))
         for share, a in zip(shares, answers, strict=True)
     ]
-    total = jax.tree.map(jnp.add, parts[0][:2], parts[1][:2])
+    total = jax.tree.map(np.add, parts[0][:2], parts[1][:2])
     student = [jax.tree.map(lambda g, i=i: g[i::2], probe.base.student) for i in (0, 1)]
     whole = (probe.base.mean, probe.base.params), student
     assert_close((total, [part[2] for part in parts]), whole, 1e-3, "")

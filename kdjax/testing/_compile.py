@@ -20,6 +20,19 @@ def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(fn, compiler_options=_options())
 
 
+def known(fn: Callable[..., Any], *args: Any) -> Any:
+    """Call a function of arrays as it is called without `jit`: it looks at numbers, not tracers.
+
+    What it computes from them is one program, where one for each operation would take seconds; a
+    function that looks at what it computed on its way is called as it stands.
+    """
+    args = jax.device_put(args)
+    try:
+        return compiled(lambda: fn(*args))()
+    except jax.errors.ConcretizationTypeError:
+        return fn(*args)
+
+
 @functools.cache
 def _options() -> dict[str, Any] | None:
     """Return the options that shorten compilation, those of them that this XLA knows."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from kdjax.terms._signature import Signature
@@ -115,19 +115,21 @@ def term_inputs(
     """
     rng = np.random.default_rng(seed)
 
-    def outputs(features: Shapes) -> Outputs:
-        logits = jnp.asarray(3 * rng.normal(size=(num_examples, num_classes)), jnp.float32)
-        drawn = {
-            name: jnp.asarray(rng.normal(size=(num_examples, *shape)), jnp.float32)
-            for name, shape in features.items()
-        }
-        return Outputs(logits, drawn)
+    def normal(*shape: int, scale: float = 1.0) -> Any:
+        return np.float32(scale * rng.normal(size=(num_examples, *shape)))
 
-    mask = jnp.ones(num_examples, bool)
+    def outputs(features: Shapes) -> Outputs:
+        return Outputs(
+            normal(num_classes, scale=3.0), {name: normal(*s) for name, s in features.items()}
+        )
+
+    mask: Any = np.ones(num_examples, bool)
     batch = {
-        "image": jnp.asarray(rng.normal(size=(num_examples, 8, 8, 3)), jnp.float32),
-        "label": jnp.asarray(rng.integers(0, num_classes, num_examples), jnp.int32),
-        "index": jnp.arange(num_examples, dtype=jnp.int32),
+        "image": normal(8, 8, 3),
+        "label": np.int32(rng.integers(0, num_classes, num_examples)),
+        "index": np.arange(num_examples, dtype=np.int32),
         "mask": mask,
     }
-    return TermInputs(batch, outputs(student_features), outputs(teacher_features), mask)
+    student = outputs(student_features)
+    inputs: TermInputs = jax.device_put(TermInputs(batch, student, outputs(teacher_features), mask))
+    return inputs

@@ -11,7 +11,7 @@ import numpy as np
 
 from kdjax.terms._signature import Signature, signature_of
 from kdjax.testing import _drawing
-from kdjax.testing._compile import compiled
+from kdjax.testing._compile import compiled, known
 from kdjax.testing._probe import Answer, Probe, cast, of_loss
 from kdjax.types import PyTree, TermInputs
 
@@ -83,8 +83,8 @@ class Loss:
 
     @functools.cached_property
     def eager(self) -> Any:
-        """The values, operation by operation: what a program for one use would take longer for."""
-        return self.values(cast(self.inputs, np.float32))
+        """The values, without `jit`."""
+        return known(self.values, cast(self.inputs, np.float32))
 
     def in_double(
         self, student: PyTree, teacher: PyTree, weights: np.ndarray | None = None
@@ -124,9 +124,7 @@ class Loss:
         if self.scalable:
             temperature = keywords.get("temperature", self.signature.temperature)
             keywords = {**keywords, "temperature": np.float32(temperature)}
-        found = self.probe.answer(inputs._replace(batch={**inputs.batch, **keywords}))
-        answer: Answer = jax.tree.map(np.asarray, found)
-        return answer
+        return self.probe.answer(inputs._replace(batch={**inputs.batch, **keywords}))
 
     def batch(self, inputs: LossInputs) -> tuple[int, ...]:
         """Return the shape that the values should have."""
@@ -200,7 +198,7 @@ def inputs_for(
 
 
 def _by_role(signature: Signature, given: tuple[PyTree, ...]) -> LossInputs:
-    args = jax.tree.map(np.asarray, cast(given, np.float32))
+    args = cast(given, np.float32)
     roles = (0, signature.teacher)
     rest = tuple(None if i in roles else x for i, x in enumerate(args))
     teacher = None if signature.teacher is None else args[signature.teacher]

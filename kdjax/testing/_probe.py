@@ -68,7 +68,8 @@ class Probe:
     def answer(self, inputs: TermInputs, state: PyTree = None) -> Answer:
         """Evaluate the term on inputs, with its own state unless another is given."""
         variables = self.variables if state is None else self.variables._replace(state=state)
-        return self.program(variables, inputs)
+        answer: Answer = on_host(self.program(variables, inputs))
+        return answer
 
     def assert_close(self, got: PyTree, want: PyTree, words: str, slack: float = 1) -> None:
         """Compare trees of numbers within the tolerance, `slack` times as far for gradients."""
@@ -83,9 +84,9 @@ class Probe:
     def in_low_precision(self) -> tuple[Answer, Answer]:
         """The answers to outputs in bfloat16, and to the same numbers in float32."""
         low = _with_outputs(self.inputs, jnp.bfloat16)
-        return self.answer(low), self.answer(_with_outputs(low, jnp.float32))
+        return self.answer(low), self.answer(_with_outputs(low, np.float32))
 
-    def behind_mask(self, mask: Any, change: Callable[[Array], Array]) -> tuple[Answer, Answer]:
+    def behind_mask(self, mask: Any, change: Callable[[Any], Any]) -> tuple[Answer, Answer]:
         """Return the answers with a mask and other masked examples, and with those that are there.
 
         Args:
@@ -144,6 +145,11 @@ class Probe:
         return float(self.answer(inputs).mean) != float(self.base.mean)
 
 
+def on_host(tree: PyTree) -> PyTree:
+    """Return arrays as NumPy's, but for PRNG keys: to select from them, no program is compiled."""
+    return jax.tree.map(lambda x: x if _is_key(x) else np.asarray(x), tree)
+
+
 def of_term(
     name: str, term: Term, variables: Variables, inputs: TermInputs, *, rtol: float
 ) -> Probe:
@@ -155,7 +161,7 @@ def of_term(
         return total / jnp.maximum(count, 1), (values, state)
 
     coupled = (name,) if term.couples_batch else ()
-    return Probe(name, mean, variables, inputs, coupled, rtol=rtol)
+    return Probe(name, mean, variables, on_host(inputs), coupled, rtol=rtol)
 
 
 def of_loss(
@@ -180,39 +186,44 @@ def of_objective(
         total, count = metrics[f"loss/{name}"]
         return total / jnp.maximum(count, 1), (total, state)
 
-    return Probe(name, mean, variables, inputs, objective.couples_batch, lambda tree: tree[name])
+    own, couples_batch = (lambda tree: tree[name]), objective.couples_batch
+    return Probe(name, mean, variables, on_host(inputs), couples_batch, own)
 
 
-def others(x: Array) -> Array:
+def others(x: Any) -> Any:
     """Return the rows in backward order, three times as large where they are floating."""
-    return 3 * x[::-1] if jnp.issubdtype(x.dtype, jnp.floating) else x[::-1]
+    return x[::-1] * np.asarray(3, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x[::-1]
 
 
-def _put_rows(x: Array, mask: Array, other: Array) -> Array:
+def _put_rows(x: Any, mask: Any, other: Any) -> Any:
     """Keep the rows where the mask is true and take the others from another array."""
-    return jnp.where(jnp.reshape(mask, mask.shape + (1,) * (x.ndim - mask.ndim)), x, other)
+    where = jnp.where if _is_key(x) else np.where
+    return where(np.reshape(mask, mask.shape + (1,) * (x.ndim - mask.ndim)), x, other)
 
 
 def with_mask(inputs: TermInputs, mask: Any) -> TermInputs:
     """Return inputs in which other examples count, in the batch's own mask too if it has one."""
-    given = jnp.asarray(mask)
+    given: Any = np.asarray(mask)
     batch = {**inputs.batch, "mask": given} if "mask" in inputs.batch else inputs.batch
     return inputs._replace(batch=batch, mask=given)
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:
-    """Cast floating leaves to a type."""
+    """Return NumPy arrays, those of floating numbers in a type."""
 
     def one(x: Any) -> Any:
-        x = jnp.asarray(x)
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(one, on_host(tree))
 
 
 def _with_outputs(inputs: TermInputs, dtype: Any) -> TermInputs:
     return inputs._replace(student=cast(inputs.student, dtype), teacher=cast(inputs.teacher, dtype))
 
 
-def _rolled(x: Any) -> Array:
-    return jnp.roll(x, 1, axis=0)
+def _rolled(x: Any) -> Any:
+    return jnp.roll(x, 1, axis=0) if _is_key(x) else np.roll(x, 1, axis=0)
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
