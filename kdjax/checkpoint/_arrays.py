@@ -49,7 +49,8 @@ def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(unfinished, ignore_errors=True)
         with _checkpointer(path) as checkpointer:
-            checkpointer.save(unfinished / ARRAYS, args=ocp.args.StandardSave(tree))
+            saved = jax.tree.map(_once, tree)
+            checkpointer.save(unfinished / ARRAYS, args=ocp.args.StandardSave(saved))
         processes = _share()
         mine = {"leaves": _digests.describe(tree), "files": file_digests(unfinished, **processes)}
         parts = [json.loads(text) for text in exchange(f"write {path.parent}", json.dumps(mine))]
@@ -68,6 +69,15 @@ def write(path: Path, tree: PyTree, metadata: dict[str, Any]) -> None:
         # Orbax and TensorStore report a full disk in exceptions of their own.
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def _once(leaf: Any) -> Any:
+    """Return one device's copy of what all devices of a process hold: Orbax cuts it among them.
+
+    That is a program to compile for each shape.
+    """
+    alone = isinstance(leaf, jax.Array) and jax.process_count() == 1 and leaf.is_fully_replicated
+    return leaf.addressable_data(0) if alone else leaf
 
 
 def read_manifest(path: Path, *, whose: Mapping[str, Any] | None = None) -> dict[str, Any]:
