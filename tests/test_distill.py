@@ -56,8 +56,9 @@ def data_dir(tmp_path_factory):
 def finished(tmp_path_factory):
     """Return the work directory of a whole small run, and what it printed."""
     directory = tmp_path_factory.mktemp("run") / "whole"
-    done = run(directory)
+    done = run(directory, JAX_LOG_COMPILES="1")
     assert done.returncode == 0, done.stderr
+    (directory.parent / "compiled").write_text(done.stderr)
     return directory, done.stdout
 
 
@@ -74,6 +75,13 @@ def test_work_directory_holds_everything(finished):
     assert config["data"]["student_examples"] == 100
     assert config["augment"] == []
     assert config["batch_size"] == 64
+
+
+def test_seeds_share_their_programs(finished):
+    compiled = (finished[0].parent / "compiled").read_text()
+    # The teacher's, and one for each kind of student, of which there are two seeds.
+    for name in ("_made", "take_steps"):
+        assert compiled.count(f"Finished XLA compilation of jit({name})") == 3, name
 
 
 def test_summary_has_one_entry_per_network(finished):

@@ -76,6 +76,11 @@ class Training:
         """The step of a network that trains alone."""
         return self.step_fn(None, self.teacher)
 
+    @functools.cached_property
+    def make_state(self) -> Callable[..., TrainState]:
+        """What makes the state that it starts from: one function, so that seeds compile it once."""
+        return functools.partial(_made, self)
+
     def trained(self, state: TrainState) -> Variables:
         """Return the variables of the network alone, or of its average."""
         if self.average is not None:
@@ -428,7 +433,7 @@ def _restored_or_made(
     run: Run, training: Training, directory: Path, seed: int, batch: Batch
 ) -> TrainState:
     """Read the newest state, or make one, where its arrays live on this run's mesh."""
-    make = functools.partial(_made, training)
+    make = training.make_state
     outputs = jax.jit(training.teacher.apply)(training.teacher.variables, batch)
     step.check_batch(batch, outputs)
     args = jax.random.key(seed), batch, outputs, training.start
