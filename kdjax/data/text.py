@@ -81,8 +81,8 @@ def load(
             "characters" (those of the text), a file of the `tokenizers` package (`tokenizer.json`)
             or a GGUF model, or a `Tokenizer`.
         length: tokens in a row.
-        validation_fraction: the share of the text, from its end, to validate on: of whole documents
-            where there are several, else from the beginning of a line.
+        validation_fraction: the share of the text, from its end, to validate on: whole documents
+            where these are between half and twice as much, else from the beginning of a line.
         field: where the text of a document is, in JSON lines and sets of TFDS.
         data_dir: where sets of TFDS are prepared; by default TFDS's own place.
 
@@ -301,17 +301,23 @@ def _encoded(tokenizer: Tokenizer, text: str) -> Sequence[int]:
 
 
 def _split(documents: list[str], fraction: float) -> tuple[list[str], list[str]]:
-    """Cut documents by position: what is trained on, what is validated on."""
-    if len(documents) == 1:
-        text = documents[0]
-        at = round(len(text) * (1 - fraction))
-        line = text.find("\n", at, min(at + 2000, len(text) - 1)) + 1
-        at = line if line and fraction else at
-        return [text[:at]], [text[at:]]
+    """Cut documents by position: what is trained on, what is validated on.
+
+    They stay whole unless there would be twice or half as much to validate on as was asked.
+    """
+    if not fraction:
+        return documents, []
     sizes = np.cumsum([len(text) for text in documents])
     kept = int(np.searchsorted(sizes, sizes[-1] * (1 - fraction), side="right"))
-    kept = min(max(kept, 1), len(documents) - 1) if fraction else len(documents)
-    return documents[:kept], documents[kept:]
+    whole = min(max(kept, 1), len(documents) - 1)
+    share = 1 - sizes[whole - 1] / sizes[-1] if whole else 0
+    if fraction / 2 <= share <= 2 * fraction:
+        return documents[:whole], documents[whole:]
+    kept = min(kept, len(documents) - 1)
+    text = documents[kept]
+    at = round(sizes[-1] * (1 - fraction)) - int(sizes[kept] - len(text))
+    at = text.find("\n", at, min(at + 2000, len(text) - 1)) + 1 or at
+    return [*documents[:kept], text[:at]], [text[at:], *documents[kept + 1 :]]
 
 
 def _lines(text: str) -> list[tuple[int, str]]:

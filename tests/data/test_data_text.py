@@ -74,6 +74,21 @@ def test_documents_end_and_are_told_apart(tmp_path):
     assert "document 9" in found.tokenizer.decode(found.validation.arrays["tokens"].ravel())
 
 
+def test_a_document_that_is_most_of_the_text_is_cut(tmp_path):
+    """Whole, one at the end would be all that is validated on, and one before it all of the rest."""
+    line, few = "so it goes\n", "few"
+    for place, parts in {"last": (4, 1), "first": (1, 4)}.items():
+        documents = [few] * 3 + [line * 100] if place == "last" else [line * 100] + [few] * 3
+        rows = "\n".join(json.dumps({"text": text}) for text in documents)
+        path = written(tmp_path, "some.jsonl", rows)
+        found = data.text.load(path, tokenizer="bytes", length=16)
+        assert found.validation.num_bytes == pytest.approx(1120 / 10, abs=15)
+        for rows, count in zip((found.train, found.validation), parts, strict=True):
+            assert len(np.unique(rows.arrays["document"][rows.arrays["mask"]])) == count
+        start = found.validation.arrays["tokens"].ravel()[1:12]
+        assert found.tokenizer.decode(start) == line
+
+
 def test_batches_are_a_function_of_seed_and_step(tmp_path):
     rows = data.text.load(written(tmp_path), length=8).train.arrays
     taken = [
