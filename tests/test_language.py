@@ -85,6 +85,18 @@ def test_what_is_minimized_is_the_flags_formula_over_the_tokens_that_count(name)
         assert found["loss"][1] == MASK.sum()
 
 
+@pytest.mark.parametrize("name", ["jsd", "logit-mse"])
+def test_what_is_audited_is_what_is_minimized(name):
+    settings = LanguageSettings(divergence=name, soft_weight=0.7, beta=0.3)
+    given = BATCHED, answers("student"), answers("teacher")
+    loss, _, _ = lessons.distilled(settings, num_steps=10).apply({}, {}, TermInputs(*given, MASK))
+    objective, (batch, student, teacher) = lessons.of_logits(settings, *given)
+    assert student.logits.shape == (BATCH * LENGTH, VOCAB) and {*batch} == {"label", "mask"}
+    inputs = TermInputs(batch, student, teacher, jnp.asarray(batch["mask"]))
+    same, _, _ = objective.apply(*objective.init(jax.random.key(0), inputs), inputs)
+    np.testing.assert_allclose(loss, same, rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [BATCH, VOCAB - 1])
 def test_micro_batches_are_the_whole_batch_and_leave_heads_alone(size):
     """Of as many rows as there are words, too: a head is no batch."""

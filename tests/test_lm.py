@@ -1,13 +1,14 @@
 """The script for language models: what it writes, how it goes on, what it refuses."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import scripts
 
-from kdjax import data, models
+from kdjax import checkpoint, data, models
 from kdjax.runs import lm
 
 TEXT = "the cat sat on the mat, and the dog sat on the cat; what a day it was.\n" * 60
@@ -46,7 +47,7 @@ def refused(capsys, text, directory, *flags):
 def finished(text, tmp_path_factory):
     """Return the work directory of a whole run."""
     directory = tmp_path_factory.mktemp("lm") / "whole"
-    run(text, directory)
+    run(text, directory, "--keep-best")
     return directory
 
 
@@ -65,6 +66,20 @@ def test_the_table_has_a_row_for_each_network(finished):
     page = (finished / "report.html").read_text()
     for words in ("What they write", "▸", "word by word", "--divergence kl, T = 1"):
         assert words in page
+
+
+def test_the_best_by_validation_has_the_least_loss(finished):
+    rows = map(json.loads, (finished / "metrics.jsonl").read_text().splitlines())
+    measured = {
+        row["step"]: row["loss"]
+        for row in rows
+        if (row["phase"], row["split"]) == ("distilled", "validation")
+    }
+    kept = finished / "checkpoints" / "distilled-0"
+    best = checkpoint.best_step(kept)
+    assert best == min(measured, key=measured.get) and len(measured) > 2
+    manifest = json.loads((kept / str(best) / "record.json").read_text())
+    assert manifest["metadata"]["score"] == pytest.approx(-measured[best])
 
 
 def test_what_is_exported_is_what_was_measured(finished):
@@ -119,15 +134,21 @@ def test_a_teacher_that_is_given_teaches_the_same(finished, text, tmp_path):
         "--sequence-level --soft-weight 0 --sampling-temperature 0",
         "--student.embedding teacher --data.vocabulary text --divergence logit-mse",
         "--student.checkpoint STUDENT --batch-size 16 --num-micro-batches 2",
+        "--average 0.9 --audit --soft-weight 0.5 --divergence jsd",
     ],
 )
-def test_other_lessons_run_to_their_end(finished, text, tmp_path, flags):
+def test_other_lessons_run_to_their_end(finished, text, tmp_path, capsys, flags):
     words = flags.replace("STUDENT", str(finished / "student")).split()
     run(text, tmp_path, "--teacher.checkpoint", finished / "teacher", *words)
     entry, before = (summary_of(x)["distilled"] for x in (tmp_path, finished))
     assert 0 < entry["kl"][0] < 5 and entry["nll"][0] < np.log(len(set(TEXT)) + 1)
     if "--student.checkpoint" in words:
         assert entry["nll"][0] < before["nll"][0]  # it began where that one ended
+    if "--average" in words:
+        scratch, plain = (summary_of(x)["scratch"] for x in (tmp_path, finished))
+        assert scratch["params_sha256"] != plain["params_sha256"]
+        said = capsys.readouterr().out
+        assert "audit of distilled" in said and re.search("soft +zero at equality +ok", said)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from kdjax.runs.settings import (
     DistributedSettings,
     OneMethodSettings,
     TaskName,
+    audit_flag,
     check_distributed,
 )
 
@@ -39,11 +40,7 @@ class Settings(OneMethodSettings):
         "Numbers of an embedding. Default: those of the labels or of the given teacher, else 64.",
         POSITIVE,
     )
-    audit: bool = flag(
-        "First hold the objective against what it should satisfy, on the student's first batch; "
-        "stop if it does not.",
-        default=False,
-    )
+    audit: bool = audit_flag()
     extend: bool = flag(
         "Go on with the run in --workdir, finished or not, to a larger --epochs.", default=False
     )

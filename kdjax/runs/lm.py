@@ -11,6 +11,7 @@ The same command on the same work directory goes on where it was interrupted.
 """
 
 import dataclasses
+import functools
 
 from kdjax import runs
 from kdjax.runs import flags, processes
@@ -38,7 +39,7 @@ def run(settings: Settings, command: str) -> None:
         command: what goes on with the same work directory.
     """
     # Here and not above: flags are read before the seconds that these imports take.
-    from kdjax.runs.language import networks, opened, plans, results
+    from kdjax.runs.language import lessons, networks, opened, plans, results
 
     with opened.opened(settings) as on_text:
         own, decided = on_text.run, on_text.settings
@@ -49,11 +50,13 @@ def run(settings: Settings, command: str) -> None:
             on_text.save("teacher", teacher)
         of_text = decided, on_text.text.tokenizer.vocab_size
         student = networks.student_of(*of_text, teacher, on_text.student_start)
-        scratch = plans.plan_scratch(on_text, student)
-        taught = plans.plan_distilled(on_text, student, teacher)
+        of_both = plans.plan_students(on_text, student, teacher)
+        if decided.audit:
+            of_logits = functools.partial(lessons.of_logits, decided)
+            runs.training.audit(own, of_both[1], decided.seed, exempt={}, of_logits=of_logits)
         students = []
         for seed in range(decided.seed, decided.seed + decided.num_seeds):
-            for plan in (scratch, taught):
+            for plan in of_both:
                 variables = runs.training.train(own, plan, seed)
                 students.append((plan.phase, seed, networks.Network(student.model, variables)))
         summary = results.summarize(on_text, teacher, students)

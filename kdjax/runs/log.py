@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ _SHARES = (
     ("agreement", "agrees on {:.1%}"),
 )
 
+ScoreFn = Callable[[Mapping[str, Any]], tuple[Any, Any]]
+"""What the best has most of, a metric made of those of validation."""
+
 
 class TrainingLog:
     """What a training says while it runs, in the log of the run and on the console."""
@@ -31,7 +35,7 @@ class TrainingLog:
         self.notes = {"train": ""}
         # Of a task: what means nothing, and what the best has most of.
         self.hides: Collection[str] = ()
-        self.score = "accuracy"
+        self.score_fn: ScoreFn = itemgetter("accuracy")
         self.update: Callable[[int, str], None] = lambda step, note: None
 
     @property

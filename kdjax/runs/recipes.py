@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kdjax import data, step
+from kdjax import data, step, teachers
 from kdjax.optimizers import max_norm
 from kdjax.runs.resolved import default_learning_rate
 from kdjax.runs.settings import Augmentation, MethodSettings, OptimizerSettings
-from kdjax.types import Array, Batch, PyTree
+from kdjax.types import Array, Batch, Model, OnlineTeacher, PyTree
 
 _NOT_KERNELS = ("class_token", "distillation_token", "position")
 """Parameters of several axes that no layer multiplies with."""
@@ -35,6 +35,13 @@ def make_optimizer(
         chain = [optax.adamw(schedule, weight_decay=settings.weight_decay, mask=decaying)]
     first = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
     return optax.chain(*first, *chain, *([max_norm(norm_limit)] if norm_limit else []))
+
+
+def make_average(decay: float | None, model: Model) -> OnlineTeacher | None:
+    """Make a moving average that is the plain mean as long as that is shorter, if one is asked."""
+    if decay is None:
+        return None
+    return teachers.ema(model, decay=lambda n: jnp.minimum(1 - 1 / (n + 1), decay))
 
 
 def _kernels(params: PyTree) -> PyTree:

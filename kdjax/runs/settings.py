@@ -56,6 +56,23 @@ METHOD = Limit(_method_words, lambda name: all(part in LINES for part in name.sp
 TAUGHT = METHOD._replace(holds=lambda name: METHOD.holds(name) and name != "scratch")
 
 
+def audit_flag() -> Any:
+    """Declare the flag that looks at the objective first."""
+    return flag(
+        "First hold the objective against what it should satisfy, on the student's first batch; "
+        "stop if it does not.",
+        default=False,
+    )
+
+
+def average_flag() -> Any:
+    """Declare the flag that averages the weights."""
+    return flag(
+        "Decay of a moving average of the weights, which is evaluated and exported in their place.",
+        PART,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
     """Which data, from where, and how it is split."""
@@ -396,10 +413,7 @@ class MethodSettings(RunSettings):
     balanced_classes: bool = flag(
         "Weigh the examples so that every class counts the same in training.", default=False
     )
-    average: float | None = flag(
-        "Decay of a moving average of the weights, which is evaluated and exported in their place.",
-        PART,
-    )
+    average: float | None = average_flag()
     num_micro_batches: int = flag(
         "Parts of a batch over which the gradient is accumulated.", POSITIVE, default=1
     )

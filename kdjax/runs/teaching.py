@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from kdjax import data, distributed, models, sharding, step, teachers
@@ -20,7 +19,7 @@ from kdjax.runs.resolved import ResolvedTeacher
 from kdjax.runs.settings import Augmentation
 from kdjax.runs.tasks import SINGLE_LABEL, Task
 from kdjax.runs.training import Training
-from kdjax.types import Model, Objective, OnlineTeacher, Teacher, Variables
+from kdjax.types import Model, Objective, Teacher, Variables
 
 
 class TeacherResult(NamedTuple):
@@ -173,7 +172,7 @@ def plan_network(
         asked, batch_size=batch_size, num_steps=num_steps, norm_limit=norm_limit
     )
     view_fn = _views(experiment, own.augment, examples)
-    average = None if teacher else _average(settings.average, model)
+    average = None if teacher else recipes.make_average(settings.average, model)
     if "resized-crop" in own.augment:
         examples = {**examples, "image": examples["image"].cropped(data.random_crop)}
     model = models.rematerialized(model) if settings.rematerialise else model
@@ -205,13 +204,6 @@ def _start(experiment: Experiment, spec: NetworkSpec) -> Variables | None:
     if experiment.student_start is None or not own:
         return None
     return networks.in_place(experiment.student_start, spec)
-
-
-def _average(decay: float | None, model: Model) -> OnlineTeacher | None:
-    """Return a moving average that is the plain mean as long as that is shorter."""
-    if decay is None:
-        return None
-    return teachers.ema(model, decay=lambda n: jnp.minimum(1 - 1 / (n + 1), decay))
 
 
 def _views(

@@ -19,7 +19,7 @@ from kdjax.distributed import gathered
 from kdjax.runs import evaluation
 from kdjax.runs.console import progress, say
 from kdjax.runs.evaluation import Arrays, Run, least_steps_between, measure, on_mesh
-from kdjax.runs.log import TrainingLog
+from kdjax.runs.log import ScoreFn, TrainingLog
 from kdjax.runs.settings import STEPS_PER_CALL
 from kdjax.runs.tasks import SINGLE_LABEL, Task
 from kdjax.types import (
@@ -50,6 +50,8 @@ class Training:
     network starts, `rows_fn` the order of the examples; by default both come from the seed.
     `average` is the moving average that is evaluated and kept in the place of the network. `spec`
     describes networks of images; `inputs_fn` is what one is fed; `task` says what is measured.
+    The best by validation has most of `score_fn`, a metric of what is measured; by default of the
+    first that its task shows.
     """
 
     phase: str
@@ -70,6 +72,7 @@ class Training:
     inputs_fn: teachers.InputsFn = itemgetter("image")
     eval_batch_size: int = evaluation.EVAL_BATCH_SIZE
     task: Task = SINGLE_LABEL
+    score_fn: ScoreFn | None = None
 
     @functools.cached_property
     def train_step(self) -> Step:
@@ -127,7 +130,8 @@ def train(run: Run, training: Training, seed: int, *, directory: Path | None = N
         traced = jax.make_jaxpr(training.train_step)(state, batch)
         most = _steps_per_call(run, traced)
     log = TrainingLog(run, training.phase, seed, label_of(training, seed), training.num_steps)
-    log.hides, log.score = training.task.hides, training.task.columns[0]
+    log.hides = training.task.hides
+    log.score_fn = training.score_fn or itemgetter(training.task.columns[0])
     least = least_steps_between(training.watched, training.batch_size)
     eval_every = run.eval_every or max(training.num_steps // 20, least)
     with _fed(run, training, seed, state, most) as feed:
@@ -191,7 +195,12 @@ def label_of(training: Training, seed: int) -> str:
 
 
 def audit(
-    run: Run, training: Training, seed: int, *, exempt: Mapping[str, tuple[str, ...]]
+    run: Run,
+    training: Training,
+    seed: int,
+    *,
+    exempt: Mapping[str, tuple[str, ...]],
+    of_logits: Callable[[Batch, Outputs, Any], tuple[Objective, Any]] | None = None,
 ) -> None:
     """Hold the objective against what it should satisfy, on the first batch of a training.
 
@@ -200,6 +209,8 @@ def audit(
         training: what is about to be trained.
         seed: of that training.
         exempt: for the name of a term, what it rightly breaks.
+        of_logits: where the objective sees no logits, what makes one that does, and what that is
+            given, of a batch and both networks' outputs.
 
     Raises:
         ValueError: naming what does not hold, after the table that says why.
@@ -213,8 +224,10 @@ def audit(
     inputs = training.inputs_fn(batch)
     variables = training.model.init(jax.random.key(seed), inputs)
     student, _ = training.model.apply(*variables, inputs, train=False)
-    on_host = jax.device_get((batch, student, outputs))
-    report = testing.audit(training.objective, *on_host, exempt=exempt)
+    objective, given = training.objective, (batch, student, outputs)
+    if of_logits is not None:
+        objective, given = of_logits(*given)
+    report = testing.audit(objective, *jax.device_get(given), exempt=exempt)
     say(f"audit of {training.phase} on the first batch:\n{report}")
     if not report.passed:
         names = ", ".join(finding.name for finding in report.failures)
@@ -276,7 +289,7 @@ def fit(
             assert watch is not None
             for split, measured in watch(at, state).items():
                 log.write(at, split, {"loss": measured.get("nll"), **measured})
-                found = metrics.value(measured[log.score])
+                found = metrics.value(log.score_fn(measured))
                 if split == "validation" and run.keep_best and found > best[0]:
                     best[0] = found
                     save_fn(at, state, score=found)

@@ -75,7 +75,7 @@ def test_documents_end_and_are_told_apart(tmp_path):
 
 
 def test_a_document_that_is_most_of_the_text_is_cut(tmp_path):
-    """Whole, one at the end would be all that is validated on, and one before it all of the rest."""
+    """Whole, one at the end would be all that is validated on, one before it all of the rest."""
     line, few = "so it goes\n", "few"
     for place, parts in {"last": (4, 1), "first": (1, 4)}.items():
         documents = [few] * 3 + [line * 100] if place == "last" else [line * 100] + [few] * 3

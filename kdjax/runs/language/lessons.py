@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kdjax import heads, losses, metrics, models
+from kdjax import heads, losses, metrics, models, terms
 from kdjax.heads import Head
+from kdjax.objective import combine
 from kdjax.runs.language.settings import LanguageSettings
 from kdjax.types import (
     Array,
@@ -35,6 +36,8 @@ _OF_LOGITS: Mapping[str, Callable[..., Array]] = {
     "total-variation": losses.total_variation,
 }
 """Divergences of log-probabilities, by the name of the flag."""
+_AUDITED = 64
+"""Tokens that an objective is held against what it should satisfy on."""
 
 
 def inputs_of(batch: Batch) -> Any:
@@ -104,6 +107,34 @@ def distilled(settings: LanguageSettings, num_steps: int) -> Objective:
     return _objective(loss)
 
 
+def of_logits(
+    settings: LanguageSettings, batch: Batch, student: Outputs, teacher: Outputs
+) -> tuple[Objective, tuple[Batch, Outputs, Outputs]]:
+    """Return what is minimized as an objective of logits, and those of a batch's first tokens.
+
+    Args:
+        settings: the flags.
+        batch: labels [rows, length] and their mask.
+        student: what it says without logits.
+        teacher: likewise.
+    """
+    label = batch["label"].ravel()[:_AUDITED]
+    tokens = {"label": label, "mask": batch["mask"].ravel()[:_AUDITED]}
+
+    def with_logits(outputs: Outputs) -> Outputs:
+        hidden, head = _hidden_and_head(outputs)
+        return Outputs(hidden.reshape(-1, hidden.shape[-1])[:_AUDITED] @ head.kernel.T)
+
+    def soft(inputs: TermInputs) -> Array:
+        assert inputs.teacher is not None
+        given = inputs.student.logits, jax.lax.stop_gradient(inputs.teacher.logits)
+        return divergence(settings, *given, jnp.float32(0))
+
+    parts = {"soft": terms.stateless(soft), "labels": terms.cross_entropy()}
+    weights = {"soft": settings.soft_weight, "labels": 1 - settings.soft_weight}
+    return combine(parts, weights), (tokens, with_logits(student), with_logits(teacher))
+
+
 def divergence(
     settings: LanguageSettings, student: Array, teacher: Array, progress: Array
 ) -> Array:
@@ -116,6 +147,8 @@ def divergence(
         progress: the share of the training that is over, for `taid`.
     """
     name, t = settings.divergence, settings.temperature
+    if name == "logit-mse":
+        return jnp.var(student - teacher, -1)
     if name == "kl":
         return losses.soft_target_loss(student, teacher, temperature=t)
     if name == "taid":
@@ -176,6 +209,12 @@ def make_eval_step(
         return found
 
     return eval_step
+
+
+def fewest_nats(measured: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return what the best network has most of: minus its loss."""
+    total, count = measured["nll"]
+    return -total, count
 
 
 def _of_chunks(rows: dict[str, Array], kernels: list[Array], chunk_size: int) -> dict[str, Array]:

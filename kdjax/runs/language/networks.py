@@ -19,7 +19,7 @@ from kdjax.runs import evaluation, workdir
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Arrays, Run
 from kdjax.runs.language.lessons import answer_of, inputs_of, without_logits
-from kdjax.runs.language.settings import DecoderSettings, LanguageSettings
+from kdjax.runs.language.settings import DecidedLanguage, DecoderSettings, LanguageSettings
 from kdjax.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
 
 
@@ -183,7 +183,7 @@ def with_hidden(
 
 
 def continued_rows(
-    run: Run, network: Network, rows: data.text.Rows, settings: LanguageSettings, stop: int | None
+    run: Run, network: Network, rows: data.text.Rows, settings: DecidedLanguage, stop: int | None
 ) -> data.text.Rows:
     """Let the teacher continue every row, once: what students learn from at the level of sequences.
 
@@ -195,14 +195,13 @@ def continued_rows(
         settings: prompts, temperature and seed.
         stop: the token that ends a text.
     """
-    prompt_length = settings.prompt_length or 1
     key, told = jax.random.key(settings.seed), ("tokens", "label", "mask")
 
     @jax.jit
     def answer(batch: Batch, variables: Variables, number: Array) -> Array:
         own = generation.continued(
             *(network.model, variables, jax.random.fold_in(key, number), batch),
-            prompt_length=prompt_length,
+            prompt_length=settings.prompt_length,
             temperature=settings.sampling_temperature,
             stop=stop,
         )
@@ -222,7 +221,12 @@ def continued_rows(
 
         return evaluation.answers(run, answer_fn, given, batch_size=settings.batch_size)
 
-    asked = prompt_length, settings.sampling_temperature, settings.seed, settings.batch_size
+    asked = (
+        settings.prompt_length,
+        settings.sampling_temperature,
+        settings.seed,
+        settings.batch_size,
+    )
     content = _content(network, rows.arrays, precision=settings.precision, asked=str(asked))
     tokens, label, mask = np.moveaxis(_kept(run.workdir, "continued", content, make), 1, 0)
     return data.text.Rows({"tokens": tokens, "label": label, "mask": mask > 0}, 0)

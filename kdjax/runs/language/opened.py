@@ -18,7 +18,13 @@ from kdjax.runs.console import say
 from kdjax.runs.evaluation import Run
 from kdjax.runs.language import networks
 from kdjax.runs.language.networks import Network
-from kdjax.runs.language.settings import LanguageSettings
+from kdjax.runs.language.settings import (
+    DecidedLanguage,
+    DecidedOptimizer,
+    DecidedTeacher,
+    DecidedText,
+    LanguageSettings,
+)
 from kdjax.runs.resolved import narrowed
 
 _RATES = {"adamw": 3e-3, "sgd": 0.1}
@@ -34,7 +40,7 @@ class LanguageRun:
     of the training text that students see, `student_start` is where students start.
     """
 
-    settings: LanguageSettings
+    settings: DecidedLanguage
     text: TextSet
     kept: np.ndarray | None
     run: Run
@@ -82,7 +88,7 @@ def opened(asked: LanguageSettings) -> Iterator[LanguageRun]:
         if asked.extend:
             settings = experiment.extended(asked, settings)
         _check(settings, text)
-        rows = data.text.first(text.train, settings.data.student_fraction or 1.0)
+        rows = data.text.first(text.train, settings.data.student_fraction)
         if stop_fn():
             raise KeyboardInterrupt
         with _claimed(asked, settings, text, stop_fn) as run:
@@ -165,7 +171,7 @@ def _beside(path: Path) -> Path | None:
     return own if own.is_file() else None
 
 
-def _resolved(asked: LanguageSettings, text: TextSet) -> LanguageSettings:
+def _resolved(asked: LanguageSettings, text: TextSet) -> DecidedLanguage:
     """Put the text's defaults where a setting is None."""
     own = asked.data
     share = own.student_fraction
@@ -174,17 +180,18 @@ def _resolved(asked: LanguageSettings, text: TextSet) -> LanguageSettings:
     rows = len(data.text.first(text.train, share).arrays["tokens"])
     enough = -(-_SHORTEST_STUDENT * asked.batch_size // rows)
     rate = asked.optimizer.learning_rate or _RATES[asked.optimizer.name]
-    return dataclasses.replace(
+    return narrowed(
+        DecidedLanguage,
         asked,
-        data=dataclasses.replace(own, student_fraction=share),
-        teacher=dataclasses.replace(asked.teacher, epochs=asked.teacher.epochs or _EPOCHS),
-        optimizer=dataclasses.replace(asked.optimizer, learning_rate=rate),
+        data=narrowed(DecidedText, own, student_fraction=share),
+        teacher=narrowed(DecidedTeacher, asked.teacher, epochs=asked.teacher.epochs or _EPOCHS),
+        optimizer=narrowed(DecidedOptimizer, asked.optimizer, learning_rate=rate),
         epochs=asked.epochs or max(_EPOCHS, enough),
         prompt_length=asked.prompt_length or max(1, own.length // 4),
     )
 
 
-def _check(settings: LanguageSettings, text: TextSet) -> None:
+def _check(settings: DecidedLanguage, text: TextSet) -> None:
     """Raise a ValueError, naming the flag, where settings do not fit together."""
     rows = len(text.train.arrays["tokens"])
     if rows < settings.batch_size:
@@ -192,10 +199,10 @@ def _check(settings: LanguageSettings, text: TextSet) -> None:
             f"--batch-size is {settings.batch_size}, but the training text has {rows} rows of "
             f"{settings.data.length} tokens"
         )
-    prompt = settings.prompt_length or 0
-    if prompt > settings.data.length:
+    if settings.prompt_length > settings.data.length:
         raise ValueError(
-            f"--prompt-length is {prompt}, more than the {settings.data.length} tokens of a row"
+            f"--prompt-length is {settings.prompt_length}, more than the {settings.data.length} "
+            "tokens of a row"
         )
     _check_lesson(settings)
     made = {"--student": settings.student, "--teacher": settings.teacher}
@@ -223,12 +230,11 @@ def _check_lesson(settings: LanguageSettings) -> None:
 
 @contextlib.contextmanager
 def _claimed(
-    asked: LanguageSettings, settings: LanguageSettings, text: TextSet, stop_fn: Callable[[], bool]
+    asked: LanguageSettings, settings: DecidedLanguage, text: TextSet, stop_fn: Callable[[], bool]
 ) -> Iterator[Run]:
     """Claim the work directory, and lock it meanwhile."""
     mesh = experiment.mesh_of(settings.mesh)
     checks.check_batches(settings, mesh)
-    assert settings.workdir is not None
     with lock(settings.workdir):
         content: dict[str, Any] = {"text": _content(text)}
         for flag, path in _checkpoints(settings).items():
@@ -250,7 +256,7 @@ def _content(text: TextSet) -> dict[str, str]:
     return found
 
 
-def _describe(settings: LanguageSettings, text: TextSet, rows: data.text.Rows, run: Run) -> None:
+def _describe(settings: DecidedLanguage, text: TextSet, rows: data.text.Rows, run: Run) -> None:
     device = jax.devices()[0]
     say(
         f"{text.name}: {text.train.num_tokens:,} training and {text.validation.num_tokens:,} "

@@ -29,23 +29,27 @@ def obtain_teacher(opened: LanguageRun) -> Network:
     rate = own.learning_rate or settings.optimizer.learning_rate
     objective = lessons.from_labels(settings.chunk_size)
     lesson = objective, teachers.absent(), opened.text.train.arrays
-    plan = _plan(opened, "teacher", model, *lesson, epochs=own.epochs or 1, rate=rate)
+    plan = _plan(opened, "teacher", model, *lesson, epochs=own.epochs, rate=rate)
     return Network(model, training.train(run, plan, settings.seed))
 
 
-def plan_scratch(opened: LanguageRun, student: Student) -> Training:
-    """Return how the student learns from the text alone."""
-    objective = lessons.from_labels(opened.settings.chunk_size)
-    lesson = objective, teachers.absent(), opened.student_rows.arrays
-    return _plan(opened, "scratch", student.model, *lesson, start=student.start)
-
-
-def plan_distilled(opened: LanguageRun, student: Student, teacher: Network) -> Training:
-    """Return how the student learns from the teacher.
+def plan_students(opened: LanguageRun, student: Student, teacher: Network) -> list[Training]:
+    """Return how the student learns from the text alone, and how from the teacher.
 
     The teacher answers once, and its hidden states are kept; where students continue rows
     themselves, it runs in every step.
     """
+    objective = lessons.from_labels(opened.settings.chunk_size)
+    lesson = objective, teachers.absent(), opened.student_rows.arrays
+    scratch = _plan(opened, "scratch", student.model, *lesson, start=student.start)
+    taught = _plan(
+        opened, "distilled", student.model, *_taught(opened, teacher), start=student.start
+    )
+    return [scratch, dataclasses.replace(taught, eval_step=scratch.eval_step)]
+
+
+def _taught(opened: LanguageRun, teacher: Network) -> tuple[Objective, Teacher, Mapping[str, Any]]:
+    """Return what is minimized with the teacher, what it says, and of which rows."""
     settings, run = opened.settings, opened.run
     rows = opened.student_rows
     if settings.sequence_level:
@@ -55,10 +59,8 @@ def plan_distilled(opened: LanguageRun, student: Student, teacher: Network) -> T
     if not settings.on_policy_fraction:
         examples = with_hidden(opened, teacher, rows.arrays)
         source = networks.stored(models.head_of(teacher.variables).kernel)
-    num_steps = _num_steps(opened, settings.epochs or 1, examples)
-    objective = lessons.distilled(settings, num_steps)
-    lesson = objective, source, examples
-    return _plan(opened, "distilled", student.model, *lesson, start=student.start)
+    num_steps = _num_steps(opened, settings.epochs, examples)
+    return lessons.distilled(settings, num_steps), source, examples
 
 
 def with_hidden(
@@ -102,7 +104,7 @@ def with_continuations(
         def own() -> Batch:
             continued = generation.continued(
                 *(model, variables, key, batch),
-                prompt_length=settings.prompt_length or 1,
+                prompt_length=settings.prompt_length,
                 temperature=settings.sampling_temperature,
                 stop=stop,
             )
@@ -131,7 +133,7 @@ def _plan(
 ) -> Training:
     """Return how one network is trained; the step is compiled at its first use."""
     settings, run = opened.settings, opened.run
-    num_steps = _num_steps(opened, epochs or settings.epochs or 1, examples)
+    num_steps = _num_steps(opened, epochs or settings.epochs, examples)
     asked = dataclasses.replace(
         settings.optimizer, learning_rate=rate or settings.optimizer.learning_rate
     )
@@ -139,6 +141,7 @@ def _plan(
         asked, batch_size=settings.batch_size, num_steps=num_steps, norm_limit=None
     )
     answering = lessons.without_logits(model)
+    average = None if phase == "teacher" else recipes.make_average(settings.average, answering)
     if settings.rematerialise:
         answering = models.rematerialized(answering)
     train_step = step.make_train_step(
@@ -147,6 +150,7 @@ def _plan(
         skip_nonfinite=settings.on_nonfinite == "skip",
         inputs_fn=lessons.inputs_of,
         layout_fn=run.layout_fn,
+        average=average,
     )
 
     def step_fn(setting: PyTree, teacher: Teacher) -> Any:
@@ -160,8 +164,10 @@ def _plan(
         eval_step=make_eval_step(opened, model, None),
         watched={"validation": opened.text.validation.arrays},
         start=start,
+        average=average,
         inputs_fn=lessons.inputs_of,
         eval_batch_size=opened.eval_batch_size,
+        score_fn=lessons.fewest_nats,
     )
 
 

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +19,6 @@ from kdjax.runs.language import plans
 from kdjax.runs.language.lessons import inputs_of
 from kdjax.runs.language.networks import Network, stored
 from kdjax.runs.language.opened import LanguageRun
-from kdjax.runs.numbers import format_parts, numbers
 from kdjax.types import Variables
 
 Summary = dict[str, dict[str, Any]]
@@ -29,22 +28,13 @@ _NAMES = {"teacher": "Teacher", "scratch": "Labels alone", "distilled": "Distill
 _SAMPLED, _SHOWN, _CANDIDATES = 160, 32, 4
 
 
-class Column(NamedTuple):
-    """A column of the results: where it comes from, what it is called, how it is written."""
-
-    key: str
-    title: str
-    scale: float
-    digits: int
-
-
 COLUMNS = (
-    Column("bits_per_byte", "bits per byte", 1, 3),
-    Column("nll", "nats per token", 1, 3),
-    Column("kl", "KL from teacher", 1, 3),
-    Column("agreement", "agreement %", 100, 1),
-    Column("ece", "calib. error %", 100, 2),
-    Column("tokens_per_second", "trained tokens/s", 1, 0),
+    report.Column("bits_per_byte", "bits per byte", "Bits per byte", 1, 3),
+    report.Column("nll", "nats per token", "Nats per token", 1, 3),
+    report.Column("kl", "KL from teacher", "KL from the teacher (nats)", 1, 3),
+    report.Column("agreement", "agreement %", "Agreement with the teacher (%)", 100, 1),
+    report.Column("ece", "calib. error %", "Calibration error (%)", 100, 2),
+    report.Column("tokens_per_second", "trained tokens/s", "Trained tokens a second", 1, 0),
 )
 
 
@@ -89,7 +79,7 @@ def best_of(students: Sequence[Network], entry: Mapping[str, Any]) -> Network:
 
 def format_table(summary: Summary) -> str:
     """Format the results as plain text: a line per kind of network."""
-    table = _table(summary)
+    table = _table(summary, [column.short for column in COLUMNS])
     return report.format_rows([table.columns, *table.rows]) + f"\n{table.note}"
 
 
@@ -126,18 +116,15 @@ def _speed(opened: LanguageRun, phase: str, seed: int) -> float:
     return tokens / seconds if seconds else math.nan
 
 
-def _table(summary: Summary) -> report.Table:
+def _table(summary: Summary, titles: Sequence[str]) -> report.Table:
     rows = []
     for phase, entry in summary.items():
-        cells = [_cell([c.scale * x for x in numbers(entry[c.key])], c.digits) for c in COLUMNS]
+        # A teacher that was given has no speed.
+        cells = ["".join(c.written(entry[c.key])).replace("nan", "–") for c in COLUMNS]
         rows.append([_NAMES[phase], f"{entry['num_params']:,}", *cells])
     most = max(len(entry["nll"]) for entry in summary.values())
     note = f"mean ± sample standard deviation over {most} seeds" if most > 1 else "one seed each"
-    return report.Table(["", "parameters", *(c.title for c in COLUMNS)], rows, note=note)
-
-
-def _cell(values: list[float], digits: int) -> str:
-    return "".join(format_parts(values, digits, ",")) if np.isfinite(values).all() else "–"
+    return report.Table(["", "parameters", *titles], rows, note=note)
 
 
 def _page(
@@ -180,7 +167,11 @@ def _page(
     return report.Page(
         f"A language model distilled on {opened.text.name}",
         [
-            report.Section("Results on the validation text", [_table(summary)], {"curves": curves}),
+            report.Section(
+                "Results on the validation text",
+                [_table(summary, [column.title for column in COLUMNS])],
+                {"curves": curves},
+            ),
             report.Section("What they write", notes=[*said.items()]),
             report.Section("What the teacher expects, word by word", [words]),
             report.Section("What was done", notes=_choices(opened)),
@@ -230,7 +221,7 @@ def _sampled(opened: LanguageRun, network: Network) -> str:
     """Return a continuation of a prompt from the validation text."""
     settings, own = opened.settings, opened.text.tokenizer
     rows = opened.text.validation.arrays["tokens"]
-    count = min(settings.prompt_length or 1, settings.data.length)
+    count = min(settings.prompt_length, settings.data.length)
     prompt = jax.numpy.asarray(rows[len(rows) // 2 : len(rows) // 2 + 1, :count])
     length = min(_SAMPLED, settings.data.length + 1 - count)
     found = generation.sample(
@@ -258,7 +249,7 @@ def _next_words(opened: LanguageRun, trained: Mapping[str, Network]) -> report.T
     def word(i: int) -> str:
         return repr(own.decode([int(i)]))[1:-1].replace(" ", "␣") or "∅"
 
-    start = min(opened.settings.prompt_length or 1, max(0, tokens.shape[1] - _SHOWN))
+    start = min(opened.settings.prompt_length, max(0, tokens.shape[1] - _SHOWN))
     body = []
     for at in range(start, min(start + _SHOWN, tokens.shape[1])):
         expected = np.argsort(-probs["Teacher"][at])[:_CANDIDATES]

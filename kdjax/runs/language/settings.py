@@ -16,6 +16,8 @@ from kdjax.runs.settings import (
     MeshSettings,
     OptimizerSettings,
     Precision,
+    audit_flag,
+    average_flag,
     eval_flag,
 )
 
@@ -186,6 +188,7 @@ class LanguageSettings:
     num_micro_batches: int = flag(
         "Parts of a batch over which the gradient is accumulated.", POSITIVE, default=1
     )
+    average: float | None = average_flag()
     rematerialise: bool = flag(
         "Compute the insides of blocks again for the gradient: less memory, more time.",
         default=False,
@@ -208,7 +211,7 @@ class LanguageSettings:
         default=2,
     )
     keep_best: bool = flag(
-        "Also write a checkpoint at every validation that is the best so far, and keep it.",
+        "Also write a checkpoint at every validation that has the least loss so far, and keep it.",
         default=False,
     )
     on_nonfinite: Literal["stop", "skip"] = flag(
@@ -220,9 +223,43 @@ class LanguageSettings:
         "trains and the rows fit.",
         POSITIVE,
     )
+    audit: bool = audit_flag()
     extend: bool = flag(
         "Go on with the run in --workdir, finished or not, to a larger --epochs.", default=False
     )
     profile: bool = flag(
         "Write traces of the steps 10 to 15 of each training to W/profile.", default=False
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecidedText(TextSettings):
+    """Which text, and how it is cut."""
+
+    student_fraction: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecidedTeacher(LanguageTeacherSettings):
+    """The teacher, trained first or read."""
+
+    epochs: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecidedOptimizer(LanguageOptimizerSettings):
+    """The optimizer, and how its learning rate changes."""
+
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecidedLanguage(LanguageSettings):
+    """What a run depends on, with nothing left to the text."""
+
+    data: DecidedText
+    teacher: DecidedTeacher
+    optimizer: DecidedOptimizer
+    epochs: int
+    prompt_length: int
+    workdir: Path

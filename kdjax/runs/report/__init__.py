@@ -9,6 +9,7 @@ with needs("train"):
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib as matplotlib
 
+from kdjax.runs.report._columns import Column
 from kdjax.runs.report._distillation import distillation_page, format_table
 from kdjax.runs.report._lines import Line, plot_dots, plot_lines
 from kdjax.runs.report._page import (
@@ -30,7 +31,7 @@ from kdjax.runs.report._plots import (
 )
 
 __all__ = [
-    "Line", "Page", "Section", "Table", "Tile", "distillation_page", "format_rows",
+    "Column", "Line", "Page", "Section", "Table", "Tile", "distillation_page", "format_rows",
     "format_table", "plot_curves", "plot_dark_knowledge", "plot_dots", "plot_errors",
     "plot_instructive", "plot_lines", "publish", "results_page", "select_instructive", "write_page",
 ]  # fmt: skip

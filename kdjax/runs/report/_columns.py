@@ -1,7 +1,9 @@
 """What tables and curves show of networks, whatever their task: a row of data for each measure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from kdjax.runs.numbers import format_parts, numbers
 
 
 class Column(NamedTuple):
@@ -18,6 +20,11 @@ class Column(NamedTuple):
         """Its title within a sentence."""
         initial = self.title[0].lower() if self.title[1:2].islower() else self.title[0]
         return initial + self.title[1:]
+
+    def written(self, values: Sequence[float | None]) -> tuple[str, str]:
+        """Write the mean of values, and their deviation behind it where there are several."""
+        digits = 0 if self.key == "test_errors" and len(values) == 1 else self.digits
+        return format_parts([self.scale * value for value in numbers(values)], digits, ",")
 
 
 COLUMNS = (

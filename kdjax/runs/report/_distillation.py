@@ -74,7 +74,7 @@ def format_table(summary: Summary) -> str:
         ["parameters", *(f"{summary[phase]['num_params']:,}" for phase in phases)],
     ]
     for column in columns_of(summary):
-        cells = [_cell(summary[phase][column.key], column) for phase in phases]
+        cells = [column.written(summary[phase][column.key]) for phase in phases]
         columns.append([column.short, *_aligned(cells)])
     padded = [[cell.rjust(max(map(len, cells))) for cell in cells] for cells in columns]
     header, *lines = ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
@@ -85,7 +85,7 @@ def _results(summary: Summary) -> Table:
     columns = columns_of(summary)
     rows = [
         [_SHORT[phase], f"{summary[phase]['num_params']:,}"]
-        + ["".join(_cell(summary[phase][column.key], column)) for column in columns]
+        + ["".join(column.written(summary[phase][column.key])) for column in columns]
         for phase in _phases(summary)
     ]
     header = ["", "Parameters", *(column.title for column in columns)]
@@ -106,7 +106,7 @@ def _ends(rows: Sequence[Row]) -> Table:
         if train:
             steps = max(steps[-1] for steps, _ in train)
             losses = format_parts([values[-1] for _, values in train], 4, ",")
-            scored = _cell([values[-1] for _, values in validation], column)
+            scored = column.written([values[-1] for _, values in validation])
             numbers = str(len(train)), f"{steps:,}", "".join(losses), "".join(scored)
             body.append([title, *numbers])
     return Table(header, body)
@@ -156,7 +156,7 @@ def _headline(summary: Summary) -> str:
 
 def _mean(entry: Mapping[str, Any], column: Column) -> str:
     """Write the mean over seeds."""
-    return _cell([float(np.mean(numbers(entry[column.key])))], column)[0]
+    return column.written([float(np.mean(numbers(entry[column.key])))])[0]
 
 
 def _count(value: float) -> str:
@@ -165,11 +165,6 @@ def _count(value: float) -> str:
 
 def _phases(summary: Summary) -> list[str]:
     return [phase for phase in PHASES if phase in summary]
-
-
-def _cell(values: Sequence[float | None], column: Column) -> tuple[str, str]:
-    digits = 0 if column.key == "test_errors" and len(values) == 1 else column.digits
-    return format_parts([column.scale * value for value in numbers(values)], digits, ",")
 
 
 def _aligned(cells: Sequence[tuple[str, str]]) -> list[str]:
