@@ -301,7 +301,8 @@ def test_on_a_mesh_every_device_takes_its_own_tokens(sizes):
     for found in (sent, outside):
         assert sum(kernel in shape for shape, _ in found) == (data * fsdp > 1)
     each, flops = (x.cost_analysis()["flops"] for x in (program, whole))
-    assert each <= 1.1 * flops / 8
+    # A loop counts once here: with one chunk and part the excess over the plain form is 0.1 %.
+    assert each <= 1.05 * flops / 8
 
 
 @pytest.mark.parametrize("vocab", [2_049, 128_256])
