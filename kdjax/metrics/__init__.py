@@ -13,6 +13,12 @@ named pair with a method `value`. It merges like all others, by adding up what i
 """
 
 from kdjax.losses._numbers import known
+from kdjax.metrics._intervals import (
+    Difference,
+    calibrated_gaps,
+    calibrated_range,
+    paired_bootstrap,
+)
 from kdjax.metrics._means import (
     accuracy,
     agreement,
@@ -43,8 +49,9 @@ from kdjax.metrics._tasks import (
 )
 
 __all__ = [
-    "accuracy", "agreement", "are_probabilities", "binary_accuracy", "calibration",
-    "calibration_of", "counted", "examples_of", "known", "masked_sum", "mean_average_precision",
-    "mean_iou", "mean_of", "merge", "nll", "of", "positions_of", "r_squared", "recall_at_k",
+    "Difference", "accuracy", "agreement", "are_probabilities", "binary_accuracy",
+    "calibrated_gaps", "calibrated_range", "calibration", "calibration_of", "counted",
+    "examples_of", "known", "masked_sum", "mean_average_precision", "mean_iou", "mean_of", "merge",
+    "nll", "of", "paired_bootstrap", "positions_of", "r_squared", "recall_at_k",
     "root_mean_squared_error", "spread", "squared_error", "to_host", "value", "weights_of",
 ]  # fmt: skip
