@@ -155,6 +155,9 @@ ROWS: dict[str, Row] = {
         learns="projections; remembers an embedding per example",
         losses=("contrastive_representation_loss",),
     ),
+    "affinity": Row(("torchdistill/AffinityLoss",)),
+    "ifv": Row(("TorchDistiller/IFV",), losses=("intra_class_variation_loss",)),
+    "margin-mse": Row(losses=("margin_mse_loss",)),
 }  # fmt: skip
 COLUMNS = (
     "method", "name", "formula", "paper", "kind", "needs", "golden entries", "time", "memory",

@@ -126,6 +126,7 @@ ROWS = RNG.normal(size=(60, 3))
         ("pixels", {}, ["--student.name", "mlp"], "--student.name mlp answers an image with (2,)"),
         ("pixels", {}, ["--augment", "crop"], "labels of pixels stay where they are"),
         ("pixels", {}, ["--method", "dist"], "--method dist learns from one class"),
+        ("pixels", {}, ["--method", "margin-mse"], "is for --task embeddings, --task is"),
         ("multi-label", {}, ["--augment", "mixup"], "--augment mixup mixes classes"),
         ("multi-label", {}, ["--label-smoothing", "0.1"], "--label-smoothing is of classes"),
         ("multi-label", {}, ["--balanced-classes"], "class weights need one class"),
@@ -166,11 +167,11 @@ def test_methods_that_fit_have_a_loss(task):
     setup = methods.Setup(none, none, {}, 60, 100, task=own)
     fitting = [
         name for name, method in methods.METHODS.items()
-        if not method.needs & (Need.FEATURES | Need.MAPS)
-        and not any(lacking in method.needs for lacking in own.lacks)
+        if not method.needs & (Need.FEATURES | Need.MAPS) and methods.is_for(name, own)
     ]  # fmt: skip
     assert {"kd", "logit-mse"} <= {*fitting} and not {"dkd", "dist", "deit-hard"} & {*fitting}
-    assert ("ttm" in fitting) == (task == "pixels")
+    assert ("ttm" in fitting) == ("affinity" in fitting) == (task == "pixels")
+    assert ("margin-mse" in fitting) == (task == "embeddings")
     for name in fitting:
         objective = methods.objective_of(name, setup._replace(task=_units(own, task)))
 
@@ -236,6 +237,46 @@ def test_the_loss_of_neighbors_is_that_of_the_share_of_the_own_class():
     np.testing.assert_allclose(found[jnp.array([0, 1, 3])], expected, rtol=1e-4)
     assert found[2] == 0
     assert np.isfinite(jax.grad(lambda x: values(x).sum())(jnp.float32(x))).all()
+
+
+def test_the_teachers_nearest_is_nearer_by_as_much():
+    z, v = RNG.normal(size=(2, 6, 3))
+    mask = np.array([True] * 5 + [False])
+    inputs = TermInputs({}, Outputs(jnp.float32(z)), Outputs(jnp.float32(v)), jnp.asarray(mask))
+    found, _ = tasks.margins().apply({}, {}, inputs)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (z, v)]
+    own, taught = (x @ x.T for x in unit)
+    for i in range(5):
+        others = [j for j in range(5) if j != i]
+        first = max(others, key=lambda j: taught[i, j])
+        gaps = [
+            (own[i, first] - own[i, j] - taught[i, first] + taught[i, j]) ** 2
+            for j in others if j != first
+        ]  # fmt: skip
+        np.testing.assert_allclose(found[i], np.mean(gaps), rtol=1e-4)
+
+
+def test_pixels_vary_within_the_classes_that_count():
+    z, v = RNG.normal(size=(2, 2, 4, 4, 3)).astype(np.float32)
+    label, mask = RNG.integers(0, 2, (2, 4, 4)), RNG.random((2, 4, 4)) < 0.7
+    outputs = [Outputs(jnp.zeros((2, 4, 4, 2)), {"m": jnp.asarray(x)}) for x in (z, v)]
+
+    def values(label):
+        inputs = TermInputs({"label": jnp.asarray(label)}, *outputs, jnp.asarray(mask))
+        return tasks.within_classes("m", "m").apply({}, {}, inputs)[0]
+
+    def cosines(x):
+        own = np.zeros((4, 4))
+        for c in (0, 1):
+            chosen = (label[0] == c) & mask[0]
+            mean = x[0][chosen].mean(0)
+            norms = np.linalg.norm(x[0][chosen], axis=1) * np.linalg.norm(mean)
+            own[chosen] = x[0][chosen] @ mean / norms
+        return own
+
+    expected = np.mean((cosines(z) - cosines(v)) ** 2)
+    np.testing.assert_allclose(values(label)[0], expected, rtol=1e-4)
+    np.testing.assert_array_equal(values(label), values(np.where(mask, label, 1 - label)))
 
 
 def test_pixels_without_a_class_are_left_out():

@@ -24,8 +24,9 @@ import kdjax
 from kdjax import runs
 from kdjax.runs import flags, presets
 from kdjax.runs.flags import flag
+from kdjax.runs.method_names import METHOD
 from kdjax.runs.numbers import numbers
-from kdjax.runs.settings import METHOD, NOT_NEGATIVE, POSITIVE, MethodSettings
+from kdjax.runs.settings import NOT_NEGATIVE, POSITIVE, MethodSettings
 
 if TYPE_CHECKING:
     from kdjax.runs.evaluation import Arrays, Run

@@ -3,6 +3,8 @@
 `kdjax.runs.methods` says what each name does, in the same order.
 """
 
+from kdjax.runs.flags import Limit, nearest
+
 LINES: dict[str, str] = {
     "scratch": "Labels alone.",
     "kd": "Soft targets, T and their weight as the flags say (Hinton et al., 2015).",
@@ -59,4 +61,21 @@ LINES: dict[str, str] = {
     ),
     "semckd": "Soft targets, and all stages from all, by learned attention (Chen et al., 2020).",
     "ickd": "How channels relate, last map (Liu et al., 2021).",
+    "affinity": "Of pixels: which respond together, class by class (He et al., 2019).",
+    "ifv": "Of pixels: how each differs from the mean of its class (Wang et al., 2020).",
+    "margin-mse": (
+        "Of embeddings: by how much the teacher's nearest is nearer (Hofstätter et al., 2020)."
+    ),
 }
+
+
+def _method_words(name: str) -> str:
+    wrong = [part for part in name.split("+") if part not in LINES]
+    if not wrong:
+        return "one that teaches: a student of labels alone is trained beside it anyway"
+    told = nearest(wrong[0], LINES) if wrong[0] else "a + has a method on both sides"
+    return f"made of known methods ({wrong[0]!r} is none; {told})"
+
+
+METHOD = Limit(_method_words, lambda name: all(part in LINES for part in name.split("+")))
+TAUGHT = METHOD._replace(holds=lambda name: METHOD.holds(name) and name != "scratch")

@@ -14,15 +14,15 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 import optax
 
 from kdjax import losses, models, terms
 from kdjax.models import NetworkSpec
 from kdjax.objective import Weight, combine
+from kdjax.runs import networks, tasks
 from kdjax.runs.method_names import LINES
 from kdjax.runs.needs import Need
+from kdjax.runs.settings import TaskName
 from kdjax.runs.tasks import SINGLE_LABEL, Task, Weighted
 from kdjax.types import Array, FeaturePaths, Objective, PyTree, Term
 
@@ -37,6 +37,7 @@ class Setup(NamedTuple):
     num_steps: int
     temperature: float = 4.0
     soft_weight: float = 0.9
+    last_soft_weight: float | None = None
     label_smoothing: float = 0.0
     task: Task = SINGLE_LABEL
     of_labels_fn: Callable[[Term], Term] = lambda term: term
@@ -56,7 +57,8 @@ class Method(NamedTuple):
     `make` returns a term, which has the name of the method and `weight`, or terms by name with
     their weights. The weight grows over the first twelfth of the training, 20 of 240 epochs, if
     `warms_up`. `label_weight` is that of the cross-entropy beside it. The student that
-    `reuses_classifier` answers through the teacher's last layer. `line` is the line of help.
+    `reuses_classifier` answers through the teacher's last layer. `task` is the only one that it
+    is for, where it is for one. `line` is the line of help.
     """
 
     needs: Need
@@ -65,6 +67,7 @@ class Method(NamedTuple):
     label_weight: float = 1.0
     warms_up: bool = False
     reuses_classifier: bool = False
+    task: TaskName | None = None
     line: str = ""
 
 
@@ -93,7 +96,7 @@ def objective_of(name: str, setup: Setup, *, scale: float = 1.0) -> Objective:
         hard = setup.task.hard(setup.label_smoothing)
         if any(Need.TOKEN in METHODS[method].needs for method in methods_in(name)):
             hard = terms.with_logits_of(hard, "head")
-        found["hard"] = setup.of_labels_fn(hard), max(labels, key=float)
+        found["hard"] = setup.of_labels_fn(hard), max(labels, key=_at_first)
     return combine(
         {term: loss for term, (loss, _) in found.items()},
         {term: _scaled(w, 1.0 if term == "hard" else scale) for term, (_, w) in found.items()},
@@ -108,6 +111,10 @@ def _weighted(name: str, setup: Setup) -> Weighted:
         weight = optax.linear_schedule(0.0, weight, setup.share(1 / 12))
     parts = {name.replace("-", "_"): (made, weight)} if isinstance(made, Term) else made
     return {"hard": (terms.cross_entropy(), method.label_weight), **parts}
+
+
+def _at_first(weight: Weight) -> float:
+    return float(weight(0) if callable(weight) else weight)
 
 
 def _scaled(weight: Weight, scale: float) -> Weight:
@@ -126,25 +133,30 @@ def check(name: str, student: NetworkSpec, teacher: NetworkSpec, task: Task = SI
     _check_paths(name, models.build(student).paths, models.build(teacher).paths)
     for method in methods_in(name):
         needs = METHODS[method].needs
-        if any(lacking in needs for lacking in task.lacks):
-            fit = [
-                name for name in METHODS if not any(x in METHODS[name].needs for x in task.lacks)
-            ]
+        if not is_for(method, task):
+            own = METHODS[method].task
+            what = f"is for --task {own}" if own else "learns from one class of each image"
+            fit = ", ".join(known for known in METHODS if is_for(known, task))
             raise ValueError(
-                f"--method {method} learns from one class of each image, which --task {task.name} "
-                f"has not; those that fit, if the networks do: {', '.join(fit)}"
+                f"--method {method} {what}, --task is {task.name}; those that fit: {fit}"
             )
         if Need.TOKEN in needs and not student.name.startswith("vit"):
             raise ValueError(f"--method {method} needs a vit as --student.name, not {student.name}")
         if not needs & (Need.SAME_WIDTHS | Need.SAME_LAST_WIDTH):
             continue
-        one, two = stage_widths(student), stage_widths(teacher)
+        one, two = networks.stage_widths(student), networks.stage_widths(teacher)
         count = min(len(one), len(two)) if Need.SAME_WIDTHS in needs else 1
         if one[-count:] != two[-count:]:
             raise ValueError(
                 f"--method {method} needs maps of the same widths; {student.name} has {one} and "
                 f"{teacher.name} {two}"
             )
+
+
+def is_for(name: str, task: Task) -> bool:
+    """Whether a task has what a method learns from."""
+    method = METHODS[name]
+    return method.task in (None, task.name) and not any(x in method.needs for x in task.lacks)
 
 
 def fits(name: str, student: NetworkSpec, teacher: NetworkSpec) -> bool:
@@ -169,20 +181,6 @@ _REQUIRED: Mapping[Need, tuple[str, Callable[[FeaturePaths, FeaturePaths], bool]
     Need.FEATURES: ("features of hidden layers", lambda s, t: bool(s.stages and t.stages)),
     Need.NORMS: ("a teacher with BatchNorm right before its ReLUs", lambda s, t: bool(t.norms)),
 }
-
-
-@functools.cache
-def stage_widths(spec: NetworkSpec) -> tuple[int, ...]:
-    """Return the channels of each stage of a network."""
-    stages = models.build(spec).paths.stages
-    model = models.build(spec, features=stages)
-
-    def features(images: jax.Array) -> dict[str, jax.Array]:
-        variables = model.init(jax.random.key(0), images)
-        return dict(model.apply(*variables, images, train=False)[0].features)
-
-    found = jax.eval_shape(features, np.zeros((1, *spec.image_shape), np.uint8))
-    return tuple(found[stage].shape[-1] for stage in stages)
 
 
 def student_of(name: str, spec: NetworkSpec, setup: Setup) -> NetworkSpec:
@@ -213,9 +211,12 @@ def loss_of(name: str) -> str | None:
     return make.args[0].__name__ if isinstance(make, functools.partial) else None
 
 
-def looks_at_features(name: str) -> bool:
-    """Whether a method, or one of several joined by "+", needs more than logits and labels."""
-    looking = Need.FEATURES | Need.MAPS | Need.TOKEN
+def looks_at_features(name: str, *, of_teacher: bool = False) -> bool:
+    """Whether a method, or one of several joined by "+", needs more than logits and labels.
+
+    A distillation token is the student's alone.
+    """
+    looking = Need.FEATURES | Need.MAPS | (Need.NOTHING if of_teacher else Need.TOKEN)
     return any(METHODS[method].needs & looking for method in methods_in(name))
 
 
@@ -269,9 +270,13 @@ def _lifted(
 
 
 def _kd(setup: Setup) -> Weighted:
-    weight, soft = setup.soft_weight, setup.task.soft(setup.temperature)
-    followed = {name: (term, own * weight) for name, (term, own) in soft.items()}
-    return {**followed, "hard": (terms.cross_entropy(), 1 - weight)}
+    weight: Weight = setup.soft_weight
+    if setup.last_soft_weight is not None:
+        weight = optax.linear_schedule(weight, setup.last_soft_weight, setup.num_steps)
+    soft = setup.task.soft(setup.temperature)
+    followed = {name: (term, _scaled(weight, own)) for name, (term, own) in soft.items()}
+    rest = (lambda step: 1 - weight(step)) if callable(weight) else 1 - weight
+    return {**followed, "hard": (terms.cross_entropy(), rest)}
 
 
 def _skd(setup: Setup) -> Weighted:
@@ -344,7 +349,7 @@ def _crd(setup: Setup) -> Term:
     return terms.crd(*_embeddings(setup), num_examples=setup.num_examples, num_negatives=negatives)
 
 
-_CLASS_MAPS = ("class_maps", "class_maps")
+_CLASS_MAPS, _LOGITS = ("class_maps", "class_maps"), ("logits", "logits")
 _CLASSES, _BATCH, _TOKEN = Need.CLASSES, Need.WHOLE_BATCH, Need.TOKEN | Need.CLASSES
 _LABELS = Need.LABELS | Need.CLASSES
 _MAPS, _FEATURES = Need.MAPS, Need.FEATURES
@@ -423,6 +428,12 @@ _ROWS: dict[str, Method] = {
     ),
     "semckd": Method(_RELATED_MAPS | _CLASSES, _semckd),
     "ickd": Method(_RELATED_MAPS, lambda s: terms.inter_channel_correlation(*_last(s)), 2.5),
+    # Of one task; the weights are ours.
+    "affinity": Method(Need.NOTHING, _of(losses.affinity_loss, lambda s: _LOGITS), task="pixels"),
+    "ifv": Method(
+        _MAPS | Need.LABELS, lambda s: tasks.within_classes(*_last(s)), 50.0, task="pixels"
+    ),
+    "margin-mse": Method(_BATCH, lambda s: tasks.margins(), 10.0, task="embeddings"),
 }
 METHODS: Mapping[str, Method] = {
     name: method._replace(line=LINES[name]) for name, method in _ROWS.items()

@@ -295,6 +295,20 @@ def _normalization(
     return chosen
 
 
+@functools.cache
+def stage_widths(spec: NetworkSpec) -> tuple[int, ...]:
+    """Return the channels of each stage of a network."""
+    stages = models.build(spec).paths.stages
+    model = models.build(spec, features=stages)
+
+    def features(images: jax.Array) -> dict[str, jax.Array]:
+        variables = model.init(jax.random.key(0), images)
+        return dict(model.apply(*variables, images, train=False)[0].features)
+
+    found = jax.eval_shape(features, np.zeros((1, *spec.image_shape), np.uint8))
+    return tuple(found[stage].shape[-1] for stage in stages)
+
+
 def _answers_of(spec: NetworkSpec) -> tuple[int, ...]:
     """Return the shape of what a network answers one image with."""
     images = jax.ShapeDtypeStruct((1, *spec.image_shape), np.uint8)

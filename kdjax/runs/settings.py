@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from kdjax.runs.flags import Limit, flag, group, nearest, require
-from kdjax.runs.method_names import LINES
+from kdjax.runs.flags import Limit, flag, group, require
+from kdjax.runs.method_names import LINES, TAUGHT
 
 Augmentation = Literal[
     "crop", "flip", "jitter", "translate", "warp", "erase", "mixup", "cutmix", "resized-crop",
@@ -42,18 +42,6 @@ SHARE = Limit("in [0, 1]", lambda x: 0 <= x <= 1)
 PART = Limit("in [0, 1)", lambda x: 0 <= x < 1)
 COUNTED = Limit("from 1 to 2,147,483,647", lambda n: 0 < n < 2**31)
 SEED = Limit("from 0 to 2,147,483,647", lambda n: 0 <= n < 2**31)
-
-
-def _method_words(name: str) -> str:
-    wrong = [part for part in name.split("+") if part not in LINES]
-    if not wrong:
-        return "one that teaches: a student of labels alone is trained beside it anyway"
-    told = nearest(wrong[0], LINES) if wrong[0] else "a + has a method on both sides"
-    return f"made of known methods ({wrong[0]!r} is none; {told})"
-
-
-METHOD = Limit(_method_words, lambda name: all(part in LINES for part in name.split("+")))
-TAUGHT = METHOD._replace(holds=lambda name: METHOD.holds(name) and name != "scratch")
 
 
 def audit_flag() -> Any:
@@ -385,6 +373,11 @@ class MethodSettings(RunSettings):
     pair: PairName = flag("Teacher and student of repdistiller.", default="resnet56-resnet20")
     soft_weight: float = flag(
         "Of kd: weight of the soft targets; the labels have the rest.", SHARE, default=0.9
+    )
+    anneal_soft_weight: float | None = flag(
+        "What the soft weight becomes by the end of the training, by as much in every step. "
+        "Default: it stays.",
+        SHARE,
     )
     augment: tuple[Augmentation, ...] | None = flag(
         "Views of the images that teacher and student share. Default: crop on large color images, "

@@ -239,10 +239,58 @@ def _pixels(dataset: Dataset) -> Task:
         {"loss": _loss(hard), "mean_iou": metrics.of(metrics.mean_iou)},
         # Logits of each pixel: methods of rows of classes, or of one class for an image.
         lacks=(
-            *(Need.LABELS, Need.TOKEN, Need.CLASSIFIER),
+            *(Need.CLASSES | Need.LABELS, Need.TOKEN, Need.CLASSIFIER),
             *(Need.CLASSES | Need.WHOLE_BATCH, Need.CLASSES | Need.MAPS),
         ),
     )
+
+
+def within_classes(student: str, teacher: str) -> Term:
+    """Make the term of how pixels vary within their class in an image.
+
+    Args:
+        student: path of the student's map.
+        teacher: path of the teacher's.
+    """
+
+    def values(inputs: TermInputs) -> Array:
+        assert inputs.teacher is not None
+        label, num_classes = inputs.batch["label"], inputs.student.logits.shape[-1]
+        known = metrics.counted(metrics.spread(inputs.mask, label.shape))
+        return losses.intra_class_variation_loss(
+            inputs.student.features[student],
+            inputs.teacher.features[teacher],
+            jnp.where(known, label, data.NO_LABEL),
+            num_classes=num_classes,
+        )
+
+    return terms.stateless(values)
+
+
+def margins() -> Term:
+    """Make the term of by how much the teacher's nearest is nearer than each other of the batch."""
+
+    def values(inputs: TermInputs) -> Array:
+        student, teacher = (
+            _scores(x, inputs.mask) for x in (inputs.student.logits, _answers(inputs))
+        )
+        nearest = jnp.argmax(teacher, axis=1)[:, None]
+        # The nearest first; among the others it is removed.
+        rest = jnp.where(jnp.arange(len(teacher))[None] == nearest, -jnp.inf, 0)
+        ordered = (
+            jnp.concatenate([jnp.take_along_axis(x, nearest, axis=1), x + rest], axis=1)
+            for x in (student, teacher)
+        )
+        return losses.margin_mse_loss(*ordered)
+
+    return terms.stateless(values, couples_batch=True)
+
+
+def _scores(embeddings: Array, mask: Array) -> Array:
+    """Return cosines within the batch, [batch, batch]; -inf with itself and with padding."""
+    x = _unit(embeddings)
+    others = metrics.counted(mask)[None, :] & ~jnp.eye(len(x), dtype=bool)
+    return jnp.where(others, x @ x.T, -jnp.inf)
 
 
 def _between(loss: Callable[..., Array], **hyper_parameters: Any) -> Term:

@@ -127,22 +127,25 @@ def plan_method(
     spec = student_spec(experiment)
     paths = models.build(spec).paths, network.model.paths
     counts = len(examples["label"]), _num_steps(experiment, settings.epochs, examples)
-    knobs = settings.temperature, settings.soft_weight, settings.label_smoothing
-    setup = methods.Setup(*paths, params, *counts, *knobs, experiment.task)
+    knobs = settings.temperature, settings.soft_weight, settings.anneal_soft_weight
+    smoothing = settings.label_smoothing
+    setup = methods.Setup(*paths, params, *counts, *knobs, smoothing, experiment.task)
     if more is not None:
         setup = setup._replace(of_labels_fn=unlabelled.of_labeled)
     objective = methods.objective_of(method, setup, scale=scale)
-    if methods.looks_at_features(method):
+    if methods.looks_at_features(method, of_teacher=True):
         answering = models.build(network.spec, features=network.model.paths.all)
         source = teachers.frozen(answering, network.variables)
+    else:
+        examples = with_answers(experiment, teacher, examples)
+        stored = "teacher_logits" in examples
+        source = teachers.stored() if stored else teachers.frozen(network.model, network.variables)
+    if methods.looks_at_features(method):
         spec = methods.student_of(method, spec, setup)
         classifier = params.get(network.model.paths.head)
         watched_by = dict.fromkeys((*setup.student.all, *models.build(spec).paths.heads))
         model = models.build(spec, features=tuple(watched_by), classifier=classifier)
     else:
-        examples = with_answers(experiment, teacher, examples)
-        stored = "teacher_logits" in examples
-        source = teachers.stored() if stored else teachers.frozen(network.model, network.variables)
         model = models.build(spec)
     watched = None if experiment.task.name == "single-label" else teacher.validation
     lesson = Lesson(objective, source, examples, watched)
