@@ -68,7 +68,9 @@ def picture(digits: data.Dataset, logits: np.ndarray) -> plt.Figure:
             axes.tick_params(length=0, labelsize=8, colors=INK)
     grid[0, 0].set_title("an image", fontsize=9, color=INK)
     grid[0, 1].set_title("the teacher's answer, T = 1", fontsize=9, color=INK)
-    grid[0, 2].set_title(f"softened, T = {TEMPERATURE:g}: what the student learns", fontsize=9, color=SOFT)
+    grid[0, 2].set_title(
+        f"softened, T = {TEMPERATURE:g}: what the student learns", fontsize=9, color=SOFT
+    )
     return figure
 
 

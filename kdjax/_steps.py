@@ -71,6 +71,11 @@ def check_batch(batch: Batch, teacher_outputs: Outputs | None = None) -> None:
     Raises:
         TypeError: if an entry holds no numbers.
         ValueError: if weights are none, or logits are probabilities.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import step
+        >>> step.check_batch({"image": np.zeros((4, 8, 8, 1)), "label": np.arange(4)})
     """
     for name, value in batch.items():
         kinds = {getattr(getattr(x, "dtype", None), "kind", "") for x in jax.tree.leaves(value)}

@@ -1,11 +1,11 @@
 """Text from a language model: continuations of prompts, in one compiled scan.
 
-    from kdjax import generation, models
+from kdjax import generation, models
 
-    model = models.transformer(vocab_size, width=128, depth=4, num_heads=4)
-    tokens, mask = generation.sample(
-        model, variables, key, prompts, length=64, temperature=0.8, stop=end_of_text
-    )
+model = models.transformer(vocab_size, width=128, depth=4, num_heads=4)
+tokens, mask = generation.sample(
+    model, variables, key, prompts, length=64, temperature=0.8, stop=end_of_text
+)
 """
 
 import functools
@@ -73,6 +73,18 @@ def sample(
         TypeError: if prompts are no integers.
         ValueError: if shapes do not fit, `length` is not positive, the temperature is negative, or
             prompt and length together are more than the model's context.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import generation, models
+        >>> model = models.transformer(16, width=8, depth=1, num_heads=2)
+        >>> prompts = jnp.ones((2, 3), jnp.int32)
+        >>> variables = jax.eval_shape(model.init, jax.random.key(0), prompts)
+        >>> sample = functools.partial(generation.sample, model, length=4)
+        >>> jax.eval_shape(sample, variables, jax.random.key(1), prompts).tokens.shape
+        (2, 7)
     """
     decode = model.decode or uncached(model)
     length = _numbers.as_count("sample", "length", length)
@@ -131,6 +143,20 @@ def continued(
 
     Raises:
         ValueError: if the prompt is longer than a row, and as `sample`.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import generation, models
+        >>> model = models.transformer(16, width=8, depth=1, num_heads=2)
+        >>> tokens = jnp.ones((2, 8), jnp.int32)
+        >>> variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+        >>> batch = {"tokens": tokens, "label": tokens, "mask": jnp.full((2, 8), True)}
+        >>> continued = functools.partial(generation.continued, model, prompt_length=3)
+        >>> view = jax.eval_shape(continued, variables, jax.random.key(1), batch)
+        >>> view["tokens"].shape
+        (2, 8)
     """
     tokens = batch["tokens"]
     length = tokens.shape[1]
@@ -175,6 +201,13 @@ def draw(key: Array, logits: Array, temperature: float | Array = 1.0) -> Array:
 
     Returns:
         Classes, [...], int32.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import generation
+        >>> print(generation.draw(jax.random.key(0), jnp.array([[0.0, 99.0], [99.0, 0.0]])))
+        [1 0]
     """
     wide = jnp.promote_types(logits.dtype, jnp.float32)
     temperature = jnp.broadcast_to(jnp.asarray(temperature, wide), logits.shape[:-1])
@@ -200,6 +233,12 @@ def uncached(model: Model) -> Decode:
 
     Returns:
         What `Model.decode` is, with a cache of the tokens themselves.
+
+    Example:
+        >>> from kdjax import generation, models
+        >>> decode = generation.uncached(models.mlp(16, widths=(8,)))
+        >>> decode.start(2, 5).tokens.shape
+        (2, 5)
     """
 
     def start(batch_size: int, length: int) -> _Read:

@@ -29,6 +29,8 @@ __all__ = [
 ]  # fmt: skip
 
 HostMetrics = dict[str, Any]
+"""Metrics on the host: (total, count) by name, as float64 NumPy arrays."""
+
 Step = Callable[..., tuple[TrainState, Metrics]]
 LogFn = Callable[[int, HostMetrics], None]
 StateFn = Callable[[int, TrainState], None]
@@ -97,6 +99,19 @@ def fit(
         TypeError: if the first batch holds something that is no numbers.
         ValueError: if there are too few batches, or the first has weights that are none, or
             probabilities for logits.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import loop
+        >>> from kdjax.types import TrainState
+        >>> state = TrainState(jnp.array(0), {}, (), (), (), jnp.array(0))
+        >>> def train_step(state, batch):  # `make_train_step` makes it in real life
+        ...     return state.replace(step=state.step + 1), {
+        ...         "loss": (jnp.array(2.0), jnp.array(1.0))
+        ...     }
+        ...
+        >>> int(loop.fit(train_step, state, [{}] * 3, num_steps=3).step)
+        3
     """
     step = step_of(state)
     calls = _Calls(train_step, batches, num_steps, steps_per_call)
@@ -122,7 +137,15 @@ def fit(
 
 
 def step_of(state: TrainState) -> int:
-    """Return the step that a state is at, which the members of a stack share."""
+    """Return the step that a state is at, which the members of a stack share.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import loop
+        >>> from kdjax.types import TrainState
+        >>> loop.step_of(TrainState(np.array(7), {}, (), (), (), np.array(0)))
+        7
+    """
     return int(np.max(state.step))
 
 
@@ -143,6 +166,18 @@ def profiled(
     Yields:
         A function that does the same. A trace holds fewer calls where training ends within it,
         and there is none, with a warning, where it ends before.
+
+    Example:
+        >>> import tempfile
+        >>> from kdjax import loop
+        >>> def train_step(state, batch):
+        ...     return state + 1, {}
+        ...
+        >>> with loop.profiled(train_step, tempfile.mkdtemp(), first=0, num_steps=1) as traced:
+        ...     state, metrics = traced(0, {})
+        ...
+        >>> state
+        1
     """
     calls = itertools.count()
     wait: Callable[[Any], Any] = jax.block_until_ready
@@ -183,6 +218,17 @@ def evaluate(
     Raises:
         TypeError: as `fit` does.
         ValueError: as `fit` does.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import loop, metrics
+        >>> from kdjax.types import Variables
+        >>> def eval_step(variables, batch):  # `make_eval_step` makes it in real life
+        ...     return {"mean": (batch["image"].sum(), batch["image"].size)}
+        ...
+        >>> found = loop.evaluate(eval_step, Variables({}, {}), [{"image": np.arange(4.0)}] * 2)
+        >>> metrics.value(found["mean"])
+        1.5
     """
     merged: HostMetrics = {}
     for metrics in _one_late(eval_step(variables, batch) for batch in _looked_at(batches)):
@@ -199,6 +245,13 @@ def predict(apply_fn: Callable[[Batch], Array], batches: Iterable[Batch]) -> np.
 
     Returns:
         The answers to the examples that count, [examples, ...].
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import loop
+        >>> batches = [{"image": np.ones((2, 3)), "mask": np.array([True, True])}] * 2
+        >>> loop.predict(lambda batch: batch["image"] * 2, batches).shape
+        (4, 3)
     """
     answers = ((apply_fn(batch), batch["mask"]) for batch in batches)
     return np.concatenate([gathered(own)[gathered(mask) > 0] for own, mask in _one_late(answers)])
@@ -213,6 +266,13 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
     Yields:
         A function that returns whether to stop, to be passed as `fit(stop_fn=...)`.
+
+    Example:
+        >>> from kdjax import loop
+        >>> with loop.stop_on_signals() as stop_fn:
+        ...     print(stop_fn())
+        ...
+        False
     """
     received: list[int] = []
     alone = jax.process_count() == 1

@@ -52,6 +52,13 @@ def stack(members: Sequence[PyTree]) -> PyTree:
 
     Raises:
         ValueError: if there is none, or if their structures or shapes differ.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import many
+        >>> many.stack([{"w": jnp.zeros(3)}, {"w": jnp.ones(3)}])["w"].shape
+        (2, 3)
     """
     if not members:
         raise ValueError("stack: members is empty, expected at least one")
@@ -59,7 +66,16 @@ def stack(members: Sequence[PyTree]) -> PyTree:
 
 
 def member(stacked: PyTree, index: int) -> PyTree:
-    """Return one training of a stack: the inverse of `stack`."""
+    """Return one training of a stack: the inverse of `stack`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import many
+        >>> stacked = many.stack([{"w": jnp.zeros(3)}, {"w": jnp.ones(3)}])
+        >>> print(many.member(stacked, 1)["w"])
+        [1. 1. 1.]
+    """
     return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 
@@ -93,6 +109,29 @@ def make_sweep_step(
 
     Raises:
         ValueError: if `in_axes` does not begin with 0 or the method has another name.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from kdjax import many, models, step, terms
+        >>> from kdjax.objective import combine
+        >>> from kdjax.types import Outputs
+        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
+        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
+        >>> batch["teacher_logits"] = 9 * jnp.eye(10)[:4]
+        >>> teacher = Outputs(batch["teacher_logits"])
+        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
+        >>> make = functools.partial(step.init_train_state, **parts, teacher_outputs=teacher)
+        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
+        >>> train_step = step.make_train_step(**parts)
+        >>> states = jax.eval_shape(lambda state: many.stack([state, state]), state)
+        >>> sweep = many.make_sweep_step(train_step, in_axes=(0, None, None))
+        >>> states, metrics = jax.eval_shape(sweep, states, batch, teacher)
+        >>> states.step.shape
+        (2,)
     """
     if not in_axes or in_axes[0] != 0 or not {0, None}.issuperset(in_axes):
         raise ValueError(f"make_sweep_step: in_axes must be (0, ...) of 0 and None, got {in_axes}")
@@ -115,6 +154,29 @@ def scan_steps(step: AnyStep) -> AnyStep:
     Returns:
         `(state, batches, *rest) -> (state, metrics)`: arrays of `batches` are [steps, batch, ...],
         metrics are summed over the steps as totals and counts are.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from kdjax import many, models, step, teachers, terms
+        >>> from kdjax.objective import combine
+        >>> from kdjax.types import Outputs
+        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
+        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
+        >>> batch["teacher_logits"] = 9 * jnp.eye(10)[:4]
+        >>> teacher = Outputs(batch["teacher_logits"])
+        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
+        >>> make = functools.partial(step.init_train_state, **parts, teacher_outputs=teacher)
+        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
+        >>> train_step = step.make_train_step(**parts)
+        >>> train_step = step.with_teacher(train_step, teachers.stored())
+        >>> batches = jax.tree.map(lambda x: jnp.stack([x, x]), batch)
+        >>> state, metrics = jax.eval_shape(many.scan_steps(train_step), state, batches)
+        >>> metrics["loss"][0].shape
+        ()
     """
 
     def steps(state: TrainState, batches: PyTree, *rest: Any) -> tuple[TrainState, Metrics]:
@@ -137,6 +199,30 @@ def with_examples(step: Step, examples: Mapping[str, Any], mesh: Mesh) -> Step:
     Returns:
         `step(state, {"index": [batch]}) -> (state, metrics)`: the batch is what
         `kdjax.data.train_batch` makes of the same rows.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from kdjax import many, models, sharding, step, teachers, terms
+        >>> from kdjax.objective import combine
+        >>> from kdjax.types import Outputs
+        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
+        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
+        >>> batch["teacher_logits"] = 9 * jnp.eye(10)[:4]
+        >>> teacher = Outputs(batch["teacher_logits"])
+        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
+        >>> make = functools.partial(step.init_train_state, **parts, teacher_outputs=teacher)
+        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
+        >>> train_step = step.make_train_step(**parts)
+        >>> train_step = step.with_teacher(train_step, teachers.stored())
+        >>> mesh = sharding.make_mesh()
+        >>> held = many.with_examples(train_step, sharding.replicate(batch, mesh), mesh)
+        >>> state, metrics = jax.eval_shape(held, state, {"index": jnp.arange(8) % 4})
+        >>> metrics["loss"][0].shape
+        ()
     """
     held = sharding.replicate(dict(examples), mesh)
     return carrying(_gathering(mesh), _as_tree(step), held)
@@ -157,6 +243,29 @@ def several(step: Step) -> Steps:
         arrays of `batches` are [most, ...], of which the first `count` are used. The metrics have
         a leading axis [most], zero behind the steps that were taken. `kdjax.loop.fit` calls it
         with `steps_per_call=most`.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from kdjax import many, models, step, teachers, terms
+        >>> from kdjax.objective import combine
+        >>> from kdjax.types import Outputs
+        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
+        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
+        >>> batch["teacher_logits"] = 9 * jnp.eye(10)[:4]
+        >>> teacher = Outputs(batch["teacher_logits"])
+        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
+        >>> make = functools.partial(step.init_train_state, **parts, teacher_outputs=teacher)
+        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
+        >>> train_step = step.make_train_step(**parts)
+        >>> train_step = step.with_teacher(train_step, teachers.stored())
+        >>> batches = jax.tree.map(lambda x: jnp.stack([x, x]), batch)
+        >>> state, metrics = jax.eval_shape(many.several(train_step), state, batches, 2)
+        >>> metrics["loss"][0].shape
+        (2,)
     """
     make_steps: Callable[..., Steps] = Partial
     return make_steps(_several, _as_tree(step))
@@ -172,6 +281,12 @@ def has_room(arrays: Mapping[str, Any], mesh: Mesh) -> bool:
     Returns:
         Whether the arrays take a fifth of a device's memory at most; of devices that do not say
         what they have, as CPUs, whether the copies of all together take a gibibyte at most.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import many, sharding
+        >>> many.has_room({"image": np.zeros((10, 8, 8, 1))}, sharding.make_mesh())
+        True
     """
     size = sum(int(array.nbytes) for array in arrays.values())
     devices = mesh.local_devices
@@ -195,6 +310,16 @@ def scan(
 
     Returns:
         The last carry, and the ys, [turns, ...].
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import many
+        >>> total, _ = many.scan(
+        ...     lambda carry, x: (carry + x, None), jnp.array(0.0), jnp.arange(4.0)
+        ... )
+        >>> print(total)
+        6.0
     """
     turns = jax.tree.leaves(xs)[0].shape[0]
     first = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), xs)
@@ -219,6 +344,13 @@ def has_convolutions(program: Any) -> bool:
 
     Args:
         program: such as `jax.make_jaxpr(step)(state, batch)`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import many
+        >>> many.has_convolutions(jax.make_jaxpr(jnp.sin)(1.0))
+        False
     """
     jaxpr: Jaxpr = getattr(program, "jaxpr", program)
     return any(
@@ -264,6 +396,30 @@ def take_steps(
     Returns:
         The last state, and the metrics with a leading axis [most], zero behind the steps that were
         taken.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from kdjax import many, models, step, teachers, terms
+        >>> from kdjax.objective import combine
+        >>> from kdjax.types import Outputs
+        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
+        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
+        >>> batch["teacher_logits"] = 9 * jnp.eye(10)[:4]
+        >>> teacher = Outputs(batch["teacher_logits"])
+        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
+        >>> make = functools.partial(step.init_train_state, **parts, teacher_outputs=teacher)
+        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
+        >>> train_step = step.make_train_step(**parts)
+        >>> train_step = step.with_teacher(train_step, teachers.stored())
+        >>> batches = jax.tree.map(lambda x: jnp.stack([x, x]), batch)
+        >>> take = functools.partial(many.take_steps, train_step)
+        >>> state, metrics = jax.eval_shape(take, state, batches, jnp.array(2))
+        >>> metrics["loss"][0].shape
+        (2,)
     """
 
     def at(index: Array | int) -> PyTree:

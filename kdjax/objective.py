@@ -43,6 +43,20 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
         TypeError: if terms or weights are not by name.
         ValueError: if terms and weights do not have the same names, or there is none; at trace
             time, if a term looks for something that is not in the batch.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.objective import combine
+        >>> from kdjax.testing import term_inputs
+        >>> objective = combine(
+        ...     {"soft": terms.soft_targets(), "hard": terms.cross_entropy()},
+        ...     {"soft": 0.9, "hard": 0.1},
+        ... )
+        >>> variables = jax.eval_shape(objective.init, jax.random.key(0), term_inputs())
+        >>> loss, _, metrics = jax.eval_shape(objective.apply, *variables, term_inputs())
+        >>> loss.shape, sorted(metrics)
+        ((), ['loss', 'loss/hard', 'loss/soft'])
     """
     for what, given in {"terms": terms, "weights": weights}.items():
         if not isinstance(given, Mapping):

@@ -78,6 +78,24 @@ def init_online_state(
     Raises:
         TypeError, ValueError: as `kdjax.step.init_train_state`, if the batch does not mean what
             training takes it for.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from kdjax import models, online, teachers, terms
+        >>> from kdjax.objective import combine
+        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
+        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
+        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
+        >>> make = functools.partial(
+        ...     online.init_online_state, **parts, teacher=teachers.ema(student)
+        ... )
+        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
+        >>> sorted(state.params), len(state.teacher_state)
+        (['student', 'terms'], 2)
     """
     check_batch(batch)
     parts = student, objective, optimizer, teacher, inputs_fn
@@ -117,6 +135,25 @@ def with_online_teacher(
     Returns:
         `step(state, batch) -> (state, metrics)`, jitted; the state's buffers are donated. The
         state is one of `init_online_state`.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from kdjax import models, online, step, teachers, terms
+        >>> from kdjax.objective import combine
+        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
+        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
+        >>> teacher = teachers.ema(student)
+        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
+        >>> make = functools.partial(online.init_online_state, **parts, teacher=teacher)
+        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
+        >>> train_step = online.with_online_teacher(step.make_train_step(**parts), teacher)
+        >>> state, metrics = jax.eval_shape(train_step, state, batch)
+        >>> sorted(metrics)[:2]
+        ['accuracy', 'agreement']
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -161,6 +198,21 @@ def init_mutual_states(
         TypeError: if an entry of the batch holds no numbers.
         ValueError: if students, objectives and optimizers are not as many, or fewer than two, or
             the batch does not mean what training takes it for.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from kdjax import models, online, terms
+        >>> from kdjax.objective import combine
+        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
+        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
+        >>> parts = (student, student), (objective, objective), (optimizer, optimizer)
+        >>> make = lambda key: online.init_mutual_states(key, *parts, batch)
+        >>> states = jax.eval_shape(make, jax.random.key(0))
+        >>> len(states)
+        2
     """
     _check_as_many("init_mutual_states", students, objectives, optimizers)
     check_batch(batch)
@@ -220,6 +272,22 @@ def make_mutual_step(
 
     Raises:
         ValueError: if students, objectives and optimizers are not as many, or fewer than two.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from kdjax import models, online, terms
+        >>> from kdjax.objective import combine
+        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
+        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
+        >>> parts = (student, student), (objective, objective), (optimizer, optimizer)
+        >>> make = lambda key: online.init_mutual_states(key, *parts, batch)
+        >>> states = jax.eval_shape(make, jax.random.key(0))
+        >>> states, metrics = jax.eval_shape(online.make_mutual_step(*parts), states, batch)
+        >>> len(states), "peer_1/loss" in metrics
+        (2, True)
 
     References:
         Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", 2017, arXiv:1706.00384.

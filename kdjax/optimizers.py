@@ -25,6 +25,16 @@ def max_norm(limit: float) -> optax.GradientTransformation:
     Raises:
         ValueError: if the limit is not positive.
 
+    Example:
+        >>> import numpy as np
+        >>> import optax
+        >>> from kdjax.optimizers import max_norm
+        >>> optimizer = optax.chain(optax.sgd(1.0), max_norm(1.0))
+        >>> params, grads = {"kernel": np.zeros((2, 1))}, {"kernel": np.array([[-3.0], [-4.0]])}
+        >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        >>> print(updates["kernel"].ravel())
+        [0.6 0.8]
+
     References:
         Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: A Simple Way to Prevent
         Neural Networks from Overfitting", 2014, JMLR 15, section 5.1.

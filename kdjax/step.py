@@ -56,6 +56,8 @@ __all__ = [
 ]  # fmt: skip
 
 TrainStep = Callable[[TrainState, Batch, Outputs | None], tuple[TrainState, Metrics]]
+"""What `make_train_step` makes: (state, batch, teacher_outputs) -> (state, metrics)."""
+
 GradFn = Callable[..., tuple[PyTree, tuple[PyTree, Metrics]]]
 
 
@@ -96,6 +98,25 @@ def init_train_state(
         TypeError: if an entry of the batch holds no numbers.
         ValueError: if the batch or the teacher's outputs do not mean what training takes them for,
             or `variables` are of another network.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from kdjax import models, step, terms
+        >>> from kdjax.objective import combine
+        >>> from kdjax.types import Outputs
+        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
+        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
+        >>> batch["teacher_logits"] = 9 * jnp.eye(10)[:4]
+        >>> teacher = Outputs(batch["teacher_logits"])
+        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
+        >>> make = functools.partial(step.init_train_state, **parts, teacher_outputs=teacher)
+        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
+        >>> sorted(state.params)
+        ['student', 'terms']
     """
     check_batch(batch, teacher_outputs)
     parts = student, objective, optimizer, inputs_fn, average
@@ -152,6 +173,27 @@ def make_train_step(
     Raises:
         ValueError: if `num_micro_batches` is not positive, or at trace time if it does not divide
             the batch or the objective couples its examples.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from kdjax import models, step, terms
+        >>> from kdjax.objective import combine
+        >>> from kdjax.types import Outputs
+        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
+        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
+        >>> batch["teacher_logits"] = 9 * jnp.eye(10)[:4]
+        >>> teacher = Outputs(batch["teacher_logits"])
+        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
+        >>> make = functools.partial(step.init_train_state, **parts, teacher_outputs=teacher)
+        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
+        >>> train_step = step.make_train_step(**parts)
+        >>> state, metrics = jax.eval_shape(train_step, state, batch, teacher)  # or run it
+        >>> sorted(metrics)[:3]
+        ['accuracy', 'agreement', 'loss']
     """
     if num_micro_batches < 1:
         raise ValueError(
@@ -232,6 +274,28 @@ def with_teacher(
     Raises:
         ValueError: at trace time, if `view_fn` changes the batch but not the answers that
             `kdjax.teachers.stored` reads from it: the teacher saw something else.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from kdjax import models, step, teachers, terms
+        >>> from kdjax.objective import combine
+        >>> from kdjax.types import Outputs
+        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
+        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
+        >>> batch["teacher_logits"] = 9 * jnp.eye(10)[:4]
+        >>> teacher = Outputs(batch["teacher_logits"])
+        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
+        >>> make = functools.partial(step.init_train_state, **parts, teacher_outputs=teacher)
+        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
+        >>> train_step = step.make_train_step(**parts)
+        >>> train_step = step.with_teacher(train_step, teachers.stored())
+        >>> state, metrics = jax.eval_shape(train_step, state, batch)
+        >>> sorted(metrics)[:2]
+        ['accuracy', 'agreement']
     """
     variables = teacher.variables
     if jax.process_count() == 1:
@@ -280,6 +344,16 @@ def make_eval_step(
 
     Raises:
         ValueError: from the step, if nothing is known for such labels and no metric is given.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import models, step
+        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+        >>> network = models.mlp(10, widths=(8,))
+        >>> variables = jax.eval_shape(network.init, jax.random.key(0), batch["image"])
+        >>> sorted(jax.eval_shape(step.make_eval_step(network), variables, batch))
+        ['accuracy', 'ece', 'nll']
     """
 
     @functools.partial(jax.jit, static_argnums=2)

@@ -40,6 +40,12 @@ def fed(inputs_fn: InputsFn, batch: Batch) -> Any:
     Raises:
         TypeError: if the batch is no mapping of arrays.
         ValueError: if `inputs_fn` looks for something that the batch does not have.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import teachers
+        >>> teachers.fed(lambda batch: batch["tokens"], {"tokens": np.arange(3)})
+        array([0, 1, 2])
     """
     if not isinstance(batch, Mapping):
         raise TypeError(f"the batch is a {type(batch).__name__}, expected arrays by name")
@@ -69,6 +75,11 @@ def check_logits(whose: str, logits: Any) -> None:
 
     Raises:
         ValueError: if there are several classes and every row is nonnegative and sums to 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import teachers
+        >>> teachers.check_logits("the teacher's answers", np.array([[2.0, -1.0]]))
     """
     values = known(logits)
     if values is None or values.ndim < 2 or values.shape[-1] < 2 or not values.size:
@@ -92,6 +103,17 @@ def frozen(
 
     Returns:
         A teacher that answers with the network's logits and features, gradients stopped.
+
+    Example:
+        >>> import jax
+        >>> import numpy as np
+        >>> from kdjax import models, teachers
+        >>> network = models.mlp(10, widths=(8,))
+        >>> batch = {"image": np.ones((4, 8, 8, 1), np.float32)}
+        >>> variables = jax.eval_shape(network.init, jax.random.key(0), batch["image"])
+        >>> teacher = teachers.frozen(network, variables)  # trained, in real life
+        >>> jax.eval_shape(teacher.apply, teacher.variables, batch).logits.shape
+        (4, 10)
     """
 
     def apply(variables: Variables, batch: Batch) -> Outputs:
@@ -134,6 +156,19 @@ def from_torch(
         TypeError: if `module` is none of PyTorch.
         ValueError: if only one of mean and std is given; from apply as in
             `kdjax.models.from_torch`.
+
+    Example:
+        >>> import importlib.util
+        >>> import numpy as np
+        >>> from kdjax import teachers
+        >>> if importlib.util.find_spec("torchax"):
+        ...     import torch
+        ...
+        ...     teacher = teachers.from_torch(torch.nn.Flatten(), mean=(0.5,), std=(0.25,))
+        ...     outputs = teacher.apply(
+        ...         teacher.variables, {"image": np.zeros((2, 4, 4, 1), np.uint8)}
+        ...     )
+        ...
     """
     if (mean is None) != (std is None):
         raise ValueError("from_torch: mean and std go together, and only one of them is given")
@@ -164,6 +199,16 @@ def ensemble(
     Raises:
         ValueError: if there is no teacher, if weights and teachers differ in number, if a weight
             is not positive, or if the temperature is not.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import teachers
+        >>> both = teachers.ensemble([teachers.stored("first"), teachers.stored("second")])
+        >>> batch = {"first": jnp.array([[2.0, 0.0]]), "second": jnp.array([[0.0, 2.0]])}
+        >>> logits = jax.jit(both.apply)(both.variables, batch).logits[0]
+        >>> bool(jnp.allclose(logits[0], logits[1]))
+        True
 
     References:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
@@ -201,6 +246,13 @@ def stored(name: str = "teacher_logits") -> Teacher:
     Raises:
         TypeError: from apply, if they are several arrays, such as largest logits and classes.
         ValueError: from apply, if they are not in the batch, or are probabilities.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import teachers
+        >>> teacher = teachers.stored()
+        >>> print(teacher.apply((), {"teacher_logits": jnp.array([[3.0, 1.0]])}).logits)
+        [[3. 1.]]
     """
 
     def apply(variables: tuple[()], batch: Batch) -> Outputs:
@@ -223,6 +275,11 @@ def absent() -> Teacher:
 
     Returns:
         A teacher whose outputs have no logits; a term that asks for them fails at trace time.
+
+    Example:
+        >>> from kdjax import teachers
+        >>> print(teachers.absent().apply((), {}))
+        None
     """
 
     def apply(variables: tuple[()], batch: Batch) -> Any:
@@ -256,6 +313,17 @@ def ema(
 
     Raises:
         ValueError: if the decay is a number and not in [0, 1).
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import models, teachers
+        >>> student = models.mlp(10, widths=(8,))
+        >>> variables = jax.eval_shape(student.init, jax.random.key(0), jnp.ones((1, 64)))
+        >>> teacher = teachers.ema(student, decay=0.99)
+        >>> kept = jax.eval_shape(teacher.init, variables)
+        >>> jax.tree.structure(kept) == jax.tree.structure(variables)
+        True
 
     References:
         Tarvainen, Valpola, "Mean teachers are better role models: Weight-averaged consistency
@@ -296,6 +364,14 @@ def peers(outputs: Sequence[Outputs], *, temperature: float = 1.0) -> list[Outpu
 
     Raises:
         ValueError: if there are fewer than two students, or the temperature is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import teachers
+        >>> from kdjax.types import Outputs
+        >>> first, second = Outputs(jnp.array([[1.0, 0.0]])), Outputs(jnp.array([[0.0, 3.0]]))
+        >>> print(teachers.peers([first, second])[0].logits)
+        [[0. 3.]]
 
     References:
         Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", 2017, arXiv:1706.00384.

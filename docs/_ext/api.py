@@ -36,12 +36,17 @@ def parts() -> dict[str, ModuleType]:
 
 def write(app: Sphinx) -> None:
     """Write all pages, and leave alone those that are as they should be."""
-    pages = {"runs.rst": _title("kdjax.runs") + ".. automodule:: kdjax.runs\n", "flags.md": _flags()}
+    pages = {
+        "runs.rst": _title("kdjax.runs") + ".. automodule:: kdjax.runs\n",
+        "flags.md": _flags(),
+    }
     for name, module in parts().items():
         pages |= _pages(name, module)
     tops = sorted((page for page in pages if "-" not in page), key=LAST.__contains__)
     head = "# The library\n\nEvery public function, with its formula, its arguments and an example."
-    text = "\n".join(["```{toctree}", ":maxdepth: 1", "", *(p.rpartition(".")[0] for p in tops), "```", ""])
+    text = "\n".join(
+        ["```{toctree}", ":maxdepth: 1", "", *(p.rpartition(".")[0] for p in tops), "```", ""]
+    )
     pages["index.md"] = f"{head}\n\n{text}"
     FOLDER.mkdir(exist_ok=True)
     (DOCS / "_static" / "names.json").write_text(json.dumps(names(), indent=1))
@@ -76,7 +81,7 @@ def _rooms(module: ModuleType) -> dict[str, list[str]]:
     for name in module.__all__:
         value = getattr(module, name)
         if not inspect.ismodule(value):
-            home = getattr(value, "__module__", "")
+            home = getattr(getattr(value, "func", value), "__module__", "")
             own = home if callable(value) and home.startswith(module.__name__) else module.__name__
             rooms.setdefault(own, []).append(name)
     return rooms
@@ -86,7 +91,7 @@ def _entry(name: str, module: ModuleType, own: str) -> str:
     value = getattr(module, own)
     if inspect.isclass(value):
         return f".. autoclass:: {name}.{own}\n   :members:\n   :special-members: __call__\n\n"
-    if inspect.isfunction(value):
+    if inspect.isfunction(inspect.unwrap(value)):
         return f".. autofunction:: {name}.{own}\n\n"
     home = _home(module, own)
     return f".. autodata:: {home}.{own}\n   :no-value:\n\n"
@@ -94,12 +99,10 @@ def _entry(name: str, module: ModuleType, own: str) -> str:
 
 def _home(module: ModuleType, name: str) -> str:
     """Return the module that assigns a constant, whose comment is there."""
-    path = Path(module.__file__)
-    paths = sorted(path.parent.glob("*.py")) if path.stem == "__init__" else [path]
-    for path in paths:
+    for path in sorted(Path(module.__file__).parent.glob("*.py")):
         if any(line.startswith((f"{name} =", f"{name}:")) for line in path.open()):
-            own = path.stem if path.stem != "__init__" and len(paths) > 1 else ""
-            return ".".join(filter(None, (module.__name__, own)))
+            own = "" if path.stem == "__init__" else path.stem
+            return ".".join(filter(None, (module.__spec__.parent, own)))
     return module.__name__
 
 

@@ -1,5 +1,7 @@
 """Turn our docstrings, plain text with code in single backquotes, into what Sphinx reads."""
 
+import functools
+import inspect
 import re
 
 from sphinx.application import Sphinx
@@ -30,7 +32,7 @@ def _block(lines: list[str], number: int, section: str) -> list[str]:
     is_code = all(line.startswith("    ") for line in lines)
     text = " ".join(lines)
     is_formula = number == 1 and FORMULA.search(text) and not text.endswith(".") and "`" not in text
-    if not section and (is_code or is_formula and not lines[0].startswith("- ")):
+    if not section and (is_code or (is_formula and not lines[0].startswith("- "))):
         return [".. code-block:: text", "", *(f"    {line.removeprefix('    ')}" for line in lines)]
     return [_escaped(line) for line in lines]
 
@@ -50,7 +52,13 @@ def _escaped(line: str) -> str:
 
 
 def _process(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]):
-    lines[:] = marked_up(lines)
+    if isinstance(value, functools.partial):
+        given = [*map(repr, value.args), *(f"{k}={v!r}" for k, v in value.keywords.items())]
+        own = value.func.__name__
+        first = inspect.getdoc(value.func).partition("\n")[0]
+        lines[:] = [f"``{own}`` with ``{', '.join(given)}``. {_escaped(first)}"]
+    else:
+        lines[:] = marked_up(lines)
 
 
 def _skip(app: Sphinx, what: str, name: str, value: object, skip: bool, options: object):

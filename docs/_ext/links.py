@@ -6,12 +6,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from api import parts
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
-
-from api import parts
 
 ROOT = Path(__file__).parents[2]
 # Pages of the site that are files at the repository's root.
@@ -117,5 +116,3 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-read", _refer)
     app.connect("build-finished", _check)
     return {"parallel_read_safe": True}
-
-

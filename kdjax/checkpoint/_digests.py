@@ -32,6 +32,12 @@ def params_sha256(tree: PyTree) -> str:
 
     Returns:
         64 hexadecimal digits, equal for equal bytes on any machine.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import checkpoint
+        >>> len(checkpoint.params_sha256({"w": np.arange(2.0)}))
+        64
     """
     leaves = leaves_of(tree).items()
     return digest(

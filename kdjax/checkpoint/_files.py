@@ -28,6 +28,12 @@ def best_step(directory: str | Path) -> int | None:
     Returns:
         A step to be passed to `restore(step=...)`; the earliest of equals. Scores that are nan or
         infinite do not count.
+
+    Example:
+        >>> import tempfile
+        >>> from kdjax import checkpoint
+        >>> print(checkpoint.best_step(tempfile.mkdtemp()))
+        None
     """
     scores = {step: _score(Path(directory) / str(step)) for step in steps_in(Path(directory))}
     scored = {step: score for step, score in scores.items() if score is not None}

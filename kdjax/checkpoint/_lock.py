@@ -33,6 +33,14 @@ def lock(directory: str | Path) -> Iterator[None]:
     Raises:
         InUse: if another process holds it, or this one does already, naming the process.
         OSError: if the directory cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from kdjax import checkpoint
+        >>> folder = tempfile.mkdtemp()
+        >>> with checkpoint.lock(folder):
+        ...     pass  # a second run in the folder ends in one line
+        ...
     """
     if not is_leader():
         yield

@@ -48,6 +48,12 @@ def restore(
     Raises:
         CheckpointError: if there are checkpoints and none can be used, or not that of `step`.
         ValueError: if a sound one holds other arrays than `like`.
+
+    Example:
+        >>> import tempfile
+        >>> from kdjax import checkpoint
+        >>> print(checkpoint.restore(tempfile.mkdtemp(), {}))
+        None
     """
     directory = Path(directory).absolute()
     # As process 0 sees them.

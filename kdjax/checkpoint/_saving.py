@@ -54,6 +54,16 @@ def save(
     Raises:
         OSError: if it cannot be written; earlier checkpoints are untouched.
         ValueError: if `keep` is below two.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from kdjax import checkpoint
+        >>> folder, tree = tempfile.mkdtemp(), {"w": np.ones(2, np.float32)}
+        >>> checkpoint.save(folder, 3, tree)
+        >>> step, found = checkpoint.restore(folder, tree)
+        >>> step, found["w"].shape
+        (3, (2,))
     """
     _check_keep("save", keep)
     _save(Path(directory).absolute(), step, tree, keep, keep_best, score, owner)
@@ -87,6 +97,17 @@ def saving(
     Raises:
         OSError: if a checkpoint cannot be written, or another run uses the directory.
         ValueError: if `keep` is below two.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from kdjax import checkpoint
+        >>> folder, tree = tempfile.mkdtemp(), {"w": np.ones(2, np.float32)}
+        >>> with checkpoint.saving(folder) as save:
+        ...     save(1, tree)
+        ...
+        >>> checkpoint.restore(folder, tree)[0]
+        1
     """
     _check_keep("saving", keep)
     directory = Path(directory).absolute()

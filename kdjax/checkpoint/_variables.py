@@ -22,6 +22,17 @@ def save_variables(directory: str | Path, variables: Variables, metadata: dict[s
 
     Raises:
         OSError: if it cannot be written; the network that was there is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from kdjax import checkpoint
+        >>> from kdjax.types import Variables
+        >>> folder = tempfile.mkdtemp()
+        >>> checkpoint.save_variables(folder, Variables({"w": np.ones(2)}, {}), {"epochs": 3})
+        >>> variables, metadata = checkpoint.load_variables(folder)
+        >>> metadata
+        {'epochs': 3}
     """
     directory = Path(directory).absolute()
     newest = max(steps_in(directory), default=-1)
@@ -44,6 +55,16 @@ def load_variables(directory: str | Path) -> tuple[Variables, dict[str, Any]]:
     Raises:
         FileNotFoundError: if there is no network.
         CheckpointError: if it is damaged, or is a checkpoint of something else.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from kdjax import checkpoint
+        >>> from kdjax.types import Variables
+        >>> folder = tempfile.mkdtemp()
+        >>> checkpoint.save_variables(folder, Variables({"w": np.ones(2)}, {}), {})
+        >>> checkpoint.load_variables(folder)[0].params["w"].shape
+        (2,)
     """
     directory = Path(directory).absolute()
     versions = steps_in(directory)

@@ -28,7 +28,13 @@ class Tokenizer(NamedTuple):
 
 
 def by_bytes() -> Tokenizer:
-    """Return the tokenizer whose ids are the bytes of UTF-8, and 256 between documents."""
+    """Return the tokenizer whose ids are the bytes of UTF-8, and 256 between documents.
+
+    Example:
+        >>> from kdjax.data import text
+        >>> text.by_bytes().encode("hi")
+        [104, 105]
+    """
 
     def decode(ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
@@ -50,6 +56,12 @@ def by_words(text: str, *, num_words: int = 767) -> Tokenizer:
 
     Returns:
         The tokenizer.
+
+    Example:
+        >>> from kdjax.data import text
+        >>> tokenizer = text.by_words("to be or not to be", num_words=3)
+        >>> tokenizer.decode(tokenizer.encode("to be"))
+        'to be'
     """
     counts = collections.Counter(_WORD.findall(text))
     # The most frequent first, and those that are as frequent in the order of their letters.
@@ -77,7 +89,14 @@ def _of_words(words: list[str]) -> Tokenizer:
 
 
 def by_characters(text: str) -> Tokenizer:
-    """Return the tokenizer whose ids are the characters of a text, in order, and one more."""
+    """Return the tokenizer whose ids are the characters of a text, in order, and one more.
+
+    Example:
+        >>> from kdjax.data import text
+        >>> tokenizer = text.by_characters("banana")
+        >>> tokenizer.decode(tokenizer.encode("nab"))
+        'nab'
+    """
     characters = sorted(set(text))
     ids = {character: i for i, character in enumerate(characters)}
 
@@ -104,6 +123,14 @@ def tokenizer_from(path: str | Path) -> Tokenizer:
         FileNotFoundError: if there is no such file.
         ValueError: if it holds no tokenizer.
         MissingPackage: without the extra `text`.
+
+    Example:
+        >>> from kdjax.data import text
+        >>> try:
+        ...     text.tokenizer_from("tokenizer.json")
+        ... except FileNotFoundError as error:
+        ...     print(error)
+        data.text: there is no tokenizer tokenizer.json
     """
     path = Path(path)
     if not path.is_file():

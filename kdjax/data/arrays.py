@@ -90,6 +90,15 @@ def from_arrays(
 
     Raises:
         ValueError: if images or labels are not what they should be, naming shape, type or example.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> images, labels = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 2
+        >>> images[np.arange(20), 0, 0, 0] = np.arange(20)  # twenty different ones
+        >>> dataset = data.from_arrays(images, labels)
+        >>> len(dataset.train.label), len(dataset.test.label), dataset.num_classes
+        (14, 4, 2)
     """
     given = {_TRAIN: (images, labels), _VALIDATION: validation, _TEST: test}
     splits = {
@@ -135,6 +144,13 @@ def from_source(
     Raises:
         TypeError: if a source has no length or no index.
         ValueError: if images or labels are not what they should be.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> examples = [(np.full((8, 8, 3), i, np.uint8), i % 2) for i in range(20)]
+        >>> data.from_source(examples, label_names=["even", "odd"]).image_shape
+        (8, 8, 3)
     """
     size = options.get("image_size")
     check_options("from_source", options.get("validation_fraction", 0.1), size)

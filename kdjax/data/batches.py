@@ -21,7 +21,13 @@ _NO_END = 2**31 - 1
 
 @functools.lru_cache(maxsize=8)
 def example_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """Return the order in which an epoch visits the examples, [num_examples]."""
+    """Return the order in which an epoch visits the examples, [num_examples].
+
+    Example:
+        >>> from kdjax import data
+        >>> print(data.example_order(0, 1, 5))
+        [3 1 4 2 0]
+    """
     order = np.random.Generator(np.random.Philox([seed, epoch])).permutation(num_examples)
     order.setflags(write=False)
     return order
@@ -41,6 +47,11 @@ def batch_indices(seed: int, step: int, *, batch_size: int, num_examples: int) -
 
     Returns:
         Indices, [batch_size].
+
+    Example:
+        >>> from kdjax import data
+        >>> print(data.batch_indices(0, 7, batch_size=4, num_examples=10))
+        [5 7 8 2]
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, offsets = np.divmod(positions, num_examples)
@@ -78,6 +89,14 @@ def train_batches(
 
     Raises:
         ValueError: if the arrays do not hold the same number of examples each.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> arrays = {"image": np.zeros((10, 8, 8, 1)), "label": np.arange(10)}
+        >>> batch = next(data.train_batches(arrays, seed=0, batch_size=4))
+        >>> batch["image"].shape, sorted(batch)
+        ((4, 8, 8, 1), ['image', 'index', 'label'])
     """
     batch_at = functools.partial(
         train_batch,
@@ -102,6 +121,11 @@ def train_rows(
 
     Yields:
         `index`, [batch_size]: of the whole batch, in every process.
+
+    Example:
+        >>> from kdjax import data
+        >>> print(next(data.train_rows(10, seed=0, batch_size=4))["index"].shape)
+        (4,)
     """
     for step in itertools.count(start_step):
         index = batch_indices(seed, step, batch_size=batch_size, num_examples=num_examples)
@@ -130,6 +154,14 @@ def train_batch(
     Returns:
         The arrays' rows and their `index`. What is seen of an image that is cropped at random
         depends on seed, step and row.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> arrays = {"image": np.zeros((10, 8, 8, 1)), "label": np.arange(10)}
+        >>> batch = data.train_batch(arrays, 5, seed=0, batch_size=4, rows=np.arange(4))
+        >>> batch["label"].shape
+        (4,)
     """
     num_examples = num_examples or _count("train_batch", arrays)
     index = batch_indices(seed, step, batch_size=batch_size, num_examples=num_examples)[rows]
@@ -154,6 +186,13 @@ def eval_batches(
 
     Raises:
         ValueError: if the arrays do not hold the same number of examples each.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> arrays = {"image": np.zeros((10, 8, 8, 1)), "label": np.arange(10)}
+        >>> [int(batch["mask"].sum()) for batch in data.eval_batches(arrays, batch_size=4)]
+        [4, 4, 2]
     """
     num_examples = _count("eval_batches", arrays)
     batch_at = functools.partial(

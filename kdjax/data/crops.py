@@ -21,7 +21,13 @@ _NUM_TRIES = 10
 
 
 def stretch(size: Size, wanted: Size, numbers: Sequence[int]) -> Box:
-    """Return the whole image, whatever that does to its proportions."""
+    """Return the whole image, whatever that does to its proportions.
+
+    Example:
+        >>> from kdjax import data
+        >>> [round(x, 3) for x in data.stretch((400, 300), (32, 32), (0, 0, 0))]
+        [0.0, 0.0, 1.0, 1.0]
+    """
     return 0.0, 0.0, 1.0, 1.0
 
 
@@ -37,6 +43,11 @@ def center_crop(size: Size, wanted: Size, numbers: Sequence[int]) -> Box:
 
     Returns:
         The window.
+
+    Example:
+        >>> from kdjax import data
+        >>> [round(x, 3) for x in data.center_crop((400, 300), (32, 32), (0, 0, 0))]
+        [0.062, 0.172, 0.938, 0.828]
     """
     return _middle(size, wanted, _MIDDLE)
 
@@ -51,6 +62,12 @@ def random_crop(size: Size, wanted: Size, numbers: Sequence[int]) -> Box:
 
     Returns:
         The window; the largest one in the middle where ten draws are too long for the image.
+
+    Example:
+        >>> from kdjax import data
+        >>> window = data.random_crop((400, 300), (32, 32), (0, 7, 1))
+        >>> all(0 <= x <= 1 for x in window)
+        True
 
     References:
         Szegedy, Liu, Jia, Sermanet, Reed, Anguelov, Erhan, Vanhoucke, Rabinovich, "Going Deeper

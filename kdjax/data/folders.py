@@ -84,6 +84,16 @@ def from_folder(path: str | Path, **options: Unpack[Options]) -> Dataset:
         OSError: if something is not there, or may not be read.
         ValueError: if the set is of no known kind, or cannot be learned from; the message names
             the file or folder.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "mine.npz")
+        >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+        >>> np.savez(path, images=images, labels=np.arange(20) % 2)
+        >>> data.from_folder(path).image_shape
+        (8, 8, 1)
     """
     path = Path(path).expanduser()
     size = options.get("image_size")
@@ -139,6 +149,18 @@ def with_unlabelled(
     Raises:
         OSError: if something is not there, or may not be read.
         ValueError: if there is no image, or one that cannot be read.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from kdjax import data
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "1.png")
+        >>> digits = data.load("digits")
+        >>> more = data.with_unlabelled(digits, folder)
+        >>> more.unlabelled.shape
+        (1, 8, 8, 1)
     """
     folder = Path(path).expanduser()
     found = list(_images_below(str(folder)))
@@ -169,6 +191,15 @@ def kind_of(path: Path) -> Kind:
     Raises:
         FileNotFoundError: if there is nothing.
         ValueError: if it is a file of another kind.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from kdjax import data
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> (folder / "cats").mkdir()
+        >>> _ = (folder / "cats" / "1.png").write_bytes(b"")
+        >>> data.kind_of(folder)
+        'images'
     """
     if not path.exists():
         raise FileNotFoundError(f"there is nothing at {path}")

@@ -21,6 +21,11 @@ def class_labels(what: str, values: Any) -> np.ndarray:
 
     Raises:
         ValueError: if they are neither.
+
+    Example:
+        >>> from kdjax import data
+        >>> print(data.class_labels("labels", ["cat", "dog"]))
+        ['cat' 'dog']
     """
     labels = np.asarray(values)
     if labels.shape[1:] == (1,):
@@ -48,6 +53,12 @@ def several_labels(what: str, values: Any) -> np.ndarray:
 
     Raises:
         ValueError: if they are anything else.
+
+    Example:
+        >>> from kdjax import data
+        >>> print(data.several_labels("labels", [[True, False], [False, False]]))
+        [[1 0]
+         [0 0]]
     """
     labels = _numbers(what, values, "biuf")
     wrong = labels[~np.isin(labels, (NO_LABEL, 0, 1))]
@@ -65,6 +76,11 @@ def number_labels(what: str, values: Any) -> np.ndarray:
 
     Raises:
         ValueError: if they are anything else, or not finite.
+
+    Example:
+        >>> from kdjax import data
+        >>> data.number_labels("labels", [1.5, 2.0, 7.25]).shape
+        (3, 1)
     """
     labels = _numbers(what, values, "biuf").astype(np.float32)
     if labels.ndim not in (1, 2) or not np.isfinite(labels).all():
@@ -82,6 +98,12 @@ def pixel_labels(what: str, values: Any) -> np.ndarray:
 
     Raises:
         ValueError: if they are anything else.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> data.pixel_labels("labels", np.full((2, 4, 4), 3)).dtype
+        dtype('int32')
     """
     labels = _numbers(what, values, "biu")
     if labels.ndim == 4 and labels.shape[-1] == 1:
@@ -102,6 +124,12 @@ def embedding_labels(what: str, values: Any) -> np.ndarray:
 
     Raises:
         ValueError: if they are neither.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> data.embedding_labels("labels", np.ones((3, 16))).shape
+        (3, 16)
     """
     axes = np.ndim(values)
     return number_labels(what, values) if axes > 1 else class_labels(what, values)

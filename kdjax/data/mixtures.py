@@ -36,6 +36,14 @@ def mixup(*, num_classes: int, alpha: float = 0.8, per_example: bool = False) ->
     Raises:
         ValueError: if a number is out of range; from the view, if labels are no classes.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import data
+        >>> view = data.mixup(num_classes=10)
+        >>> batch = {"image": jax.numpy.ones((4, 8, 8, 3)), "label": jax.numpy.arange(4)}
+        >>> jax.eval_shape(view, jax.random.key(0), batch)["label"].shape
+        (4, 10)
+
     References:
         Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", 2017,
         arXiv:1710.09412.
@@ -70,6 +78,14 @@ def cutmix(*, num_classes: int, alpha: float = 1.0, per_example: bool = False) -
     Raises:
         ValueError: if a number is out of range; from the view, if labels are no classes.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import data
+        >>> view = data.cutmix(num_classes=10)
+        >>> batch = {"image": jax.numpy.ones((4, 8, 8, 3)), "label": jax.numpy.arange(4)}
+        >>> jax.eval_shape(view, jax.random.key(0), batch)["label"].shape
+        (4, 10)
+
     References:
         Yun, Han, Oh, Chun, Choe, Yoo, "CutMix: Regularization Strategy to Train Strong Classifiers
         with Localizable Features", 2019, arXiv:1905.04899.
@@ -103,6 +119,14 @@ def one_of(*view_fns: ViewFn, per_example: bool = False) -> ViewFn:
     Args:
         view_fns: views that change the same entries of a batch, into the same shapes.
         per_example: draw one for every example, not one for the batch.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import data
+        >>> view = data.one_of(data.mixup(num_classes=10), data.cutmix(num_classes=10))
+        >>> batch = {"image": jax.numpy.ones((4, 8, 8, 3)), "label": jax.numpy.arange(4)}
+        >>> jax.eval_shape(view, jax.random.key(0), batch)["label"].shape
+        (4, 10)
     """
 
     def view_fn(key: Array, batch: Batch) -> Batch:
@@ -129,6 +153,13 @@ def class_weighted(weights: np.ndarray | Array) -> ViewFn:
 
     Args:
         weights: [classes], of the examples of each; label probabilities have their mean.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> view = data.class_weighted(np.array([1.0, 3.0]))
+        >>> print(view(None, {"label": np.array([0, 1, 1])})["mask"])
+        [1. 3. 3.]
     """
     weights = jnp.asarray(weights, jnp.float32)
 
@@ -150,6 +181,12 @@ def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
     Returns:
         [num_classes], float32; the mean over the examples is 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> print(data.balanced_weights(np.array([0, 0, 0, 1]), 2).round(2))
+        [0.67 2.  ]
     """
     counts = np.bincount(labels, minlength=num_classes)
     present = np.count_nonzero(counts)

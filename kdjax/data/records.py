@@ -240,7 +240,14 @@ Column = LazyImages | LazyLabels | Joined
 
 
 def is_lazy(arrays: Mapping[str, Any]) -> bool:
-    """Return whether any of some arrays by name is read when it is used."""
+    """Return whether any of some arrays by name is read when it is used.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> data.is_lazy({"image": np.zeros((4, 8, 8, 1))})
+        False
+    """
     return any(isinstance(array, Column) for array in arrays.values())
 
 

@@ -214,7 +214,15 @@ def read_split(reader: Reader, split: str, how: How) -> Examples:
 
 
 def take(examples: Examples, indices: np.ndarray) -> Examples:
-    """Return examples by index, without reading what is not read yet."""
+    """Return examples by index, without reading what is not read yet.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> examples = data.Examples(np.zeros((10, 8, 8, 1)), np.arange(10))
+        >>> print(data.take(examples, np.array([1, 3])).label)
+        [1 3]
+    """
     image, label = examples
     if not isinstance(image, LazyImages):
         return Examples(image[indices], label[indices])
@@ -225,7 +233,15 @@ def take(examples: Examples, indices: np.ndarray) -> Examples:
 
 
 def with_all(examples: Examples, unlabelled: Any) -> Examples:
-    """Return examples and behind them images without labels: theirs is -1."""
+    """Return examples and behind them images without labels: theirs is -1.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> examples = data.Examples(np.zeros((4, 8, 8, 1), np.float32), np.arange(4))
+        >>> print(data.with_all(examples, np.ones((2, 8, 8, 1), np.float32)).label)
+        [ 0  1  2  3 -1 -1]
+    """
     missing = np.full(len(unlabelled), NO_LABEL, np.int32)
     parts = (examples.image, unlabelled), (examples.label, missing)
     held = all(isinstance(x, np.ndarray) for both in parts for x in both)

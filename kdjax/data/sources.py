@@ -73,6 +73,12 @@ def load(
     Raises:
         FileNotFoundError: if the set is not there and cannot be prepared here.
         ValueError: if it is unknown, no set of labeled 8-bit images, or of a single class.
+
+    Example:
+        >>> from kdjax import data
+        >>> digits = data.load("digits")
+        >>> len(digits.train.label), digits.image_shape, digits.num_classes
+        (1212, (8, 8, 1), 10)
     """
     check_options("load", validation_fraction, image_size)
     builder = _find(name, data_dir)

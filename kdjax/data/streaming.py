@@ -109,6 +109,12 @@ def prefetch(
 
     Raises:
         ValueError: if the depth is not positive; and whatever `batches` and `place_fn` raise.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import data
+        >>> [int(x) for x in data.prefetch(iter([1, 2, 3]), jax.numpy.asarray)]
+        [1, 2, 3]
     """
     if depth < 1:
         raise ValueError(f"prefetch: depth is {depth}, expected 1 or more")

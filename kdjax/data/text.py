@@ -93,6 +93,12 @@ def load(
         FileNotFoundError: if there is no such file or set.
         ValueError: if the text is empty or too short for a split, `length` is not positive, or the
             tokenizer does not give the text back.
+
+    Example:
+        >>> from kdjax.data import text
+        >>> found = text.load(length=32, tokenizer="bytes")
+        >>> found.train.arrays["tokens"].shape[1], found.tokenizer.vocab_size
+        (32, 257)
     """
     if length < 1:
         raise ValueError(f"data.text: length is {length}, expected 1 or more")
@@ -130,6 +136,12 @@ def read_documents(
     Raises:
         FileNotFoundError: if there is no such file or set.
         ValueError: if a file is no UTF-8, or a line has no text in that field.
+
+    Example:
+        >>> from kdjax.data import text
+        >>> name, documents = text.read_documents(None)
+        >>> name, len(documents[0]) > 100
+        ('python-topics', True)
     """
     if source is None:
         # Part of every Python installation; its text is that of the version at hand.
@@ -176,6 +188,14 @@ def rows_of(
     Raises:
         ValueError: if the tokenizer does not give a document back, or there are several and it has
             no `end`.
+
+    Example:
+        >>> from kdjax.data import text
+        >>> rows = text.rows_of(["to be", "or not"], text.by_bytes(), length=6)
+        >>> print(rows.arrays["tokens"])
+        [[256 116 111  32  98 101]
+         [256 111 114  32 110 111]
+         [116   0   0   0   0   0]]
     """
     documents = [text for text in documents if text]
     several = len(documents) > 1 if several is None else several
@@ -221,7 +241,14 @@ def _joined(documents: Sequence[Sequence[int]], end: int | None) -> tuple[np.nda
 
 
 def first(rows: Rows, fraction: float) -> Rows:
-    """Keep the first rows: a share of them, one at least."""
+    """Keep the first rows: a share of them, one at least.
+
+    Example:
+        >>> from kdjax.data import text
+        >>> rows = text.rows_of(["to be or not to be"], text.by_bytes(), length=4)
+        >>> text.first(rows, 0.5).arrays["tokens"].shape
+        (2, 4)
+    """
     count = len(rows.arrays["tokens"])
     kept = max(1, round(fraction * count))
     arrays = {name: x[:kept] for name, x in rows.arrays.items()}
@@ -236,6 +263,13 @@ def compact(text: TextSet) -> tuple[TextSet, np.ndarray]:
 
     Returns:
         The set, and the old id of every new one, [kept], in order.
+
+    Example:
+        >>> from kdjax.data import text
+        >>> rows = text.rows_of(["to be or not to be"], text.by_bytes(), length=4)
+        >>> small, ids = text.compact(text.TextSet("hamlet", text.by_bytes(), rows, rows))
+        >>> len(ids)
+        9
     """
     own = text.tokenizer
     splits = (text.train, text.validation)

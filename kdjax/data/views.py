@@ -24,6 +24,13 @@ def flip(key: Array, images: Array) -> Array:
 
     Returns:
         Images of the same shape and type.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import data
+        >>> images = jax.numpy.ones((2, 8, 8, 1))
+        >>> jax.jit(data.flip)(jax.random.key(0), images).shape
+        (2, 8, 8, 1)
     """
     mirrored = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
     return jnp.where(jnp.broadcast_to(mirrored, images.shape), images[:, :, ::-1], images)
@@ -42,6 +49,13 @@ def jitter(key: Array, images: Array, *, max_shift: int = 2) -> Array:
 
     Raises:
         ValueError: if the shift is negative or as large as the image.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import data
+        >>> images = jax.numpy.ones((2, 8, 8, 1))
+        >>> jax.eval_shape(data.jitter, jax.random.key(0), images).shape
+        (2, 8, 8, 1)
     """
     _check_margin("jitter: max_shift", max_shift, images)
     shifts = jax.random.randint(key, (images.shape[0], 2), 0, 2 * max_shift + 1)
@@ -69,6 +83,13 @@ def translate(key: Array, images: Array, *, max_shift: float = 2.0) -> Array:
 
     Raises:
         ValueError: if the shift is negative or as large as the image.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import data
+        >>> images = jax.numpy.ones((2, 8, 8, 1))
+        >>> jax.eval_shape(data.translate, jax.random.key(0), images).shape
+        (2, 8, 8, 1)
     """
     _check_margin("translate: max_shift", max_shift, images)
     margin = math.ceil(max_shift)
@@ -105,6 +126,13 @@ def warp(key: Array, images: Array, *, max_shift: float = 2.0, num_points: int =
     Raises:
         ValueError: if the move is negative or as large as the image, or the grid has fewer than
             two points.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import data
+        >>> images = jax.numpy.ones((2, 8, 8, 1))
+        >>> jax.eval_shape(data.warp, jax.random.key(0), images).shape
+        (2, 8, 8, 1)
 
     References:
         Simard, Steinkraus, Platt, "Best Practices for Convolutional Neural Networks Applied to
@@ -158,6 +186,13 @@ def erase(
     Raises:
         ValueError: if a number is out of range.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import data
+        >>> images = jax.numpy.ones((2, 8, 8, 1))
+        >>> jax.eval_shape(data.erase, jax.random.key(0), images).shape
+        (2, 8, 8, 1)
+
     References:
         Zhong, Zheng, Kang, Li, Yang, "Random Erasing Data Augmentation", 2017, arXiv:1708.04896.
 
@@ -201,6 +236,12 @@ def all_shifts(images: np.ndarray, *, max_shift: int = 2) -> np.ndarray:
 
     Raises:
         ValueError: if the shift is negative or as large as the image.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import data
+        >>> data.all_shifts(np.ones((3, 8, 8, 1)), max_shift=1).shape
+        (9, 3, 8, 8, 1)
     """
     _check_margin("all_shifts: max_shift", max_shift, images)
     height, width = images.shape[1:3]
@@ -224,6 +265,13 @@ def pad_and_crop(key: Array, images: Array, *, padding: int = 4) -> Array:
 
     Raises:
         ValueError: if the padding is negative or as large as the image.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import data
+        >>> images = jax.numpy.ones((2, 8, 8, 1))
+        >>> jax.eval_shape(data.pad_and_crop, jax.random.key(0), images).shape
+        (2, 8, 8, 1)
     """
     _check_margin("pad_and_crop: padding", padding, images)
     return jitter(key, images, max_shift=padding)
@@ -243,6 +291,14 @@ def augment(*functions: ImageFn) -> Callable[[Array, Batch], Batch]:
         ValueError: from the function, if the view would leave something of the batch behind:
             images of another size, of which a shift by pixels is another view (`flip` is the
             same), or labels and masks of pixels.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import data
+        >>> view = data.augment(data.flip, data.pad_and_crop)
+        >>> batch = {"image": jax.numpy.ones((2, 8, 8, 1)), "label": jax.numpy.arange(2)}
+        >>> jax.eval_shape(view, jax.random.key(0), batch)["image"].shape
+        (2, 8, 8, 1)
     """
 
     def view_fn(key: Array, batch: Batch) -> Batch:

@@ -34,6 +34,15 @@ def initialize(
 
     Raises:
         ValueError: if JAX cannot find out what was not given, or the processes do not meet.
+
+    Example:
+        >>> from kdjax import distributed
+        >>> def main():
+        ...     with distributed.leaving():
+        ...         distributed.initialize(
+        ...             coordinator="10.0.0.1:7890", num_processes=2, process_id=0
+        ...         )
+        ...
     """
     try:
         with _watchdog.joining(timeout):
@@ -56,7 +65,13 @@ def initialize(
 
 
 def is_leader() -> bool:
-    """Return whether this is the process that writes: the first one."""
+    """Return whether this is the process that writes: the first one.
+
+    Example:
+        >>> from kdjax import distributed
+        >>> distributed.is_leader()
+        True
+    """
     return jax.process_index() == 0
 
 
@@ -72,6 +87,11 @@ def exchange(name: str, text: str) -> list[str]:
 
     Returns:
         The texts of all processes, in their order.
+
+    Example:
+        >>> from kdjax import distributed
+        >>> distributed.exchange("greeting", "hello")
+        ['hello']
     """
     if jax.process_count() == 1:
         return [text]
@@ -91,12 +111,25 @@ def exchange(name: str, text: str) -> list[str]:
 
 
 def exchange_needs_devices() -> bool:
-    """Return whether devices carry the texts: this JAX does not have the store that we use."""
+    """Return whether devices carry the texts: this JAX does not have the store that we use.
+
+    Example:
+        >>> from kdjax import distributed
+        >>> distributed.exchange_needs_devices() in (True, False)
+        True
+    """
     return jax.process_count() > 1 and _watchdog.client() is None
 
 
 def gathered(tree: PyTree) -> PyTree:
-    """Make NumPy arrays of all arrays; all processes must call it where one holds only a part."""
+    """Make NumPy arrays of all arrays; all processes must call it where one holds only a part.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import distributed
+        >>> type(distributed.gathered({"w": jnp.ones(2)})["w"]).__name__
+        'ndarray'
+    """
 
     def whole(array: Any) -> Any:
         if is_whole(array):
@@ -107,7 +140,14 @@ def gathered(tree: PyTree) -> PyTree:
 
 
 def is_whole(array: Any) -> bool:
-    """Return whether this process holds all of an array."""
+    """Return whether this process holds all of an array.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import distributed
+        >>> distributed.is_whole(jnp.ones(2))
+        True
+    """
     here = not isinstance(array, jax.Array) or array.is_fully_addressable
     return here or array.is_fully_replicated
 

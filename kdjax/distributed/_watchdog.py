@@ -98,7 +98,12 @@ def joining(timeout: float) -> Iterator[None]:
 
 
 def advance() -> None:
-    """Say that the main thread goes on, in places that all processes pass in the same order."""
+    """Say that the main thread goes on, in places that all processes pass in the same order.
+
+    Example:
+        >>> from kdjax import distributed
+        >>> distributed.advance()  # nothing to say where there is one process
+    """
     if threading.current_thread() is threading.main_thread():
         _progress[0] += 1
 
@@ -144,6 +149,12 @@ def leaving() -> Iterator[None]:
 
     Raises:
         SystemExit: as it came, with status 0 or 130, the end that all processes agree on.
+
+    Example:
+        >>> from kdjax import distributed
+        >>> with distributed.leaving():
+        ...     pass  # the training; a failure here ends the other processes at once
+        ...
     """
     try:
         yield

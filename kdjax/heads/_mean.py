@@ -64,6 +64,18 @@ def chunked_mean(
         TypeError: if a type does not fit.
         ValueError: if shapes do not fit, a label that is not traced is no id of both vocabularies,
             or `loss_fn` does not return one value per token.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import heads, losses
+        >>> hidden, teacher_hidden = jnp.ones((6, 4)), jnp.ones((6, 8))
+        >>> student, teacher = heads.Head(jnp.eye(32, 4)), heads.Head(jnp.eye(32, 8))
+        >>> mean_fn = functools.partial(heads.chunked_mean, losses.ttm_loss, chunk_size=4)
+        >>> mean, values = jax.eval_shape(mean_fn, hidden, student, teacher_hidden, teacher)
+        >>> mean.shape, values.shape
+        ((), (6,))
     """
     name = "chunked_mean"
     chunk_size = _numbers.as_count(name, "chunk_size", chunk_size)

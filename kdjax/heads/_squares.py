@@ -37,6 +37,15 @@ def logit_mse(
         TypeError: if a type does not fit.
         ValueError: if shapes do not fit, or a head has a soft cap, which is not linear.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import heads
+        >>> hidden, teacher_hidden = jnp.ones((6, 4)), jnp.ones((6, 8))
+        >>> student, teacher = heads.Head(jnp.eye(32, 4)), heads.Head(jnp.eye(32, 8))
+        >>> jax.eval_shape(heads.logit_mse, hidden, student, teacher_hidden, teacher).shape
+        (6,)
+
     References:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
         arXiv:1503.02531, section 2.1.

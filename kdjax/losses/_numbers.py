@@ -41,7 +41,16 @@ TEMPERATURE = Limits(1e-12, 1e12)
 
 
 def known(x: Any) -> np.ndarray | None:
-    """Return numbers that are known before the program runs, those under a jit too; or None."""
+    """Return numbers that are known before the program runs, those under a jit too; or None.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import metrics
+        >>> metrics.known(jax.numpy.arange(3))
+        array([0, 1, 2], dtype=int32)
+        >>> print(jax.eval_shape(lambda x: metrics.known(x), 1.0))
+        None
+    """
     if isinstance(x, jax.core.Tracer):
         return None
     elsewhere = isinstance(x, Array) and not (x.is_fully_addressable or x.is_fully_replicated)

@@ -15,7 +15,15 @@ from kdjax.types import Array, Metrics
 
 
 def are_probabilities(values: np.ndarray) -> bool:
-    """Return whether all rows are distributions: nonnegative, and 1 in sum within rounding."""
+    """Return whether all rows are distributions: nonnegative, and 1 in sum within rounding.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import metrics
+        >>> rows = np.array([[0.25, 0.75]]), np.array([[2.0, -1.0]])
+        >>> [metrics.are_probabilities(row) for row in rows]
+        [True, False]
+    """
     wide = values.astype(np.float32)
     return bool(np.all(wide >= 0) and np.allclose(wide.sum(-1), 1, atol=1e-2))
 
@@ -32,6 +40,12 @@ def weights_of(mask: Array) -> Array:
 
     Raises:
         ValueError: if a weight is negative or not finite, where its value is known.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> print(metrics.weights_of(jnp.array([0.5, 2.0])))
+        [0.5 2. ]
     """
     values, mask = known(mask), jnp.asarray(mask)
     if mask.dtype == bool:
@@ -48,7 +62,14 @@ def weights_of(mask: Array) -> Array:
 
 
 def counted(mask: Array) -> Array:
-    """Return which examples count: the mask itself, or where a weight is more than 0."""
+    """Return which examples count: the mask itself, or where a weight is more than 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> print(metrics.counted(jnp.array([0.5, 0.0, 2.0])))
+        [ True False  True]
+    """
     return mask if mask.dtype == bool else mask > 0
 
 
@@ -69,6 +90,12 @@ def spread(mask: Array, shape: tuple[int, ...]) -> Array:
 
     Raises:
         ValueError: as `weights_of`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> metrics.spread(jnp.array([True, False]), (2, 3)).shape
+        (2, 3)
     """
     weights = weights_of(mask)
     if weights.shape != shape[: weights.ndim]:
@@ -87,18 +114,39 @@ def positions_of(mask: Array, features: Array) -> Array:
 
     Returns:
         Booleans, [batch, ...].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> mask, features = jnp.array([[True, False]]), jnp.ones((1, 2, 8))
+        >>> metrics.positions_of(mask, features).shape
+        (1, 2)
     """
     related = features.ndim == mask.ndim + 1
     return spread(mask if related else examples_of(mask), features.shape[:-1])
 
 
 def examples_of(mask: Array) -> Array:
-    """Return of which examples anything counts, [batch], whatever a mask tells of their parts."""
+    """Return of which examples anything counts, [batch], whatever a mask tells of their parts.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> print(metrics.examples_of(jnp.array([[True, False], [False, False]])))
+        [ True False]
+    """
     return jnp.any(counted(mask), axis=tuple(range(1, mask.ndim))) if mask.ndim > 1 else mask
 
 
 def mean_of(total: Array, count: Array) -> Array:
-    """Divide a total by its count; the mean of nothing is 0."""
+    """Divide a total by its count; the mean of nothing is 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> print(metrics.mean_of(jnp.array(6.0), jnp.array(4.0)))
+        1.5
+    """
     return total / jnp.where(count == 0, 1, count)
 
 
@@ -116,6 +164,15 @@ def masked_sum(values: Array, mask: Array) -> tuple[Array, Array]:
 
     Raises:
         ValueError: if `mask` is of other examples than `values`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> total, count = metrics.masked_sum(
+        ...     jnp.array([1.0, 2.0, 6.0]), jnp.array([True, True, False])
+        ... )
+        >>> print(total, count)
+        3.0 2.0
     """
     if values.shape[:1] != mask.shape[:1]:
         raise ValueError(
@@ -140,6 +197,15 @@ def accuracy(logits: Array, labels: Array, mask: Array) -> tuple[Array, Array]:
     Raises:
         TypeError: if the labels are real numbers and no probabilities.
         ValueError: if there is one class alone, or labels that are not traced are no classes.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])
+        >>> found = jax.jit(metrics.accuracy)(logits, labels, jnp.array([True, True]))
+        >>> round(metrics.value(found), 3)
+        0.5
     """
     return masked_sum(_hits(*read("accuracy", logits, labels, mask)), mask)
 
@@ -154,6 +220,18 @@ def agreement(student_logits: Array, teacher_logits: Array, mask: Array) -> tupl
 
     Returns:
         The number of agreements and the number of examples.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> student, teacher = (
+        ...     jnp.array([[2.0, 0.0], [0.0, 1.0]]),
+        ...     jnp.array([[1.0, 0.0], [3.0, 1.0]]),
+        ... )
+        >>> found = jax.jit(metrics.agreement)(student, teacher, jnp.array([True, True]))
+        >>> metrics.value(found)
+        0.5
     """
     student, teacher = (
         _inputs.as_classes("agreement", f"{name}_logits", x, -1, None)
@@ -180,6 +258,15 @@ def nll(logits: Array, labels: Array, mask: Array) -> tuple[Array, Array]:
     Raises:
         TypeError: if the labels are real numbers and no probabilities.
         ValueError: if there is one class alone, or labels that are not traced are no classes.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])
+        >>> found = jax.jit(metrics.nll)(logits, labels, jnp.array([True, True]))
+        >>> round(metrics.value(found), 3)
+        0.72
     """
     x, truth, _ = read("nll", logits, labels, mask)
     log_probs = jax.nn.log_softmax(x, axis=-1)
@@ -205,6 +292,13 @@ def squared_error(outputs: Array, targets: Array, mask: Array) -> tuple[Array, A
 
     Raises:
         ValueError: if the targets have another shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> outputs, targets = jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [4.0]])
+        >>> metrics.value(metrics.squared_error(outputs, targets, jnp.full(2, True)))
+        2.0
     """
     targets = shaped("squared_error", targets, outputs, "targets")
     errors = _widen(outputs) - _widen(targets)
@@ -232,6 +326,15 @@ def calibration(
         TypeError: if the labels are real numbers and no probabilities.
         ValueError: if there is one class alone, or labels that are not traced are no classes.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])
+        >>> found = jax.jit(metrics.calibration)(logits, labels, jnp.array([True, True]))
+        >>> round(metrics.value(found), 3)
+        0.425
+
     References:
         Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017,
         arXiv:1706.04599.
@@ -254,6 +357,14 @@ def calibration_of(
 
     Returns:
         Totals of confidence - correctness, [num_bins], and the number of examples.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> confidence, correct = jnp.array([0.9, 0.7]), jnp.array([True, False])
+        >>> found = metrics.calibration_of(confidence, correct, jnp.array([True, True]))
+        >>> round(metrics.value(found), 3)
+        0.4
     """
     bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
     gaps, weights = _weighed(confidence - correct, mask)
@@ -271,6 +382,13 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
 
     Returns:
         The metrics of both parts together.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import metrics
+        >>> first, second = {"loss": (np.array(6.0), 2)}, {"loss": (np.array(1.0), 1)}
+        >>> round(metrics.value(metrics.merge(first, second)["loss"]), 3)
+        2.333
     """
     merged = {**first, **second}
     for name in first.keys() & second.keys():
@@ -279,7 +397,14 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
 
 
 def to_host(metrics: Metrics) -> dict[str, Any]:
-    """Fetch metrics as float64 NumPy arrays, so that sums over many steps stay exact."""
+    """Fetch metrics as float64 NumPy arrays, so that sums over many steps stay exact.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> metrics.to_host({"loss": (jnp.array(3.0), jnp.array(2))})["loss"][0].dtype
+        dtype('float64')
+    """
     # What is in the host's memory is read where it lies, in a tenth of the time.
     fetched = metrics if jax.default_backend() == "cpu" else jax.device_get(metrics)
     exact: dict[str, Any] = jax.tree.map(lambda x: np.asarray(x, np.float64), fetched)
@@ -295,6 +420,12 @@ def value(metric: tuple[Any, Any]) -> float:
     Returns:
         total / count, or sum |total| / count over bins; nan when nothing was counted. A pair with
         a method `value` says itself what its number is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> metrics.value((jnp.array(3.0), jnp.array(2)))
+        1.5
     """
     own = getattr(metric, "value", None)
     if own is not None:

@@ -91,6 +91,15 @@ def of(
     Returns:
         A function of a batch and the outputs for it, which reads `label` and, where the batch has
         one, `mask`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> from kdjax.types import Outputs
+        >>> measure = metrics.of(metrics.r_squared)
+        >>> batch = {"label": jnp.array([1.0, 3.0]), "mask": jnp.array([True, True])}
+        >>> metrics.value(measure(batch, Outputs(jnp.array([[1.0], [3.0]]))))
+        1.0
     """
 
     def measured(batch: Batch, outputs: Outputs) -> Any:
@@ -117,6 +126,15 @@ def binary_accuracy(
 
     Raises:
         ValueError: if the shapes do not fit.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> logits, labels = jnp.array([[2.0, -1.0], [3.0, 1.0]]), jnp.array([[1, 0], [1, 0]])
+        >>> found = jax.jit(metrics.binary_accuracy)(logits, labels, jnp.array([True, True]))
+        >>> metrics.value(found)
+        0.75
     """
     x, true, counts = _labels("binary_accuracy", logits, labels, mask, ignore_label)
     right = ((x > 0) == (true == 1)).astype(jnp.float32)
@@ -144,6 +162,15 @@ def mean_average_precision(
 
     Raises:
         ValueError: if the shapes do not fit.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> scores, labels = jnp.array([[2.0], [1.0], [0.0]]), jnp.array([[1], [0], [1]])
+        >>> found = jax.jit(metrics.mean_average_precision)(scores, labels, jnp.full(3, True))
+        >>> round(metrics.value(found), 3)
+        0.833
     """
     x, true, weights = _labels("mean_average_precision", logits, labels, mask, ignore_label)
     x = jnp.clip(x, -_LARGEST, _LARGEST)
@@ -171,6 +198,14 @@ def root_mean_squared_error(outputs: Array, targets: Array, mask: Array) -> Root
 
     Raises:
         ValueError: if the targets have another shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> outputs, targets = jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [4.0]])
+        >>> found = metrics.root_mean_squared_error(outputs, targets, jnp.full(2, True))
+        >>> round(metrics.value(found), 3)
+        1.414
     """
     return RootMean(*squared_error(outputs, targets, mask))
 
@@ -192,6 +227,15 @@ def r_squared(outputs: Array, targets: Array, mask: Array, *, center: float = 0.
 
     Raises:
         ValueError: if the targets have another shape.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> outputs, targets = jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [3.0]])
+        >>> found = jax.jit(metrics.r_squared)(outputs, targets, jnp.full(2, True))
+        >>> metrics.value(found)
+        0.5
     """
     x, y = (jnp.asarray(a).astype(jnp.float32) for a in (outputs, targets))
     y = shaped("r_squared", y, x, "targets") - center
@@ -217,6 +261,13 @@ def recall_at_k(scores: Array, relevant: Array, mask: Array, *, k: int = 1) -> t
 
     Raises:
         ValueError: if the shapes do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> scores, relevant = jnp.array([[0.9, 0.8, 0.1]]), jnp.array([[False, True, False]])
+        >>> metrics.value(metrics.recall_at_k(scores, relevant, jnp.array([True]), k=2))
+        1.0
     """
     relevant = jnp.asarray(relevant)
     if relevant.shape == scores.shape[:1] and relevant.dtype != bool:
@@ -248,6 +299,17 @@ def mean_iou(
     Raises:
         TypeError: if the labels are no integers.
         ValueError: if the shapes do not fit, or labels that are not traced are no classes.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import metrics
+        >>> logits = 9 * jax.nn.one_hot(jnp.array([[0, 1, 1, 2]]), 3)
+        >>> found = jax.jit(metrics.mean_iou)(
+        ...     logits, jnp.array([[0, 1, 2, 2]]), jnp.array([True])
+        ... )
+        >>> round(metrics.value(found), 3)
+        0.667
     """
     labels = jnp.asarray(labels)
     weights = spread(mask, jnp.shape(logits)[:-1])

@@ -139,6 +139,12 @@ def build(
     Raises:
         ValueError: if there is no network of that name, or a number in the specification is out of
             range.
+
+    Example:
+        >>> from kdjax import models
+        >>> spec = models.NetworkSpec("mlp", (32,), 10, (8, 8, 1), (0.5,), (0.25,))
+        >>> models.build(spec).paths.embedding
+        'drop_0'
     """
     if classifier is None:
         # Networks of one description share what is compiled for them.
@@ -147,7 +153,22 @@ def build(
 
 
 def save_network(directory: str | Path, spec: NetworkSpec, variables: Variables) -> None:
-    """Write a trained network, to be read by `load_network`."""
+    """Write a trained network, to be read by `load_network`.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import numpy as np
+        >>> from kdjax import models
+        >>> spec = models.NetworkSpec("mlp", (4,), 10, (8, 8, 1), (0.5,), (0.25,))
+        >>> images = np.zeros((2, 8, 8, 1), np.uint8)
+        >>> shapes = jax.eval_shape(models.build(spec).init, jax.random.key(0), images)
+        >>> variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        >>> folder = tempfile.mkdtemp()
+        >>> models.save_network(folder, spec, variables)
+        >>> models.load_network(folder).spec.name
+        'mlp'
+    """
     from kdjax import checkpoint  # Most who build networks save none, and Orbax loads slowly.
 
     checkpoint.save_variables(Path(directory), variables, dataclasses.asdict(spec))
@@ -165,6 +186,21 @@ def load_network(directory: str | Path) -> Network:
     Raises:
         FileNotFoundError: if there is no network.
         ValueError: if the files are damaged, or hold something else.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import numpy as np
+        >>> from kdjax import models
+        >>> spec = models.NetworkSpec("mlp", (4,), 10, (8, 8, 1), (0.5,), (0.25,))
+        >>> images = np.zeros((2, 8, 8, 1), np.uint8)
+        >>> shapes = jax.eval_shape(models.build(spec).init, jax.random.key(0), images)
+        >>> variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        >>> folder = tempfile.mkdtemp()
+        >>> models.save_network(folder, spec, variables)
+        >>> network = models.load_network(folder)
+        >>> network(images).shape, network(images[0]).shape
+        ((2, 10), (10,))
     """
     from kdjax import checkpoint
 

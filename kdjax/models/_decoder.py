@@ -273,6 +273,16 @@ def transformer(
     Raises:
         ValueError: if a number is out of range; from init and apply, if there are more tokens than
             `context`, or what they are fed are no integers, or, where they are known, no words.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import models
+        >>> network = models.transformer(64, width=32, depth=1, num_heads=4)
+        >>> tokens = jnp.ones((2, 5), jnp.int32)
+        >>> variables = jax.eval_shape(network.init, jax.random.key(0), tokens)
+        >>> models.num_params(variables.params)
+        15456
     """
     key_heads = num_heads if num_key_heads is None else num_key_heads
     mlp_width = -(-8 * width // 96) * 32 if mlp_width is None else mlp_width
@@ -293,6 +303,12 @@ def decoder(spec: DecoderSpec, dtype: DType = None, features: Features = ()) -> 
 
     Raises:
         ValueError: if a number is out of range.
+
+    Example:
+        >>> from kdjax import models
+        >>> spec = models.transformer(64, width=32, depth=2, num_heads=4).decode.spec
+        >>> models.decoder(spec, features=("norm",)).decode.vocab_size
+        64
     """
     check_spec(spec)
     module = Decoder(spec, dtype)
@@ -320,6 +336,16 @@ def head_of(variables: Any) -> Head:
 
     Raises:
         ValueError: if they have neither.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import models
+        >>> network = models.transformer(64, width=32, depth=1, num_heads=4)
+        >>> tokens = jnp.ones((2, 5), jnp.int32)
+        >>> variables = jax.eval_shape(network.init, jax.random.key(0), tokens)
+        >>> models.head_of(variables).kernel.shape
+        (64, 32)
     """
     params, state = variables
     own = params.get("head") or params.get("tokens") or state.get(FROZEN, {}).get("tokens")

@@ -56,6 +56,23 @@ def load_decoder(
         FileNotFoundError: if there is no such folder or file, or the folder lacks a file.
         MissingPackage: if the package that reads the file is not installed.
         ValueError: if a file is damaged, or describes what is not in the list; see `from_llama`.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import numpy as np
+        >>> from kdjax import models
+        >>> network, tokens = (
+        ...     models.transformer(64, width=8, depth=1, num_heads=2),
+        ...     np.ones((1, 2), int),
+        ... )
+        >>> shapes = jax.eval_shape(network.init, jax.random.key(0), tokens)
+        >>> variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        >>> folder = tempfile.mkdtemp()
+        >>> models.save_decoder(folder, network, variables)
+        >>> model, variables, config = models.load_decoder(folder, features=("norm",))
+        >>> model.decode.vocab_size
+        64
     """
     path = Path(path)
     where = f"load_decoder: {path}"
@@ -90,6 +107,22 @@ def save_decoder(
     Raises:
         MissingPackage: if safetensors is not installed.
         ValueError: if the model is no `transformer`, or the variables are another's.
+
+    Example:
+        >>> import tempfile
+        >>> import jax
+        >>> import numpy as np
+        >>> from kdjax import models
+        >>> network, tokens = (
+        ...     models.transformer(64, width=8, depth=1, num_heads=2),
+        ...     np.ones((1, 2), int),
+        ... )
+        >>> shapes = jax.eval_shape(network.init, jax.random.key(0), tokens)
+        >>> variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        >>> folder = tempfile.mkdtemp()
+        >>> models.save_decoder(folder, network, variables)
+        >>> models.load_decoder(folder).config["vocab_size"]
+        64
     """
     path = Path(path)
     with needs("train"):

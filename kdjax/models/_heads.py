@@ -38,6 +38,11 @@ def with_class_maps(
     Raises:
         ValueError: from apply, if there is no such feature or classifier.
 
+    Example:
+        >>> from kdjax import models
+        >>> models.with_class_maps(models.resnet(8, 10)).paths.last_map
+        'stage_3'
+
     References:
         Zhou, Khosla, Lapedriza, Oliva, Torralba, "Learning Deep Features for Discriminative
         Localization", 2015, arXiv:1512.04150.
@@ -64,6 +69,11 @@ def probed(model: Model, num_classes: int) -> Model:
     Returns:
         A model with `network` and `probe` (`kernel`, `bias`) in its parameters, the probe zero at
         first; its features are the network's.
+
+    Example:
+        >>> from kdjax import models
+        >>> models.probed(models.resnet(8, 1000), 10).paths.head
+        ''
 
     References:
         Alain, Bengio, "Understanding intermediate layers using linear classifier probes", 2016,
@@ -119,6 +129,13 @@ def simkd(
     Raises:
         ValueError: if the classifier's shapes do not fit, or the factor is below one; from init
             and apply, if the student captures no such feature.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import models
+        >>> classifier = {"kernel": jnp.ones((64, 10)), "bias": jnp.zeros(10)}
+        >>> models.simkd(models.resnet(8, 10), classifier).paths.head
+        ''
 
     References:
         Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher

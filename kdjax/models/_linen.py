@@ -55,6 +55,19 @@ def from_linen(
         ValueError: from init and apply, if a path in `features` names nothing, or a module that is
             called several times; from apply, if the module needs random numbers and has no key,
             changes its state in evaluation, or names an axis of `jax.pmap`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> from kdjax import models
+        >>> module = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(10)])
+        >>> network = models.from_linen(module, features=("layers_0",))
+        >>> x = jnp.ones((2, 4))
+        >>> variables = jax.jit(network.init)(jax.random.key(0), x)
+        >>> outputs, _ = network.apply(*variables, x, train=False)
+        >>> outputs.logits.shape, outputs.features["layers_0"].shape
+        ((2, 10), (2, 8))
     """
     told = _modes(module, call_fn)
     wanted = _calls.parse_features("from_linen", features)

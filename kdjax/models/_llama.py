@@ -67,6 +67,25 @@ def from_llama(
         TypeError: if the config is no dictionary.
         ValueError: if the config asks for what the decoder does not have, naming it; or if arrays
             are missing, left over, of other shapes or not finite, naming the first of them.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> import jax
+        >>> import numpy as np
+        >>> from kdjax import models
+        >>> network, tokens = (
+        ...     models.transformer(64, width=8, depth=1, num_heads=2),
+        ...     np.ones((1, 2), int),
+        ... )
+        >>> shapes = jax.eval_shape(network.init, jax.random.key(0), tokens)
+        >>> variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        >>> folder = tempfile.mkdtemp()
+        >>> models.save_decoder(folder, network, variables)
+        >>> config = json.loads(pathlib.Path(folder, "config.json").read_text())
+        >>> state_dict = models.read_state_dict(pathlib.Path(folder, "model.safetensors"))
+        >>> model, variables = models.from_llama(config, state_dict)
+        >>> model.decode.vocab_size
+        64
     """
     if not isinstance(config, Mapping):
         given = type(config).__name__

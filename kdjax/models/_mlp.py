@@ -58,6 +58,18 @@ def mlp(
 
     Raises:
         ValueError: if a size is not positive or a dropout rate is outside [0, 1).
+
+    Example:
+        >>> import jax
+        >>> import numpy as np
+        >>> from kdjax import models
+        >>> network = models.mlp(10, widths=(32,), features=("hidden_0",))
+        >>> images = np.ones((2, 8, 8, 1), np.float32)
+        >>> variables = jax.eval_shape(network.init, jax.random.key(0), images)
+        >>> answer = lambda variables: network.apply(*variables, images, train=False)[0]
+        >>> outputs = jax.eval_shape(answer, variables)
+        >>> outputs.logits.shape, outputs.features["hidden_0"].shape
+        ((2, 10), (2, 32))
     """
     for name, sizes in (("num_classes", [num_classes]), ("widths", list(widths))):
         if any(size < 1 for size in sizes):

@@ -117,6 +117,12 @@ def mobilenet_v2(
     Raises:
         ValueError: if the multiplier leaves a block without channels, or `num_classes` is not
             positive.
+
+    Example:
+        >>> from kdjax import models
+        >>> network = models.mobilenet_v2(100)
+        >>> network.paths.last_map
+        'final'
     """
     _check("mobilenet_v2", num_classes, width_multiplier)
     module = MobileNetV2(num_classes, width_multiplier, dtype)
@@ -140,6 +146,12 @@ def imagenet_mobilenet_v2(
 
     Raises:
         ValueError: if the multiplier is less than 1/16, or `num_classes` is not positive.
+
+    Example:
+        >>> from kdjax import models
+        >>> network = models.imagenet_mobilenet_v2(1000)
+        >>> network.paths.last_map
+        'final'
     """
     _check("imagenet_mobilenet_v2", num_classes, width_multiplier)
     module = MobileNetV2(num_classes, width_multiplier, dtype, large=True)

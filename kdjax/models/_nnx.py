@@ -64,6 +64,18 @@ def from_nnx(
             not called or called several times; from apply, if the module draws random
             numbers in training and `key` is None, or in evaluation, or changes its state there, or
             names an axis of `jax.pmap`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from kdjax import models
+        >>> network = models.from_nnx(lambda rngs: nnx.Linear(4, 10, rngs=rngs))
+        >>> x = jnp.ones((2, 4))
+        >>> variables = jax.eval_shape(network.init, jax.random.key(0), x)
+        >>> outputs, _ = jax.eval_shape(lambda v: network.apply(*v, x, train=False), variables)
+        >>> outputs.logits.shape
+        (2, 10)
     """
     wanted = _calls.parse_features("from_nnx", features)
     blueprint = _blueprint(make_module)
@@ -112,6 +124,14 @@ def variables_of(module: nnx.Module) -> Variables:
 
     Returns:
         Its `nnx.Param` as params, its other variables but random streams as state.
+
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> from kdjax import models
+        >>> make = lambda: models.variables_of(nnx.Linear(4, 10, rngs=nnx.Rngs(0)))
+        >>> models.num_params(jax.eval_shape(make).params)
+        50
     """
     _, (params, _, state) = _split(module)
     return Variables(_nested(params), _nested(state))

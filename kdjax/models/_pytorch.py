@@ -68,6 +68,22 @@ def from_pytorch(
     Raises:
         ValueError: if arrays are missing, left over, of other shapes or not finite, naming the
             first of them, what the state dict holds and what was looked for.
+
+    Example:
+        >>> import jax
+        >>> import numpy as np
+        >>> from kdjax import models
+        >>> network = models.mlp(2, widths=(3,))
+        >>> like = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 4), np.float32))
+        >>> state_dict = {
+        ...     "0.weight": np.ones((3, 4), np.float32),
+        ...     "0.bias": np.zeros(3, np.float32),
+        ...     "2.weight": np.ones((2, 3), np.float32),
+        ...     "2.bias": np.zeros(2, np.float32),
+        ... }
+        >>> variables = models.from_pytorch(state_dict, like)
+        >>> models.num_params(variables.params)
+        23
     """
     if any(_KERNEL.search(name) for name in state_dict):
         return _of_own_names(state_dict, like)
@@ -86,7 +102,14 @@ def from_pytorch(
 
 
 def classes_of(state_dict: StateDict) -> int | None:
-    """Return how many classes a state dict's classifier has, None where none has a usual name."""
+    """Return how many classes a state dict's classifier has, None where none has a usual name.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import models
+        >>> models.classes_of({"fc.weight": np.zeros((100, 64)), "fc.bias": np.zeros(100)})
+        100
+    """
     if own := [x for name, x in state_dict.items() if _OWN_HEAD.search(name)]:
         return int(own[-1].shape[-1])
     ends = tuple(f".{head}.weight" for head in HEADS)
@@ -105,6 +128,14 @@ def normalization_of(state_dict: StateDict) -> tuple[np.ndarray, np.ndarray] | N
 
     Raises:
         ValueError: if only one of the two is there, or their shapes are not [channels].
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import models
+        >>> names = "normalisation.mean", "normalisation.std"
+        >>> mean, std = models.normalization_of(dict.fromkeys(names, np.full(3, 0.5)))
+        >>> print(mean, std)
+        [0.5 0.5 0.5] [0.5 0.5 0.5]
     """
     arrays = _unwrapped(state_dict)
     found = [name for name in _NORMALIZATION if name in arrays]

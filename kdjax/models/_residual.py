@@ -128,6 +128,12 @@ def resnet(
     Raises:
         ValueError: if the depth is not 6n + 2, the widths are not four positive numbers, or
             `num_classes` is not positive.
+
+    Example:
+        >>> from kdjax import models
+        >>> network = models.resnet(8, 10)
+        >>> network.paths.stages
+        ('stage_1', 'stage_2', 'stage_3')
     """
     widths = tuple(widths)
     if depth < 8 or (depth - 2) % 6:
@@ -156,6 +162,12 @@ def bottleneck_resnet(
 
     Raises:
         ValueError: if a stage has no block, there is no stage, or `num_classes` is not positive.
+
+    Example:
+        >>> from kdjax import models
+        >>> network = models.bottleneck_resnet(10, stage_sizes=(3, 4, 6, 3))
+        >>> network.paths.stages
+        ('stage_1', 'stage_2', 'stage_3', 'stage_4')
     """
     sizes = check_sizes("bottleneck_resnet", stage_sizes, num_classes)
     paths = feature_paths(sizes, "sum", "norm_3")
@@ -185,6 +197,12 @@ def imagenet_resnet(
 
     Raises:
         ValueError: if a stage has no block, there is no stage, or `num_classes` is not positive.
+
+    Example:
+        >>> from kdjax import models
+        >>> network = models.imagenet_resnet(1000, stage_sizes=(2, 2, 2, 2))
+        >>> network.paths.last_map
+        'stage_4'
     """
     sizes = check_sizes("imagenet_resnet", stage_sizes, num_classes)
     paths = feature_paths(sizes, "sum", "norm_3" if bottlenecks else "norm_2")

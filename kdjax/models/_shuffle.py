@@ -147,6 +147,12 @@ def shufflenet_v1(num_classes: int, *, dtype: DType = None, features: Features =
 
     Raises:
         ValueError: if `num_classes` is not positive.
+
+    Example:
+        >>> from kdjax import models
+        >>> network = models.shufflenet_v1(100)
+        >>> network.paths.embedding
+        'pool'
     """
     check_classes("shufflenet_v1", num_classes)
     paths = feature_paths(_NUM_BLOCKS, "sum", "norm_2")
@@ -167,6 +173,12 @@ def shufflenet_v2(num_classes: int, *, dtype: DType = None, features: Features =
 
     Raises:
         ValueError: if `num_classes` is not positive.
+
+    Example:
+        >>> from kdjax import models
+        >>> network = models.shufflenet_v2(100)
+        >>> network.paths.embedding
+        'pool'
     """
     check_classes("shufflenet_v2", num_classes)
     paths = feature_paths(_NUM_BLOCKS, "join")._replace(last_map="final")

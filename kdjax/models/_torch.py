@@ -44,6 +44,17 @@ def from_torch(
             the logits.
         ValueError: from apply, if it is asked to train, if a name in `features` names nothing, or
             if the module cannot be compiled.
+
+    Example:
+        >>> import importlib.util
+        >>> import numpy as np
+        >>> from kdjax import models
+        >>> if importlib.util.find_spec("torchax"):
+        ...     import torch
+        ...
+        ...     network = models.from_torch(torch.nn.Flatten())
+        ...     variables = network.init(None, None)
+        ...
     """
     torch, env = _torchax()
     if not isinstance(module, torch.nn.Module):

@@ -34,6 +34,15 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is of another kind, truncated or corrupt, or PyTorch's own where PyTorch
             is not installed; the message has the line that converts it.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> from kdjax import models
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "weights.npz")
+        >>> np.savez(path, **{"fc.weight": np.zeros((10, 4))})
+        >>> models.read_state_dict(path)["fc.weight"].shape
+        (10, 4)
     """
     file = os.fspath(path)
     reader = _READERS.get(os.path.splitext(file)[1])

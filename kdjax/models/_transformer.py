@@ -187,6 +187,12 @@ def vit(
     Raises:
         ValueError: if a number is out of range; from init and apply, if the images do not divide
             into patches.
+
+    Example:
+        >>> from kdjax import models
+        >>> network = models.vit(10, patch_size=4, width=32, depth=1, num_heads=2)
+        >>> network.paths.embedding
+        'embedding'
     """
     sizes: dict[str, Any] = {"num_classes": num_classes, "patch_size": patch_size, "width": width}
     sizes |= {"depth": depth, "num_heads": num_heads}

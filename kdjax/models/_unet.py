@@ -74,6 +74,12 @@ def unet(
     Raises:
         ValueError: if a size is not positive, or there is none.
 
+    Example:
+        >>> from kdjax import models
+        >>> network = models.unet(21, widths=(16, 32))
+        >>> network.paths.stages
+        ('down_0', 'down_1', 'up_0')
+
     References:
         Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image
         Segmentation", 2015, arXiv:1505.04597.

@@ -90,6 +90,12 @@ def vgg(
 
     Raises:
         ValueError: if the sizes are not five positive numbers, or `num_classes` is not positive.
+
+    Example:
+        >>> from kdjax import models
+        >>> network = models.vgg(100, stage_sizes=(1, 1, 1, 1, 1))
+        >>> network.paths.stages
+        ('stage_1', 'stage_2', 'stage_3', 'stage_4')
     """
     sizes = _sizes("vgg", stage_sizes, num_classes)
     # The first stage is the stem to methods.
@@ -158,6 +164,12 @@ def imagenet_vgg(
     Raises:
         ValueError: if the sizes are not five positive numbers, the dropout is no rate, or
             `num_classes` is not positive.
+
+    Example:
+        >>> from kdjax import models
+        >>> network = models.imagenet_vgg(1000, stage_sizes=(1, 1, 2, 2, 2))
+        >>> network.paths.head
+        'head'
     """
     sizes = _sizes("imagenet_vgg", stage_sizes, num_classes)
     check_rates("imagenet_vgg", dropout=dropout)

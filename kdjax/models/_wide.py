@@ -93,6 +93,12 @@ def wide_resnet(
 
     Raises:
         ValueError: if the depth is not 6n + 4, or the factor or `num_classes` is not positive.
+
+    Example:
+        >>> from kdjax import models
+        >>> network = models.wide_resnet(16, 100, widen_factor=2)
+        >>> network.paths.stages
+        ('stage_1', 'stage_2', 'stage_3')
     """
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"wide_resnet: depth is {depth}, expected 6n + 4: 10, 16, 22, ...")

@@ -32,6 +32,11 @@ def rematerialized(model: Model, *, blocks: Sequence[str] = ("block_*",)) -> Mod
         TypeError: if `blocks` is a string.
         ValueError: from apply in training, if the network calls no such module.
 
+    Example:
+        >>> from kdjax import models
+        >>> models.rematerialized(models.resnet(8, 10)).paths.stages
+        ('stage_1', 'stage_2', 'stage_3')
+
     References:
         Chen, Xu, Zhang, Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016,
         arXiv:1604.06174.
@@ -94,6 +99,11 @@ def normalized(model: Model, mean: ArrayLike, std: ArrayLike) -> Model:
         ValueError: if mean and std differ in shape or std is not positive; from init and apply, if
             the images have another number of channels, or are no raw ones by type or, where they
             are known, by value.
+
+    Example:
+        >>> from kdjax import models
+        >>> models.normalized(models.resnet(8, 10), mean=(0.5,) * 3, std=(0.25,) * 3).paths.head
+        'head'
     """
     center, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     if center.ndim != 1 or center.shape != scale.shape:
@@ -132,6 +142,11 @@ def scaled(model: Model, mean: ArrayLike, std: ArrayLike) -> Model:
         model: a model whose outputs are about as large as 1.
         mean: [values], of the numbers that it is to answer with.
         std: [values], their standard deviations.
+
+    Example:
+        >>> from kdjax import models
+        >>> models.scaled(models.mlp(1, widths=(8,)), 20.0, 4.0).paths.head
+        'head'
     """
     center, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
@@ -162,5 +177,12 @@ def check_raw(images: Any) -> None:
 
 
 def num_params(params: PyTree) -> int:
-    """Count the numbers in a tree of parameters (arrays, or their shapes)."""
+    """Count the numbers in a tree of parameters (arrays, or their shapes).
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import models
+        >>> models.num_params({"kernel": np.zeros((4, 10)), "bias": np.zeros(10)})
+        50
+    """
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

@@ -11,7 +11,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from kdjax.types import PyTree
 
 AXES = ("data", "fsdp", "tensor")
+"""The axes of a mesh: copies, split parameters, and split layers."""
+
 BATCH_AXES = ("data", "fsdp")
+"""The axes that split a batch."""
 
 MeshAxes = str | tuple[str, ...] | None
 split_by: Callable[..., PartitionSpec] = PartitionSpec
@@ -32,6 +35,11 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     Raises:
         ValueError: if the product is more than the number of devices, or leaves a process without
             one. Fewer are allowed: the mesh has the first ones.
+
+    Example:
+        >>> from kdjax import sharding
+        >>> sharding.make_mesh().axis_names
+        ('data', 'fsdp', 'tensor')
     """
     num_devices, others = jax.device_count(), fsdp * tensor
     if data == -1 and others >= 1 and num_devices % others == 0:
@@ -50,17 +58,39 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the layout of an array that every device holds whole."""
+    """Return the layout of an array that every device holds whole.
+
+    Example:
+        >>> from kdjax import sharding
+        >>> mesh = sharding.make_mesh()
+        >>> sharding.replicated(mesh).is_fully_replicated
+        True
+    """
     return NamedSharding(mesh, split_by())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the layout of an array whose first axis, the batch, is split."""
+    """Return the layout of an array whose first axis, the batch, is split.
+
+    Example:
+        >>> from kdjax import sharding
+        >>> mesh = sharding.make_mesh()
+        >>> sharding.batch_sharding(mesh).spec[0]
+        ('data', 'fsdp')
+    """
     return NamedSharding(mesh, split_by(BATCH_AXES))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Copy every array to every device of the mesh."""
+    """Copy every array to every device of the mesh.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import sharding
+        >>> mesh = sharding.make_mesh()
+        >>> sharding.replicate({"w": jnp.ones(2)}, mesh)["w"].is_fully_replicated
+        True
+    """
     return put(tree, replicated(mesh))
 
 
@@ -73,6 +103,13 @@ def put(tree: PyTree, sharding: Any) -> PyTree:
 
     Returns:
         The arrays, on the mesh.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import sharding
+        >>> mesh = sharding.make_mesh()
+        >>> sharding.put(jnp.ones((16, 2)), sharding.batch_sharding(mesh)).shape
+        (16, 2)
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -91,6 +128,13 @@ def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
     Returns:
         Arrays [examples of all processes, ...], split over `data` and `fsdp`.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import sharding
+        >>> mesh = sharding.make_mesh()
+        >>> sharding.shard_batch({"image": np.zeros((16, 8, 8, 1))}, mesh)["image"].shape
+        (16, 8, 8, 1)
     """
     leaves = jax.tree.leaves(batch)
     sizes = [x.shape[0] for x in leaves if getattr(x, "shape", ())]
@@ -120,6 +164,12 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
     Returns:
         Row numbers, [examples of this process].
+
+    Example:
+        >>> from kdjax import sharding
+        >>> mesh = sharding.make_mesh()
+        >>> len(sharding.local_rows(mesh, 16))  # where there is one process
+        16
     """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     bounds = {index[0].indices(batch_size)[:2] for index in indices if index is not None}
@@ -150,6 +200,11 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, num_micro_batches: int = 1)
 
     Raises:
         ValueError: with the nearest sizes that divide.
+
+    Example:
+        >>> from kdjax import sharding
+        >>> mesh = sharding.make_mesh()
+        >>> sharding.check_batch_size(64, mesh)
     """
     devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     unit = devices * num_micro_batches

@@ -59,6 +59,13 @@ def shardings(
 
     Returns:
         A tree of the same structure with a `jax.sharding.NamedSharding` for every array.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import sharding
+        >>> mesh = sharding.make_mesh()
+        >>> sharding.shardings({"bias": jnp.ones(2)}, mesh)["bias"].is_fully_replicated
+        True
     """
 
     def layout(path: tuple[Any, ...], leaf: Any) -> Any:
@@ -103,6 +110,13 @@ def place(
 
     Returns:
         The arrays, on the mesh.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import sharding
+        >>> tree = {"kernel": jnp.ones((4, 2))}
+        >>> sharding.place(tree, sharding.make_mesh(), dtype=jnp.bfloat16)["kernel"].dtype
+        dtype(bfloat16)
     """
 
     def cast(x: Any) -> Any:
@@ -124,6 +138,16 @@ def initialize(make_fn: Callable[..., PyTree], *args: Any, layout_fn: LayoutFn) 
 
     Returns:
         What `make_fn` returns.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import sharding
+        >>> mesh = sharding.make_mesh()
+        >>> layout = lambda tree: sharding.shardings(tree, mesh)
+        >>> make = lambda key: jax.random.normal(key, (4, 2))
+        >>> sharding.initialize(make, jax.random.key(0), layout_fn=layout).shape
+        (4, 2)
     """
     layout = layout_fn(jax.eval_shape(make_fn, *args))
     return jax.jit(make_fn, out_shardings=layout)(*args)
@@ -139,6 +163,16 @@ def abstract(make_fn: Callable[..., PyTree], *args: Any, layout_fn: LayoutFn) ->
 
     Returns:
         A `jax.ShapeDtypeStruct` with its sharding for every array.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import sharding
+        >>> mesh = sharding.make_mesh()
+        >>> layout = lambda tree: sharding.shardings(tree, mesh)
+        >>> make = lambda key: jax.random.normal(key, (4, 2))
+        >>> sharding.abstract(make, jax.random.key(0), layout_fn=layout).shape
+        (4, 2)
     """
     describe: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
     shapes = jax.eval_shape(make_fn, *args)

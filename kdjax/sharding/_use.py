@@ -25,12 +25,25 @@ def hold(tree: PyTree, layout_fn: LayoutFn | None) -> PyTree:
 
     Returns:
         The same arrays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import sharding
+        >>> sharding.hold({"w": jnp.ones(4)}, None)["w"].shape
+        (4,)
     """
     return tree if layout_fn is None else _constrained(tree, layout_fn(tree))
 
 
 def layout_of(tree: PyTree) -> PyTree:
-    """Return where the arrays of a tree are, for `gather`; NumPy's are nowhere in particular."""
+    """Return where the arrays of a tree are, for `gather`; NumPy's are nowhere in particular.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import sharding
+        >>> sorted(sharding.layout_of({"w": np.ones(4)}))
+        ['w']
+    """
     return jax.tree.map(lambda x: getattr(x, "sharding", _NOWHERE), tree)
 
 
@@ -46,6 +59,14 @@ def gather(tree: PyTree, layout: PyTree | LayoutFn | None) -> PyTree:
 
     Returns:
         The same arrays; along `tensor` they are split as they were.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import sharding
+        >>> mesh = sharding.make_mesh()
+        >>> sharding.gather({"w": jnp.ones(4)}, None)["w"].shape
+        (4,)
     """
     if layout is None:
         return tree
@@ -70,6 +91,16 @@ def gathered_again(
 
     Returns:
         The same function.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import sharding
+        >>> loss_fn = sharding.gathered_again(
+        ...     lambda params: jnp.sum(params**2), jnp.ones(3), None
+        ... )
+        >>> print(jax.grad(loss_fn)(jnp.ones(3)))
+        [2. 2. 2.]
     """
     split = layout_fn is not None and any(map(_is_split, jax.tree.leaves(layout_fn(params))))
     return jax.checkpoint(loss_fn, policy=_is_computed) if split else loss_fn

@@ -25,6 +25,13 @@ def prediction_covariance(logits: ArrayLike, *, temperature: float = 1.0) -> Arr
 
     Raises:
         ValueError: if the logits are not a matrix or the temperature is not positive.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import specialists
+        >>> jax.eval_shape(specialists.prediction_covariance, jnp.ones((50, 4))).shape
+        (4, 4)
     """
     logits = jnp.asarray(logits)
     if logits.ndim != 2:
@@ -67,6 +74,14 @@ def confusable_classes(
 
     Raises:
         ValueError: if a number is out of range or the logits are not a matrix.
+
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> from kdjax import specialists
+        >>> choose = functools.partial(specialists.confusable_classes, num_sets=2, set_size=3)
+        >>> jax.eval_shape(choose, jax.random.key(1), jax.numpy.ones((50, 6))).shape
+        (2, 3)
 
     References:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
@@ -121,6 +136,14 @@ def online_kmeans(
     Raises:
         ValueError: if a number is out of range or the points are not a matrix.
 
+    Example:
+        >>> import functools
+        >>> import jax
+        >>> from kdjax import specialists
+        >>> cluster = functools.partial(specialists.online_kmeans, num_clusters=3)
+        >>> jax.eval_shape(cluster, jax.random.key(1), jax.numpy.ones((64, 2))).shape
+        (3, 2)
+
     References:
         MacQueen, "Some Methods for Classification and Analysis of Multivariate Observations", 1967.
         Arthur & Vassilvitskii, "k-means++: The Advantages of Careful Seeding", 2007.
@@ -153,6 +176,13 @@ def nearest_centroids(points: ArrayLike, centroids: ArrayLike) -> Array:
 
     Returns:
         The nearest centroid of every point, the first of equals, int32 [points].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import specialists
+        >>> points, centroids = jnp.array([[0.0], [1.0], [9.0]]), jnp.array([[0.0], [10.0]])
+        >>> print(specialists.nearest_centroids(points, centroids))
+        [0 0 1]
     """
     points, centroids = jnp.asarray(points, jnp.float32), jnp.asarray(centroids, jnp.float32)
     return jnp.argmin(_distances(points, centroids), axis=0).astype(jnp.int32)

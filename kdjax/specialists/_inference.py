@@ -29,6 +29,15 @@ def active_specialists(
     Raises:
         ValueError: if `num_top` is out of range, or as `membership`.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import specialists
+        >>> class_sets = jnp.array([[0, 1], [2, 3]])
+        >>> choose = jax.jit(lambda logits: specialists.active_specialists(logits, class_sets))
+        >>> print(choose(jnp.array([[3.0, 1.0, 0.0, 0.0]])))
+        [[ True False]]
+
     References:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
         arXiv:1503.02531, section 5.4.
@@ -65,6 +74,17 @@ def disagreement(
 
     Returns:
         One number in nats. `jax.vmap` it over images.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import specialists
+        >>> class_sets, active = jnp.array([[0, 1]]), jnp.array([[True]])
+        >>> generalist, specialist = jnp.zeros((1, 3)), jnp.array([[[4.0, 0.0, 0.0]]])
+        >>> measure = specialists.disagreement
+        >>> how_far = lambda x: measure(x, generalist, specialist, class_sets, active)
+        >>> jax.eval_shape(how_far, generalist).shape
+        (1,)
 
     References:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
@@ -108,6 +128,16 @@ def combine(
     Raises:
         ValueError: if shapes differ, `num_steps` is negative, or as `membership`.
 
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import specialists
+        >>> class_sets, active = jnp.array([[0, 1]]), jnp.array([[True]])
+        >>> generalist, specialist = jnp.zeros((1, 3)), jnp.array([[[4.0, 0.0, 0.0]]])
+        >>> find = lambda x: specialists.combine(x, specialist, class_sets, active)
+        >>> jax.eval_shape(find, generalist).shape
+        (1, 3)
+
     References:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
         arXiv:1503.02531, section 5.4.
@@ -141,6 +171,12 @@ def default_optimizer(num_steps: int) -> optax.GradientTransformation:
 
     Args:
         num_steps: of the descent.
+
+    Example:
+        >>> from kdjax import specialists
+        >>> optimizer = specialists.default_optimizer(200)
+        >>> callable(optimizer.update)
+        True
     """
     return optax.adam(optax.cosine_decay_schedule(0.5, max(1, num_steps)))
 

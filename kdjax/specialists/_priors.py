@@ -38,6 +38,14 @@ def match_class_prior(
     Raises:
         ValueError: if the shapes differ or a share is not positive and finite.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import specialists
+        >>> logits = jnp.array([[4.0, 0.0, 0.0], [4.0, 1.0, 0.0], [4.0, 0.0, 1.0]])
+        >>> third = jnp.full(3, 1 / 3)
+        >>> int(specialists.match_class_prior(logits, third, num_iterations=10).argmin())
+        0
+
     References:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
         arXiv:1503.02531, section 3.
@@ -75,6 +83,11 @@ def dustbin_shift(special_share: float, *, sampled_share: float = 0.5) -> float:
     Raises:
         ValueError: if a share is out of range.
 
+    Example:
+        >>> from kdjax import specialists
+        >>> round(specialists.dustbin_shift(0.1), 3)
+        2.197
+
     References:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
         arXiv:1503.02531, section 5.2.
@@ -95,6 +108,12 @@ def shift_dustbin(logits: ArrayLike, shift: Any) -> Array:
 
     Returns:
         Logits of the same shape and type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import specialists
+        >>> print(specialists.shift_dustbin(jnp.array([1.0, 2.0, 3.0]), 0.5))
+        [1.  2.  3.5]
     """
     return jnp.asarray(logits).at[..., -1].add(shift)
 

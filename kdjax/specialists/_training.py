@@ -22,6 +22,12 @@ def membership(class_sets: ArrayLike, num_classes: int) -> Array:
     Raises:
         ValueError: if a set is empty or leaves no class for the dustbin, or, where their values
             are known, if a class is out of range or repeated.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import specialists
+        >>> print(specialists.membership(jnp.array([[0, 2]]), 4))
+        [[ True False  True False]]
     """
     class_sets = check_sets("membership", class_sets, num_classes)
     return jnp.any(jax.nn.one_hot(class_sets, num_classes, dtype=bool), axis=-2)
@@ -41,6 +47,16 @@ def specialist_labels(labels: ArrayLike, classes: ArrayLike, *, num_classes: int
 
     Raises:
         ValueError: as `membership`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from kdjax import specialists
+        >>> print(
+        ...     specialists.specialist_labels(
+        ...         jnp.array([3, 7]), jnp.array([2, 3]), num_classes=10
+        ...     )
+        ... )
+        [1 2]
     """
     classes = check_sets("specialist_labels", classes, num_classes)
     size = classes.shape[-1]
@@ -67,6 +83,13 @@ def specialist_indices(
 
     Raises:
         ValueError: if the batch is odd or a part is empty.
+
+    Example:
+        >>> import numpy as np
+        >>> from kdjax import specialists
+        >>> is_special = np.arange(20) < 5
+        >>> specialists.specialist_indices(0, 0, is_special=is_special, batch_size=8).shape
+        (8,)
     """
     special, others = np.flatnonzero(is_special), np.flatnonzero(~np.asarray(is_special, bool))
     if batch_size < 2 or batch_size % 2:
@@ -100,6 +123,14 @@ def collapse(logits: ArrayLike, classes: ArrayLike) -> Array:
 
     Raises:
         ValueError: as `membership`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import specialists
+        >>> collapse = jax.jit(lambda logits: specialists.collapse(logits, jnp.array([0])))
+        >>> print(collapse(jnp.array([2.0, 1.0, 1.0])))
+        [2.        1.6931472]
     """
     logits = jnp.asarray(logits)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -126,6 +157,16 @@ def specialist_head(kernel: ArrayLike, bias: ArrayLike, classes: ArrayLike) -> t
 
     Raises:
         ValueError: if the shapes differ, or as `membership`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from kdjax import specialists
+        >>> classes = jnp.array([2, 3])
+        >>> make = lambda kernel, bias: specialists.specialist_head(kernel, bias, classes)
+        >>> kernel, bias = jax.eval_shape(make, jnp.ones((8, 10)), jnp.zeros(10))
+        >>> kernel.shape, bias.shape
+        ((8, 3), (3,))
     """
     kernel, bias = jnp.asarray(kernel), jnp.asarray(bias)
     if kernel.ndim != 2 or bias.shape != kernel.shape[1:]:

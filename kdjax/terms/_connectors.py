@@ -40,6 +40,15 @@ def activation_boundary(
     Raises:
         ValueError: if the paths are not as many; at trace time, if a feature was not captured.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.activation_boundary("stage_1", "stage_1"), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+
     References:
         Heo, Lee, Yun, Choi, "Knowledge Transfer via Distillation of Activation Boundaries Formed
         by Hidden Neurons", 2018, arXiv:1811.03233.
@@ -81,6 +90,18 @@ def overhaul(
     Raises:
         ValueError: if paths or margins are not as many; at trace time, if a feature was not
             captured.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = (
+        ...     terms.overhaul("stage_1", "stage_1", margins=jax.numpy.zeros(6)),
+        ...     term_inputs(),
+        ... )
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
 
     References:
         Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", 2019,
@@ -124,6 +145,15 @@ def inter_channel_correlation(student_features: Paths, teacher_features: Paths) 
     Raises:
         ValueError: if the paths are not as many; at trace time, if a feature was not captured.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.inter_channel_correlation("stage_1", "stage_1"), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+
     References:
         Liu, Huang, Lin, Xie, Wang, Chang, Liang, "Exploring Inter-Channel Correlation for
         Diversity-preserved Knowledge Distillation", 2022, arXiv:2202.03680.
@@ -166,6 +196,15 @@ def vid(
     Raises:
         ValueError: if the paths are not as many, or the variances not positive and in order; at
             trace time, if a feature was not captured.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.vid("stage_1", "stage_1"), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
 
     References:
         Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for Knowledge

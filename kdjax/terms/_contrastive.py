@@ -57,6 +57,18 @@ def crd(
         ValueError: if a number is out of range; at trace time, if a network captured no feature
             of that name, or an index is missing or has another shape.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = (
+        ...     terms.crd("hidden", "hidden", num_examples=64, num_negatives=16),
+        ...     term_inputs(),
+        ... )
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+
     References:
         Tian, Krishnan, Isola, "Contrastive Representation Distillation", 2019, arXiv:1910.10699.
 

@@ -46,6 +46,15 @@ def curriculum_temperature(
     Raises:
         ValueError: if a number is out of range.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.curriculum_temperature(1000), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+
     References:
         Li, Li, Yang, Zhao, Song, Luo, Li, Yang, "Curriculum Temperature for Knowledge
         Distillation", 2022, arXiv:2211.16231.
@@ -93,6 +102,15 @@ def taid(
 
     Raises:
         ValueError: if there are no steps, or at trace time if a number is out of its range.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.taid(num_steps=1000), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
     """
     if num_steps < 1:
         raise ValueError(f"taid: num_steps must be positive, got {num_steps}")

@@ -48,6 +48,15 @@ def factor_transfer(
     Raises:
         ValueError: if the rate is not positive; at trace time, if a feature was not captured.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.factor_transfer("stage_1", "stage_1"), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+
     References:
         Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer",
         2018, arXiv:1802.04977.
@@ -91,6 +100,15 @@ def paraphrase(teacher_feature: str, *, rate: float = 0.5) -> Term:
 
     Raises:
         ValueError: if the rate is not positive; at trace time, if the feature was not captured.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.paraphrase("stage_1"), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
 
     References:
         Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer",

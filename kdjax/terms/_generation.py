@@ -43,6 +43,15 @@ def masked_generation(
     Raises:
         ValueError: at trace time, if a feature was not captured or is no map.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.masked_generation("stage_1", "stage_1"), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+
     References:
         Yang, Li, Shao, Shi, Yuan, Yuan, "Masked Generative Distillation", 2022, arXiv:2205.01529.
     """

@@ -51,6 +51,16 @@ def stateless(fn: Callable[[TermInputs], Array], *, couples_batch: bool = False)
 
     Returns:
         A term with empty variables.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term = terms.stateless(
+        ...     lambda inputs: jax.numpy.square(inputs.student.logits).mean(-1)
+        ... )
+        >>> term.apply({}, {}, term_inputs())[0].shape
+        (8,)
     """
 
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
@@ -147,17 +157,47 @@ def of(
 
 
 def cross_entropy(*, label_smoothing: float | Array = 0.0) -> Term:
-    """Cross-entropy of the student at temperature 1 with `batch["label"]`, perhaps smoothed."""
+    """Cross-entropy of the student at temperature 1 with `batch["label"]`, perhaps smoothed.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.cross_entropy(label_smoothing=0.1), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+    """
     return of(losses.cross_entropy, label_smoothing=label_smoothing)
 
 
 def soft_targets(*, temperature: float | Array = 4.0) -> Term:
-    """The soft part of distillation, see `kdjax.losses.soft_target_loss`; it needs no labels."""
+    """The soft part of distillation, see `kdjax.losses.soft_target_loss`; it needs no labels.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.soft_targets(temperature=2.0), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+    """
     return of(losses.soft_target_loss, temperature=temperature)
 
 
 def kd(*, temperature: float | Array = 4.0, soft_weight: float | Array = 0.9) -> Term:
-    """Soft targets and labels in one value, see `kdjax.losses.kd_loss`."""
+    """Soft targets and labels in one value, see `kdjax.losses.kd_loss`.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.kd(temperature=2.0), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+    """
     return of(losses.kd_loss, temperature=temperature, soft_weight=soft_weight)
 
 

@@ -36,6 +36,15 @@ def hint(student_feature: str, teacher_feature: str, *, norm: bool = False) -> T
         ValueError: at trace time, if a network captured no feature of that name, or the numbers of
             axes differ.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.hint("stage_1", "stage_1"), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+
     References:
         Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", 2014,
         arXiv:1412.6550.
@@ -73,6 +82,15 @@ def prime_aware(student_feature: str, teacher_feature: str, *, eps: float | Arra
 
     Raises:
         ValueError: at trace time, if a network captured no feature of that name.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.prime_aware("hidden", "hidden"), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
 
     References:
         Zhang, Lan, Dai, Zeng, Bai, Chang, Wei, "Prime-Aware Adaptive Distillation", 2020,
@@ -124,6 +142,19 @@ def softmax_regression(
 
     Raises:
         ValueError: at trace time, if a network captured no feature of that name.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> head = {"kernel": jax.numpy.ones((7, 6)), "bias": jax.numpy.zeros(6)}
+        >>> term, inputs = (
+        ...     terms.softmax_regression("hidden", "hidden", classifier=head),
+        ...     term_inputs(),
+        ... )
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
 
     References:
         Yang, Martinez, Bulat, Tzimiropoulos, "Knowledge Distillation via Softmax Regression

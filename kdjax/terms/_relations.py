@@ -31,6 +31,15 @@ def consecutive_correlation(
     Raises:
         ValueError: at trace time, if a network captured no feature of that name.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.consecutive_correlation("hidden", "hidden"), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+
     References:
         Peng, Jin, Liu, Zhou, Wu, Liu, Li, Zhang, "Correlation Congruence for Knowledge
         Distillation", 2019, arXiv:1904.01802.
@@ -74,6 +83,15 @@ def itrd(
 
     Raises:
         ValueError: at trace time, if a network captured no feature of that name.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.itrd("hidden", "hidden"), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
 
     References:
         Miles, Lopez Rodriguez, Mikolajczyk, "Information Theoretic Representation Distillation",

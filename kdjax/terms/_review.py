@@ -33,6 +33,18 @@ def review(student_features: Paths, teacher_features: Paths, *, width: int | Non
         ValueError: if the paths are not as many; at trace time, if a feature was not captured or
             is neither a map nor a vector.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = (
+        ...     terms.review(("stage_1", "stage_2"), ("stage_1", "stage_2"), width=8),
+        ...     term_inputs(),
+        ... )
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+
     References:
         Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", 2021, arXiv:2104.09044.
     """

@@ -38,6 +38,15 @@ def uskd(
     Raises:
         ValueError: at trace time, if the network captured no feature of that name.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.uskd("hidden"), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+
     References:
         Yang, Zeng, Li, Zhang, Yuan, Li, "From Knowledge Distillation to Self-Knowledge
         Distillation: A Unified Approach with Normalized Loss and Customized Soft Labels", 2023,

@@ -39,6 +39,18 @@ def semantic_calibration(student_features: Sequence[str], teacher_features: Sequ
         ValueError: if there is no path; at trace time, if a feature was not captured or is no map,
             or the batch is not as large as the one the parameters were made for.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = (
+        ...     terms.semantic_calibration(("stage_1", "stage_2"), ("stage_1", "stage_2")),
+        ...     term_inputs(),
+        ... )
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
+
     References:
         Chen, Mei, Zhang, Wang, Wang, Feng, Chen, "Cross-Layer Distillation with Semantic
         Calibration", 2020, arXiv:2012.03236.

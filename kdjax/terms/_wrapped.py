@@ -20,6 +20,15 @@ def standardized(term: Term) -> Term:
     Returns:
         The term, with its own variables.
 
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term = terms.standardized(terms.soft_targets(temperature=2.0))
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), term_inputs())
+        >>> jax.eval_shape(term.apply, *variables, term_inputs())[0].shape
+        (8,)
+
     References:
         Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge Distillation", 2024,
         arXiv:2403.01427.
@@ -80,6 +89,15 @@ def normalized(term: Term) -> Term:
 
     Returns:
         The term, with its own variables.
+
+    Example:
+        >>> import jax
+        >>> from kdjax import terms
+        >>> from kdjax.testing import term_inputs
+        >>> term, inputs = terms.normalized(terms.hint("hidden", "hidden")), term_inputs()
+        >>> variables = jax.eval_shape(term.init, jax.random.key(0), inputs)
+        >>> jax.eval_shape(term.apply, *variables, inputs)[0].shape
+        (8,)
     """
 
     def unit(outputs: Outputs) -> Outputs:

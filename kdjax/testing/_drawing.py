@@ -112,6 +112,12 @@ def term_inputs(
 
     Returns:
         Inputs in float32, every example of which counts.
+
+    Example:
+        >>> from kdjax.testing import term_inputs
+        >>> inputs = term_inputs()
+        >>> inputs.student.logits.shape, sorted(inputs.teacher.features)
+        ((8, 6), ['hidden', 'stage_1', 'stage_2', 'stage_3', 'tokens'])
     """
     rng = np.random.default_rng(seed)
 
