@@ -1,4 +1,4 @@
-"""The way from a command to the KL: a run's own stack, held against the walk of the README."""
+"""The way from a command to the KL: a run's own stack, held against the walk in docs/."""
 
 import json
 import re
@@ -49,8 +49,7 @@ def test_a_reader_walks_from_the_command_to_the_kl_in_eight_files(stack):
     assert len(files_of(stack)) <= 8, stack
 
 
-def test_the_readme_names_these_files_and_no_others(stack):
-    text = (ROOT / "README.md").read_text()
-    walk = re.search(r"^## The five-minute walk\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)[1]
-    numbered = re.findall(r"^\d\. \[`[^`]+`\]\(([^)]+)\)", walk, re.MULTILINE)
+def test_the_page_names_these_files_and_no_others(stack):
+    walk = (ROOT / "docs" / "walk.md").read_text()
+    numbered = re.findall(r"^\d\. \[`[^`]+`\]\(\.\./([^)]+)\)", walk, re.MULTILINE)
     assert numbered == files_of(stack)

@@ -15,6 +15,8 @@ from sphinx.util import logging
 ROOT = Path(__file__).parents[2]
 # Pages of the site that are files at the repository's root.
 OUTSIDE = {"results": "RESULTS.md", "changelog": "CHANGELOG.md", "contributing": "CONTRIBUTING.md"}
+# They name everything, and explain nothing.
+UNSEARCHED = {"changelog", "golden"}
 logger = logging.getLogger(__name__)
 
 
@@ -23,6 +25,8 @@ def _read(app: Sphinx, page: str, source: list[str]) -> None:
     text = source[0]
     if page in OUTSIDE:
         text = re.sub(r"\]\(docs/", "](", (ROOT / OUTSIDE[page]).read_text())
+    if page in UNSEARCHED:
+        text = f"---\nnosearch: true\n---\n\n{text}"
     for name, file in OUTSIDE.items():
         text = re.sub(rf"\]\((?:\.\./)*{file}", f"](/{name}.md", text)
     source[0] = re.sub(

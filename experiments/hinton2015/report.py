@@ -41,7 +41,7 @@ class Settings:
         "marks says of the same scripts; of others it stays."
     )
     summary: Path | None = flag(
-        "The same for a file that holds the main claims alone, such as README.md."
+        "The same for a file that holds the main claims alone, such as docs/paper.md."
     )
 
 
