@@ -1,11 +1,13 @@
 """Text from a language model: continuations of prompts, in one compiled scan.
 
-from kdjax import generation, models
+A prompt is tokens, and so is what comes back:
 
-model = models.transformer(vocab_size, width=128, depth=4, num_heads=4)
-tokens, mask = generation.sample(
-    model, variables, key, prompts, length=64, temperature=0.8, stop=end_of_text
-)
+    from kdjax import generation, models
+
+    model = models.transformer(vocab_size, width=128, depth=4, num_heads=4)
+    tokens, mask = generation.sample(
+        model, variables, key, prompts, length=64, temperature=0.8, stop=end_of_text
+    )
 """
 
 import functools

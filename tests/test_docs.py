@@ -193,26 +193,32 @@ def test_kauldron_takes_our_loss_from_a_config(monkeypatch):
     np.testing.assert_allclose(left["losses"]["kd"].value(mask, **arrays), expected, rtol=1e-6)
 
 
-def test_tunix_takes_our_losses_as_strategies(monkeypatch):
-    """A stand-in: Tunix's `BaseStrategy` keeps three functions and asks for losses of outputs."""
+def stand_in_for_tunix(monkeypatch):
+    """Put something in Tunix's place: a strategy keeps three functions, and asks for losses."""
 
     class BaseStrategy:
         def __init__(self, student_forward_fn, teacher_forward_fn, labels_fn):
             self.functions = student_forward_fn, teacher_forward_fn, labels_fn
 
         def get_train_loss(self, model, teacher_output, inputs):
-            student, _, labels = (function(model, **inputs) for function in self.functions)
             return self.compute_loss(
-                student_output=student, teacher_output=teacher_output, labels=labels
+                student_output=self.functions[0](model, **inputs),
+                teacher_output=teacher_output,
+                labels=self.functions[2](**inputs),
             )
 
     strategies = types.SimpleNamespace(BaseStrategy=BaseStrategy)
     distillation = types.SimpleNamespace(strategies=strategies)
     monkeypatch.setitem(sys.modules, "tunix", types.SimpleNamespace(distillation=distillation))
     monkeypatch.setitem(sys.modules, "tunix.distillation", distillation)
+
+
+def test_tunix_takes_our_losses_as_strategies(monkeypatch):
+    if importlib.util.find_spec("tunix") is None:
+        stand_in_for_tunix(monkeypatch)
     left = run("tunix.md", blocks_of(PAGES["recipes/tunix.md"]), {"__name__": "page"})
     student, teacher, labels = logits_and_labels()
-    functions = (lambda m, x: x), (lambda m, x: teacher), (lambda m, x: labels)
+    functions = (lambda m, x: x), (lambda m, x: teacher), (lambda x: labels)
     strategy = left["Distillation"](*functions)
     loss, metrics = strategy.get_train_loss(None, teacher, {"x": student})
     count = labels[:, :4]
