@@ -73,7 +73,7 @@ html_theme = "sphinx_book_theme"
 html_title = "kdjax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_js_files = ["catalogue.js"]
+html_js_files = ["tables.js"]
 html_theme_options = {
     "repository_url": repository,
     "repository_branch": "main",

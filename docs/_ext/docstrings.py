@@ -72,8 +72,19 @@ def _skip(app: Sphinx, what: str, name: str, value: object, skip: bool, options:
     return True if not str(home).startswith("kdjax") else None
 
 
+def _signature(
+    app: Sphinx, what: str, name: str, value: object, options: object, text: str, to: str
+):
+    """Shorten the fields of a class; a Flax module's own two are no business of a reader's."""
+    if what == "class" and text:
+        text = re.sub(r"(, )?parent: .*_Sentinel.*\)$", ")", text)
+        return re.sub(r"~?(?:[A-Za-z_]\w*\.)+([A-Za-z_]\w*)", r"\1", text), to
+    return None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Come before napoleon, which reads the sections."""
     app.connect("autodoc-process-docstring", _process, priority=400)
     app.connect("autodoc-skip-member", _skip)
+    app.connect("autodoc-process-signature", _signature)
     return {"parallel_read_safe": True}

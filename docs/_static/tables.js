@@ -1,3 +1,18 @@
+// Cells know their column, so that lines of text become cards where there is little room.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const table of document.querySelectorAll(".bd-article table")) {
+    const labels = [...table.querySelectorAll("thead th")].map((cell) => cell.textContent.trim());
+    const cells = [...table.querySelectorAll("tbody td")];
+    if (labels.length > 1 && cells.some((cell) => cell.textContent.length > 60)) {
+      table.classList.add("cards");
+    }
+    for (const cell of cells) {
+      cell.dataset.label = labels[cell.cellIndex] || "";
+      cell.classList.toggle("empty", !cell.textContent.trim());
+    }
+  }
+});
+
 // A search over the tables of the catalogue: by method, name in a paper, acronym, and what it needs.
 // The words of a line are those of its cells; what papers call a function comes from names.json.
 document.addEventListener("DOMContentLoaded", async () => {
@@ -7,15 +22,11 @@ document.addEventListener("DOMContentLoaded", async () => {
   const names = await fetch(`${root}_static/names.json`).then((r) => r.json()).catch(() => ({}));
   const rows = [];
   for (const table of document.querySelectorAll("#the-catalogue table")) {
-    table.classList.add("searched");
+    table.classList.add("searched", "cards");
     const labels = [...table.querySelectorAll("thead th")].map((cell) => cell.textContent.trim());
     const kind = labels.indexOf("kind");
     for (const row of table.querySelectorAll("tbody tr")) {
       const cells = [...row.cells];
-      cells.forEach((cell, i) => {
-        cell.dataset.label = labels[i];
-        cell.classList.toggle("empty", !cell.textContent.trim());
-      });
       const own = cells[0].textContent.trim();
       const words = `${row.textContent} ${names[own] || ""}`.toLowerCase();
       const needs = kind < 0 ? "" : `${cells[kind].textContent} ${cells[kind + 1].textContent}`;
