@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from experiments.hinton2015.study import Recipe, Study, Trainings
+from experiments.hinton2015.together import train_together
 from kdjax import checkpoint, many, models, step, teachers, terms
 from kdjax.models import NetworkSpec
 from kdjax.objective import combine
@@ -142,7 +143,7 @@ def train(
             claim(directory, asked)
             workdir.begin(directory / ASKED, **evaluation.trained_by(study.run.mesh))
             plan = _plan(cohort, name, settings, objective_fn, teacher or teachers.absent())
-            variables, seconds = training.train_together(
+            variables, seconds = train_together(
                 study.run, plan, seeds, settings=settings, directory=directory / "state", **watch
             )
             checkpoint.save_variables(directory / "trained", variables, {"seconds": seconds})

@@ -22,7 +22,6 @@ from kdjax.runs.settings import (
     OneMethodSettings,
     TaskName,
     audit_flag,
-    check_distributed,
 )
 
 
@@ -94,7 +93,7 @@ def main(args: list[str] | None = None, program: str = "python -m experiments.di
         flags.plain_errors(settings, resume_with=command),
     ):
         flags.check(settings)
-        check_distributed(settings.distributed)
+        processes.check(settings.distributed)
         join()
         run(settings, command)
 

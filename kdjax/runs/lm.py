@@ -17,7 +17,7 @@ from kdjax import runs
 from kdjax.runs import flags, processes
 from kdjax.runs.flags import group
 from kdjax.runs.language.settings import LanguageSettings
-from kdjax.runs.settings import DistributedSettings, check_distributed
+from kdjax.runs.settings import DistributedSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def main(args: list[str] | None = None, program: str = "python -m experiments.lm
         flags.plain_errors(settings, resume_with=command),
     ):
         flags.check(settings)
-        check_distributed(settings.distributed)
+        processes.check(settings.distributed)
         join()
         run(settings, command)
 

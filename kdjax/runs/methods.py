@@ -14,6 +14,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import optax
 
 from kdjax import losses, models, terms
@@ -96,7 +97,8 @@ def objective_of(name: str, setup: Setup, *, scale: float = 1.0) -> Objective:
         hard = setup.task.hard(setup.label_smoothing)
         if any(Need.TOKEN in METHODS[method].needs for method in methods_in(name)):
             hard = terms.with_logits_of(hard, "head")
-        found["hard"] = setup.of_labels_fn(hard), max(labels, key=_at_first)
+        largest = max(labels, key=lambda w: float(w(jnp.int32(0)) if callable(w) else w))
+        found["hard"] = setup.of_labels_fn(hard), largest
     return combine(
         {term: loss for term, (loss, _) in found.items()},
         {term: _scaled(w, 1.0 if term == "hard" else scale) for term, (_, w) in found.items()},
@@ -111,10 +113,6 @@ def _weighted(name: str, setup: Setup) -> Weighted:
         weight = optax.linear_schedule(0.0, weight, setup.share(1 / 12))
     parts = {name.replace("-", "_"): (made, weight)} if isinstance(made, Term) else made
     return {"hard": (terms.cross_entropy(), method.label_weight), **parts}
-
-
-def _at_first(weight: Weight) -> float:
-    return float(weight(0) if callable(weight) else weight)
 
 
 def _scaled(weight: Weight, scale: float) -> Weight:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -9,10 +10,26 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kdjax.runs import workdir
+from kdjax.runs.flags import require
 from kdjax.runs.settings import DistributedSettings
 
 # Where a process finds things, and how it reads them, is its own affair.
 OWN_SETTINGS = ("workdir", "data.dir", "data.file", "data.unlabelled", "data.workers")
+
+
+def check(distributed: DistributedSettings) -> None:
+    """Raise a ValueError that names the flag where those of the processes do not go together."""
+    explicit = (distributed.coordinator, distributed.num_processes, distributed.process_id)
+    if all(value is None for value in explicit):
+        return
+    for name, value in zip(("coordinator", "num-processes", "process-id"), explicit, strict=True):
+        together = "given with --distributed.coordinator, .num-processes and .process-id together"
+        require(value is not None or distributed.auto, f"--distributed.{name}", together, value)
+    address, count, own = explicit
+    port = (address or "a:1").rpartition(":")[2]
+    require(port.isdecimal(), "--distributed.coordinator", "HOST:PORT", address)
+    below = own is None or 0 <= own < (count or math.inf)
+    require(below, "--distributed.process-id", f"from 0 to {count} - 1", own)
 
 
 @contextlib.contextmanager

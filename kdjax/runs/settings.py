@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from kdjax.runs.flags import Limit, flag, group, require
+from kdjax.runs.flags import Limit, flag, group
 from kdjax.runs.method_names import LINES, TAUGHT
 
 Augmentation = Literal[
@@ -436,18 +436,3 @@ class OneMethodSettings(MethodSettings):
         default="kd",
     )
     eval_every: int | None = eval_flag()
-
-
-def check_distributed(distributed: DistributedSettings) -> None:
-    """Raise a ValueError that names the flag where those of the processes do not go together."""
-    explicit = (distributed.coordinator, distributed.num_processes, distributed.process_id)
-    if all(value is None for value in explicit):
-        return
-    for name, value in zip(("coordinator", "num-processes", "process-id"), explicit, strict=True):
-        together = "given with --distributed.coordinator, .num-processes and .process-id together"
-        require(value is not None or distributed.auto, f"--distributed.{name}", together, value)
-    address, count, own = explicit
-    port = (address or "a:1").rpartition(":")[2]
-    require(port.isdecimal(), "--distributed.coordinator", "HOST:PORT", address)
-    below = own is None or 0 <= own < (count or math.inf)
-    require(below, "--distributed.process-id", f"from 0 to {count} - 1", own)

@@ -127,9 +127,14 @@ def plan_method(
     spec = student_spec(experiment)
     paths = models.build(spec).paths, network.model.paths
     counts = len(examples["label"]), _num_steps(experiment, settings.epochs, examples)
-    knobs = settings.temperature, settings.soft_weight, settings.anneal_soft_weight
-    smoothing = settings.label_smoothing
-    setup = methods.Setup(*paths, params, *counts, *knobs, smoothing, experiment.task)
+    setup = methods.Setup(
+        *(*paths, params, *counts),
+        temperature=settings.temperature,
+        soft_weight=settings.soft_weight,
+        last_soft_weight=settings.anneal_soft_weight,
+        label_smoothing=settings.label_smoothing,
+        task=experiment.task,
+    )
     if more is not None:
         setup = setup._replace(of_labels_fn=unlabelled.of_labeled)
     objective = methods.objective_of(method, setup, scale=scale)

@@ -1,18 +1,16 @@
-"""Training, alone or together with others in one program: resumable, logged, measured."""
+"""Training: resumable, logged, measured."""
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 
 from kdjax import checkpoint, data, loop, many, metrics, models, sharding, step, teachers
 from kdjax.distributed import gathered
@@ -138,55 +136,6 @@ def train(run: Run, training: Training, seed: int, *, directory: Path | None = N
         watch = functools.partial(_validate, run, training) if training.watched else None
         state = fit(log, state, feed, directory, eval_every, watch)
     return training.trained(state)
-
-
-def train_together(
-    run: Run,
-    training: Training,
-    seeds: Sequence[int],
-    *,
-    settings: PyTree = None,
-    directory: Path,
-    watch_fn: Callable[[int, Variables], None] | None = None,
-    watch_every: int | None = None,
-) -> tuple[Variables, float]:
-    """Train networks of one architecture in one program, each as if it were alone.
-
-    Args:
-        run: where to log, and when to stop.
-        training: what they have in common.
-        seeds: one per member: initial values, order of the batches, dropout and views.
-        settings: arrays [members, ...] that steps depend on.
-        directory: where the checkpoints are.
-        watch_fn: called with a step and the variables [members, ...] now and then, and at the end;
-            a training that was interrupted calls it for the remaining steps only.
-        watch_every: steps between these calls.
-
-    Returns:
-        The trained variables, whose arrays have a leading axis [members], and the seconds that
-        their training took.
-
-    Raises:
-        loop.NonFiniteLoss: if a member's loss was nan or infinite.
-        loop.Stopped: if the run was asked to stop; the state is saved.
-    """
-    log = TrainingLog(run, training.phase, None, training.phase, training.num_steps)
-    states = restored(log, directory, sharding.replicate(_made_alike(training, seeds), run.mesh))
-    examples = sharding.replicate(dict(training.examples), run.mesh)
-    program = _program(training)
-    source = jax.tree.map(jnp.asarray, training.teacher.variables)
-    held = Partial(program, settings=settings, examples=examples, variables=source)
-    most = min(STEPS_PER_CALL, training.num_steps)
-    feed = Feed(held, _rows_together(training, seeds, loop.step_of(states)), most)
-
-    def watch(at: int, states: TrainState) -> dict[str, Any]:
-        assert watch_fn is not None
-        watch_fn(at, training.trained(states))
-        return {}
-
-    eval_every = watch_every or training.num_steps
-    states = fit(log, states, feed, directory, eval_every, watch if watch_fn else None)
-    return training.trained(states), run.log.seconds(training.phase, None)
 
 
 def label_of(training: Training, seed: int) -> str:
@@ -326,7 +275,7 @@ def _fed(run: Run, training: Training, seed: int, state: TrainState, most: int) 
     if most > 1 or training.rows_fn:
         held = many.with_examples(training.train_step, training.examples, run.mesh)
         step_of_rows = many.several(held) if most > 1 else held
-        yield Feed(step_of_rows, _rows(training, seed, start), most)
+        yield Feed(step_of_rows, rows_of(training, seed, start), most)
         return
     size, examples = training.batch_size, training.examples
     rows = sharding.local_rows(run.mesh, size)
@@ -366,52 +315,12 @@ def _steps_per_call(run: Run, traced: Any) -> int:
     return 1 if on_cpu and many.has_convolutions(traced) else STEPS_PER_CALL
 
 
-def _rows(training: Training, seed: int, start: int) -> Iterator[dict[str, np.ndarray]]:
+def rows_of(training: Training, seed: int, start: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the examples of every batch from a step on, as `index` [batch]."""
     if training.rows_fn:
         return training.rows_fn(seed, start)
     count, size = len(training.examples["label"]), training.batch_size
     return data.train_rows(count, seed=seed, batch_size=size, start_step=start)
-
-
-def _rows_together(
-    training: Training, seeds: Sequence[int], start: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the rows of all members, `index` [members, batch]; those of one seed are drawn once."""
-    orders = {seed: _rows(training, seed, start) for seed in dict.fromkeys(seeds)}
-    while True:
-        drawn = {seed: next(rows)["index"] for seed, rows in orders.items()}
-        yield {"index": np.stack([drawn[seed] for seed in seeds])}
-
-
-def _program(training: Training) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Make the program of several steps of all members."""
-
-    def member(
-        state: TrainState,
-        rows: Batch,
-        setting: PyTree,
-        count: jax.Array,
-        examples: Batch,
-        held: PyTree,
-    ) -> tuple[TrainState, Metrics]:
-        source = training.teacher._replace(variables=held)
-        one_step = training.step_fn(setting, source)
-
-        def step_of_rows(state: TrainState, rows: Batch) -> tuple[TrainState, Metrics]:
-            return one_step(state, {name: x[rows["index"]] for name, x in examples.items()})
-
-        return many.take_steps(step_of_rows, state, rows, count)
-
-    sweep = many.make_sweep_step(member, in_axes=(0, 0, 0, None, None, None))
-
-    def steps(
-        states: TrainState, batches: Batch, count: jax.Array, *, settings: PyTree, **held: PyTree
-    ) -> tuple[TrainState, Metrics]:
-        rows = {"index": np.swapaxes(batches["index"], 0, 1)}
-        states, taken = sweep(states, rows, settings, count, held["examples"], held["variables"])
-        return states, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), taken)
-
-    return steps
 
 
 def _made(
@@ -430,16 +339,6 @@ def _made(
         inputs_fn=training.inputs_fn,
     )
     return state
-
-
-def _made_alike(training: Training, seeds: Sequence[int]) -> TrainState:
-    """Make the states that members of a program start from."""
-    batch = {name: x[:2] for name, x in training.examples.items()}
-    outputs = training.teacher.apply(training.teacher.variables, batch)
-    keys = (jax.random.key(seed) for seed in seeds)
-    made = [_made(training, key, batch, outputs, training.start) for key in keys]
-    states: TrainState = many.stack(made)
-    return states
 
 
 def _restored_or_made(
