@@ -122,8 +122,9 @@ def of_logits(
     tokens = {"label": label, "mask": batch["mask"].ravel()[:_AUDITED]}
 
     def with_logits(outputs: Outputs) -> Outputs:
-        hidden, head = _hidden_and_head(outputs)
-        return Outputs(hidden.reshape(-1, hidden.shape[-1])[:_AUDITED] @ head.kernel.T)
+        hidden, head = (outputs.features[name] for name in ("hidden", "head"))
+        few = hidden.reshape(-1, hidden.shape[-1])[:_AUDITED].astype(jnp.float32)
+        return Outputs(few @ head[0, 0].astype(jnp.float32).T)
 
     def soft(inputs: TermInputs) -> Array:
         assert inputs.teacher is not None

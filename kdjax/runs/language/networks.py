@@ -221,12 +221,8 @@ def continued_rows(
 
         return evaluation.answers(run, answer_fn, given, batch_size=settings.batch_size)
 
-    asked = (
-        settings.prompt_length,
-        settings.sampling_temperature,
-        settings.seed,
-        settings.batch_size,
-    )
+    names = "prompt_length", "sampling_temperature", "seed", "batch_size"
+    asked = tuple(getattr(settings, name) for name in names)
     content = _content(network, rows.arrays, precision=settings.precision, asked=str(asked))
     tokens, label, mask = np.moveaxis(_kept(run.workdir, "continued", content, make), 1, 0)
     return data.text.Rows({"tokens": tokens, "label": label, "mask": mask > 0}, 0)
