@@ -1,7 +1,6 @@
 """What is public has a description, types, and an example that runs, in its docstring."""
 
 import ast
-import configparser
 import inspect
 from pathlib import Path
 
@@ -69,17 +68,3 @@ def test_every_public_constant_and_type_is_described():
             ]
             found[full] = any(texts)
     assert found and not [full for full, is_described in found.items() if not is_described]
-
-
-def test_the_address_and_the_version_are_everywhere_those_of_one_place():
-    root = Path(kdjax.__file__).parents[1]
-    package = configparser.ConfigParser()
-    package.read(root / "setup.cfg")
-    address = package["metadata"]["url"]
-    citation = (root / "CITATION.cff").read_text()
-    assert f"\nrepository-code: {address}\n" in citation
-    assert f"\nversion: {kdjax.__version__}\n" in citation
-    name = package["metadata"]["author"]
-    assert f"  - name: {name}\n" in citation and name in (root / "NOTICE").read_text()
-    links = package["metadata"]["project_urls"].split()
-    assert f"{address}/issues" in links and address in links
