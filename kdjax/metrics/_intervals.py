@@ -33,6 +33,11 @@ def calibrated_gaps(
     Returns:
         Totals of confidence - correctness, [num_samples, num_bins], float64.
 
+    Example:
+        >>> from kdjax import metrics
+        >>> metrics.calibrated_gaps([0.6, 0.7, 0.9], num_bins=5, num_samples=10).shape
+        (10, 5)
+
     References:
         Bröcker, Smith, "Increasing the Reliability of Reliability Diagrams", Weather and
         Forecasting 22, 2007. Vaicenavicius et al., "Evaluating model calibration in
