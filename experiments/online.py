@@ -25,7 +25,7 @@ from kdjax.runs.settings import SHARE, RunSettings
 
 if TYPE_CHECKING:
     from kdjax.runs.experiment import Experiment
-    from kdjax.runs.report import Page
+    from kdjax.runs.report import Judged, Page, Tile
     from kdjax.types import Array, TrainState, Variables
 
 LABELS, AVERAGE, PEER = KINDS = ("labels alone", "its own moving average", "a peer")
@@ -53,11 +53,11 @@ def run(settings: Settings, command: str) -> None:
     """Train every kind for every seed, measure on the test set, write the page."""
     with runs.experiment.opened(settings) as experiment:
         seeds = experiment.settings.seeds
-        errors = {
-            kind: [test_errors(experiment, train(experiment, settings, kind, s)) for s in seeds]
+        found = {
+            kind: [judged(experiment, train(experiment, settings, kind, s)) for s in seeds]
             for kind in KINDS
         }
-        report(experiment, errors, command)
+        report(experiment, found, command)
 
 
 def main(args: list[str] | None = None, program: str = "python -m experiments.online") -> None:
@@ -137,34 +137,55 @@ def prepared(
     return Peers(states[0].step, tuple(states)), step
 
 
-def test_errors(experiment: Experiment, variables: Variables) -> int:
-    """Count a student's errors on the test images."""
+def judged(experiment: Experiment, variables: Variables) -> Judged:
+    """Hold a student against the labels of the test images."""
     model, test = (
         kdjax.models.build(runs.teaching.student_spec(experiment)),
         experiment.dataset.test,
     )
     logits = runs.evaluation.predict(experiment.run, model, variables, test._asdict())
-    return int((logits.argmax(-1) != np.asarray(test.label)).sum())
+    return runs.report.judged(logits, np.asarray(test.label))
 
 
-def report(experiment: Experiment, errors: Mapping[str, list[int]], command: str) -> None:
-    """Write `summary.json`, the plot and the page; print the table."""
-    formatted, count = runs.numbers.mean_and_deviation, len(experiment.dataset.test.label)
-    right = {kind: [100 * (1 - e / count) for e in own] for kind, own in errors.items()}
+def report(experiment: Experiment, found: Mapping[str, list[Judged]], command: str) -> None:
+    """Write `summary.json`, the plots and the page; print the table."""
+    formatted = runs.numbers.mean_and_deviation
+    errors = {kind: [int((~x.correct).sum()) for x in own] for kind, own in found.items()}
+    right = {kind: [100 * float(x.correct.mean()) for x in own] for kind, own in found.items()}
     rows = [(kind, formatted(errors[kind], 1), formatted(right[kind], 2)) for kind in errors]
-    baseline = float(np.mean(right[LABELS]))
     known, table = runs.experiment.facts(experiment.run, command), runs.report.Table(COLUMNS, rows)
     means = "; ".join(f"{np.mean(own):,.4g} taught by {kind}" for kind, own in errors.items())
 
     def page() -> Page:
-        title = f"Teachers that learn meanwhile, {experiment.dataset.name}"
+        baseline = float(np.mean(right[LABELS]))
         figure = runs.report.plot_dots(right, xlabel="test accuracy (%)", baseline=baseline)
-        figures = {"online": (figure, "A dot is a seed, a bar their mean, the line labels alone.")}
-        return runs.report.results_page(title, f"Test errors: {means}.", table, figures, known)
+        points = {kind: [own.points for own in judged] for kind, judged in found.items()}
+        gains = [
+            f"Taught by {kind}. {runs.report.difference_note(points[LABELS], points[kind])}"
+            for kind in (AVERAGE, PEER)
+        ]
+        return runs.report.results_page(
+            f"Teachers that learn meanwhile, {experiment.dataset.name}",
+            f"Test errors: {means}.",
+            dataclasses.replace(table, note=" ".join(gains)),
+            {"online": (figure, "A dot is a seed, a bar their mean, the line labels alone.")},
+            known,
+            tiles=[_tile(kind, errors[kind], own) for kind, own in right.items()],
+            sections=[
+                runs.report.calibration_section({kind: own[0] for kind, own in found.items()}),
+                *runs.report.trainings(experiment.run.log.rows()),
+            ],
+        )
 
-    runs.report.publish(
-        experiment.run.workdir, {"facts": known, "test_errors": errors}, table, page
-    )
+    summary = {"facts": known, "test_errors": errors}
+    runs.report.publish(experiment.run.workdir, summary, table, page)
+
+
+def _tile(kind: str, errors: list[int], right: list[float]) -> Tile:
+    color = "scratch" if kind == LABELS else "distilled"
+    seeds = f"{len(right)} seeds" if len(right) > 1 else "one seed"
+    share = f"{np.mean(right):.2f}"
+    return runs.report.errors_tile(color, f"Taught by {kind}", errors, share, seeds)
 
 
 if __name__ == "__main__":

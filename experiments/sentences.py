@@ -34,6 +34,7 @@ from kdjax.runs.flags import flag
 from kdjax.runs.settings import COUNTED, POSITIVE, SEED
 
 if TYPE_CHECKING:
+    from kdjax.runs.report import Page
     from kdjax.types import Array, Model, Objective, Variables
 
 PACKAGE, LENGTH, BATCH = "all_minilm_l6_v2", 32, 128
@@ -317,12 +318,24 @@ def report(settings: Settings, found: Mapping[str, list[dict[str, float]]], comm
     first, *_, last = best
     lede = f"Spearman {best[first]:.3f} without training, {best[last]:.3f} distilled."
     facts = {"Command": command, "Version": kdjax.__version__}
-    runs.report.publish(
-        settings.workdir,
-        found,
-        table,
-        lambda: runs.report.results_page("Sentences", lede, table, {}, facts),
-    )
+    by_seed = {kind: [one[names[0]] for one in own] for kind, own in found.items()}
+
+    def page() -> Page:
+        figure = runs.report.plot_dots(by_seed, xlabel="Spearman's correlation")
+        figures = {"sentences": (figure, "A dot is a seed, a bar their mean.")}
+        tiles = [
+            runs.report.Tile(
+                *("scratch" if kind == first else "distilled", kind.capitalize()),
+                *(f"{mean:.3f}", ("Spearman's correlation of cosines with the teacher's",)),
+            )
+            for kind, mean in best.items()
+        ]
+        measured = f"{settings.num_test:,} sentences not seen"
+        return runs.report.results_page(
+            *("Sentences", lede, table, figures, facts), tiles=tiles, measured=measured
+        )
+
+    runs.report.publish(settings.workdir, found, table, page)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def test_each_learns_from_the_one_before(monkeypatch):
         dataset=SimpleNamespace(validation=split, test=split),
     )
     small, big = NetworkSettings("mlp", (4,)), NetworkSettings("mlp", (8,))
-    found = generations.train_chain(
+    found, judged = generations.train_chain(
         experiment, result("teacher", np.eye(2)[LABELS]), {"one": small, "two": small}
     )
     assert taught == [
@@ -108,8 +108,10 @@ def test_each_learns_from_the_one_before(monkeypatch):
     assert [entry.name for entry in found] == ["teacher", "one", "two", generations.TOGETHER]
     assert found[0].accuracy == (100.0,) and found[1].accuracy == (50.0, 50.0)
     assert found[-1].accuracy == (100.0, 100.0), "the mean of both is right everywhere"
+    assert [*judged] == [entry.name for entry in found] and len(judged["one"]) == 2
+    assert "Two. Against one: +0.00 points of accuracy" in generations._gain(judged)
     taught.clear()
-    found = generations.train_chain(
+    found, judged = generations.train_chain(
         experiment, result("teacher", np.eye(2)[LABELS]), {"big": big, "student": small}
     )
     assert taught[:3] == [

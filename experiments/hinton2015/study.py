@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from kdjax.data import Examples
     from kdjax.runs.evaluation import Run
-    from kdjax.runs.report import Page, Section, Table
+    from kdjax.runs.report import Page, Section, Table, Tile
 
 
 T = TypeVar("T")
@@ -266,7 +266,7 @@ def write(study: Study, title: str, found: Findings, *, command: str) -> None:
 
     def page() -> "Page":
         figures = {name: (draw(), caption) for name, (draw, caption) in found.figures.items()}
-        return runs.report.Page(title, [_section(result, figures)])
+        return runs.report.Page(title, [_section(result, figures)], *_said(claims))
 
     runs.report.publish(folder, runs.workdir.sealed(result), text, page, summary_name="result.json")
 
@@ -283,8 +283,7 @@ def claim_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def page_section(result: Mapping[str, Any], folder: Path) -> "Section":
     """Return a section's result, with the figures that it left in its folder, as part of a page."""
     figures = {
-        name: ((folder / f"{name}.svg").read_bytes(), caption)
-        for name, caption in result["figures"].items()
+        name: (folder / f"{name}.svg", caption) for name, caption in result["figures"].items()
     }
     return dataclasses.replace(_section(result, figures), heading=result["title"])
 
@@ -323,7 +322,7 @@ def markdown_heading(columns: Sequence[str]) -> str:
 
 
 def _section(
-    result: Mapping[str, Any], figures: "Mapping[str, tuple[Figure | bytes, str]]"
+    result: Mapping[str, Any], figures: "Mapping[str, tuple[Figure | Path, str]]"
 ) -> "Section":
     table = runs.report.Table
     claims = [table(CLAIM_COLUMNS, claim_rows(result))] if result["claims"] else []
@@ -331,6 +330,22 @@ def _section(
     return runs.report.Section(
         tables=tables, figures=figures, notes=result["notes"], facts=result["facts"]
     )
+
+
+def _said(claims: Sequence[Claim]) -> "tuple[str, list[Tile]]":
+    """Return a lede, how many bars are reached, and the first figures to be shown large."""
+    bars = [claim.met for claim in claims if claim.met is not None]
+    lede = f"{sum(bars)} of {len(bars)} figures of the paper are reached." if bars else ""
+    tiles = [
+        runs.report.Tile(
+            "distilled" if claim.met in (None, True) else "scratch",
+            claim.what,
+            runs.numbers.mean_and_deviation(claim.ours),
+            [x for x in (claim.unit, claim.paper and f"paper: {claim.paper}") if x],
+        )
+        for claim in claims[:3]
+    ]
+    return lede, tiles
 
 
 def _times(trainings: Mapping[str, Trainings]) -> str:

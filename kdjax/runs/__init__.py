@@ -19,6 +19,7 @@ from types import ModuleType
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kdjax.runs import (
+        answers,
         console,
         evaluation,
         experiment,
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "console", "evaluation", "experiment", "fingerprints", "generator", "log", "measures",
-    "methods", "networks", "numbers", "page", "recipes", "report", "teaching", "training",
-    "workdir",
+    "answers", "console", "evaluation", "experiment", "fingerprints", "generator", "log",
+    "measures", "methods", "networks", "numbers", "page", "recipes", "report", "teaching",
+    "training", "workdir",
 ]  # fmt: skip
 
 

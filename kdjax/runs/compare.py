@@ -31,7 +31,7 @@ from kdjax.runs.settings import NOT_NEGATIVE, POSITIVE, MethodSettings
 if TYPE_CHECKING:
     from kdjax.runs.evaluation import Arrays, Run
     from kdjax.runs.experiment import Experiment
-    from kdjax.runs.report import Page
+    from kdjax.runs.report import Page, Tile
     from kdjax.runs.teaching import TeacherResult
     from kdjax.runs.training import Training
 
@@ -209,12 +209,31 @@ def report(
         title = f"Ways of distilling, {experiment.dataset.name}"
         figure = runs.report.plot_dots(last, xlabel="test accuracy (%)", baseline=baseline)
         figures = {"comparison": (figure, CAPTION)}
-        return runs.report.results_page(title, _lede(entries), table, figures, known, notes=[NOTE])
+        tiles = _tiles(entries, teacher=100 * float(right.mean()))
+        return runs.report.results_page(
+            title, _lede(entries), table, figures, known, tiles=tiles, notes=[NOTE]
+        )
 
     found = {"facts": known, "entries": [entry._asdict() for entry in entries]}
     summary = runs.workdir.sealed(found)
     directory = experiment.run.workdir
     runs.report.publish(directory, summary, table, page, summary_name="comparison.json")
+
+
+def _tiles(entries: Sequence[Entry], *, teacher: float) -> list[Tile]:
+    """Show the teacher, labels alone and the best way of distilling large."""
+    baseline = _baseline(entries)
+    tiles = [
+        runs.report.Tile("teacher", "Teacher", f"{teacher:.2f}", ("% of the test images right",)),
+        runs.report.Tile(
+            "scratch", "Labels alone", f"{baseline:.2f}", ("% right after the last epoch",)
+        ),
+    ]
+    for best in [entry for entry in entries if entry.method != BASELINE][:1]:
+        number, points = f"{statistics.mean(best.last):.2f}", gain(best, baseline)
+        details = f"% right, {points} points", "the best here by test accuracy"
+        tiles.append(runs.report.Tile("distilled", best.method, number, details))
+    return tiles
 
 
 def _lede(entries: Sequence[Entry]) -> str:

@@ -29,13 +29,18 @@ if TYPE_CHECKING:
     from kdjax.models import Network
     from kdjax.runs.experiment import Experiment
     from kdjax.runs.generator import Plan
-    from kdjax.runs.report import Page
+    from kdjax.runs.report import Page, Tile
     from kdjax.runs.teaching import TeacherResult
 
 COLUMNS = ("network", "images it learned from", "test errors", "test %", "agreement %")
 CAPTION = (
     "Images that the generator made up at the end, beside the teacher's probabilities at T = 1 "
     "and softened; the label is the teacher's decision. What they look like does not matter."
+)
+
+DISAGREEMENTS = (
+    "The worst disagreements: the test images where the first student's probabilities are farthest "
+    "from the teacher's, by KL(teacher || student) at T = 1."
 )
 
 
@@ -50,12 +55,13 @@ class Settings(RunSettings):
 
 
 class Result(NamedTuple):
-    """A trained student, how it did on the test set, and images that it learned from."""
+    """A trained student, what it says of the test set, and images that it learned from."""
 
     seed: int
     student: Network
     test_errors: int
     agreement: float
+    logits: np.ndarray
     images: np.ndarray
 
 
@@ -90,7 +96,9 @@ def train(experiment: Experiment, teacher: TeacherResult, plan: Plan, seed: int)
     images = runs.generator.images_of(
         plan.generator, state.generator, noise_size=plan.noise_size, count=200, seed=seed
     )
-    return Result(seed, student, int(count - correct), agreement, images)
+    test = experiment.dataset.test._asdict()
+    logits = runs.evaluation.predict(run, plan.student, variables, test)
+    return Result(seed, student, int(count - correct), agreement, logits, images)
 
 
 def report(
@@ -111,10 +119,26 @@ def report(
     table = runs.report.Table(COLUMNS, _rows(name, wrong, found, labels))
 
     def page() -> Page:
-        title, figures = f"Data-free distillation, {name}", {"images": (pictures(), CAPTION)}
-        return runs.report.results_page(title, _lede(name, wrong, found), table, figures, known)
+        answers = {"teacher": teacher.test["teacher_logits"], "distilled": found[0].logits}
+        networks = {kind: runs.report.judged(z, labels) for kind, z in answers.items()}
+        test, names = experiment.dataset.test, experiment.dataset.label_names
+        apart = runs.report.plot_disagreements(test.image, labels, *answers.values(), names)
+        pictures = {"images": (made_up(), CAPTION), "disagreements": (apart, DISAGREEMENTS)}
+        return runs.report.results_page(
+            f"Data-free distillation, {name}",
+            _lede(name, wrong, found),
+            table,
+            {},
+            known,
+            tiles=_tiles(teacher, wrong, found, labels),
+            sections=[
+                runs.report.Section("What it learned from, and where it errs", figures=pictures),
+                runs.report.calibration_section(networks),
+                *runs.report.trainings(experiment.run.log.rows()),
+            ],
+        )
 
-    def pictures() -> Figure:
+    def made_up() -> Figure:
         images, (_, model, variables) = found[0].images, teacher.network
         unlabeled = {"image": images, "label": np.zeros(len(images), np.int32)}
         logits = runs.evaluation.predict(experiment.run, model, variables, unlabeled)
@@ -133,6 +157,20 @@ def _lede(name: str, teacher_errors: int, found: list[Result]) -> str:
         f"A student that has seen no image of {name} makes {errors:,.4g} test errors; the teacher, "
         f"who learned from them, makes {teacher_errors:,}."
     )
+
+
+def _tiles(
+    teacher: TeacherResult, wrong: int, found: list[Result], labels: np.ndarray
+) -> list[Tile]:
+    errors = {"teacher": [wrong], "distilled": [r.test_errors for r in found]}
+    networks = {"teacher": teacher.network, "distilled": found[0].student}
+    return [
+        runs.report.errors_tile(
+            *(kind, name, errors[kind], _percent(errors[kind], labels)),
+            f"{kdjax.models.num_params(networks[kind].variables.params):,} parameters",
+        )
+        for kind, name in (("teacher", "Teacher"), ("distilled", "Student, without data"))
+    ]
 
 
 def _rows(

@@ -81,7 +81,8 @@ def run(settings: Settings, command: str) -> None:
         distilled = [network for phase, network in students if phase == "distilled"]
         best = runs.measures.best_of(distilled, summary["distilled"])
         kdjax.models.save_network(own.workdir / "student", best.spec, best.variables)
-        runs.page.write(experiment, teacher, summary, command)
+        said = runs.answers.of(experiment, teacher, students, best)
+        runs.page.write(experiment, teacher, summary, said, command)
         runs.experiment.finish(own)
 
 

@@ -28,7 +28,7 @@ from kdjax.runs.settings import POSITIVE, NetworkName, NetworkSettings, OneMetho
 
 if TYPE_CHECKING:
     from kdjax.runs.experiment import Experiment
-    from kdjax.runs.report import Page
+    from kdjax.runs.report import Judged, Page, Tile
     from kdjax.runs.teaching import TeacherResult
 
 DIRECT, TOGETHER = "student, of the teacher alone", "all generations together"
@@ -78,7 +78,7 @@ def run(settings: Settings, command: str) -> None:
             chain = {f"generation {i + 1}": student for i in range(settings.generations)}
         check_chain(experiment, chain)
         teacher = runs.teaching.obtain_teacher(experiment)
-        report(experiment, train_chain(experiment, teacher, chain), command)
+        report(experiment, *train_chain(experiment, teacher, chain), command)
 
 
 def main(args: list[str] | None = None, program: str = "python -m experiments.generations") -> None:
@@ -132,7 +132,7 @@ def check_chain(experiment: Experiment, chain: Mapping[str, NetworkSettings]) ->
 
 def train_chain(
     experiment: Experiment, teacher: TeacherResult, chain: Mapping[str, NetworkSettings]
-) -> list[Measured]:
+) -> tuple[list[Measured], dict[str, list[Judged]]]:
     """Train the chain for every seed, and the last network from the teacher alone.
 
     Every link has seeds of its own, as born-again networks have; the last network has the same one
@@ -146,7 +146,8 @@ def train_chain(
 
     Returns:
         The teacher, every network of the chain, the student without the chain, and where all of
-        the chain have one architecture the mean of their probabilities.
+        the chain have one architecture the mean of their probabilities. Besides, how sure and how
+        often right they are on the test set.
     """
     seeds, alike = experiment.settings.seeds, len(set(chain.values())) == 1
     last = list(chain.values())[-1]
@@ -174,7 +175,8 @@ def train_chain(
         together = [_mean(each) for each in by_seed]
         whole = sum(entry.num_params for entry in measured[1:])
         measured.append(_measured(TOGETHER, whole, together, truth))
-    return measured
+        answers[TOGETHER] = together
+    return measured, _judged(answers, truth)
 
 
 def _keep_best(
@@ -185,8 +187,10 @@ def _keep_best(
     runs.console.say(f"student: {directory / 'student'}")
 
 
-def report(experiment: Experiment, measured: list[Measured], command: str) -> None:
-    """Write `summary.json`, the plot and the page; print the table."""
+def report(
+    experiment: Experiment, measured: list[Measured], judged: dict[str, list[Judged]], command: str
+) -> None:
+    """Write `summary.json`, the plots and the page; print the table."""
     settings = experiment.settings
     how = f"{settings.method}, {settings.epochs} epochs, seeds from {settings.seed}"
     known = runs.experiment.facts(experiment.run, command, Training=how)
@@ -194,13 +198,40 @@ def report(experiment: Experiment, measured: list[Measured], command: str) -> No
     table = runs.report.Table(COLUMNS, [_row(entry) for entry in measured])
 
     def page() -> Page:
-        title = f"A chain of students, {experiment.dataset.name}"
         figure = runs.report.plot_dots(accuracies, xlabel="test accuracy (%)")
-        figures = {"chain": (figure, "A dot is a seed, a bar their mean.")}
-        return runs.report.results_page(title, _lede(measured), table, figures, known)
+        first = {name: own[0] for name, own in judged.items()}
+        return runs.report.results_page(
+            f"A chain of students, {experiment.dataset.name}",
+            _lede(measured),
+            dataclasses.replace(table, note=_gain(judged)),
+            {"chain": (figure, "A dot is a seed, a bar their mean.")},
+            known,
+            tiles=[_tile(m) for m in measured],
+            sections=[
+                runs.report.calibration_section(first),
+                *runs.report.trainings(experiment.run.log.rows()),
+            ],
+        )
 
     summary = {"facts": known, "networks": [m._asdict() for m in measured]}
     runs.report.publish(experiment.run.workdir, summary, table, page)
+
+
+def _tile(m: Measured) -> Tile:
+    kind = {"teacher": "teacher", DIRECT: "scratch"}.get(m.name, "distilled")
+    right, about = f"{np.mean(m.accuracy):.2f}", f"{m.num_params:,} parameters"
+    return runs.report.errors_tile(kind, m.name.capitalize(), m.test_errors, right, about)
+
+
+def _gain(judged: dict[str, list[Judged]]) -> str:
+    """Say what the chain gains: its last network, beside the one that had the teacher alone."""
+    chain = [name for name in judged if name not in ("teacher", DIRECT, TOGETHER)]
+    other = DIRECT if DIRECT in judged else chain[0]
+    if other == chain[-1]:
+        return ""
+    before, after = ([own.points for own in judged[name]] for name in (other, chain[-1]))
+    note = runs.report.difference_note(before, after, against=other)
+    return f"{chain[-1].capitalize()}. {note}"
 
 
 def _lede(measured: Sequence[Measured]) -> str:
@@ -241,6 +272,11 @@ def _measured(name: str, num_params: int, answers: list[Answers], truth: Answers
     test = tuple(accuracy(a.test, truth.test) for a in answers)
     validation = tuple(accuracy(a.validation, truth.validation) for a in answers)
     return Measured(name, num_params, errors, test, validation)
+
+
+def _judged(answers: Mapping[str, list[Answers]], truth: Answers) -> dict[str, list[Judged]]:
+    judge = runs.report.judged
+    return {name: [judge(a.test, truth.test) for a in own] for name, own in answers.items()}
 
 
 def _row(entry: Measured) -> tuple[str, ...]:

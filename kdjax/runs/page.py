@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from kdjax.distributed import is_leader
 from kdjax.models import NetworkSpec
 from kdjax.runs import report
+from kdjax.runs.answers import Answers
 from kdjax.runs.console import say
 from kdjax.runs.experiment import Experiment, facts
 from kdjax.runs.settings import EMBEDDED
@@ -28,61 +29,76 @@ DIGITS_CHOICE = (
 
 
 def write(
-    experiment: Experiment, teacher: TeacherResult, summary: dict[str, Any], command: str
+    experiment: Experiment,
+    teacher: TeacherResult,
+    summary: dict[str, Any],
+    said: Answers,
+    command: str,
 ) -> None:
     """Write `summary.json` and print its table, then draw the plots and `report.html`.
 
     Of several processes, the first does.
     """
     if is_leader():
-        page_fn = functools.partial(_page, experiment, teacher, summary, command)
+        page_fn = functools.partial(_page, experiment, teacher, summary, said, command)
         report.publish(experiment.run.workdir, summary, report.format_table(summary), page_fn)
         say(f"student: {experiment.run.workdir / 'student'}")
 
 
 def _page(
-    experiment: Experiment, teacher: TeacherResult, summary: dict[str, Any], command: str
+    experiment: Experiment,
+    teacher: TeacherResult,
+    summary: dict[str, Any],
+    said: Answers,
+    command: str,
 ) -> report.Page:
     settings, dataset, run = experiment.settings, experiment.dataset, experiment.run
-    rows = run.log.rows()
     known = {
         "Training time": f"{run.log.total_seconds():.0f} s in the steps of all trainings",
         "Seeds": f"{settings.seed} and up, {settings.num_seeds} of each kind",
     }
-    figures: Figures = {
-        "errors": (
-            report.plot_errors(summary, first_seed=settings.seed),
-            "On the test set, seed by seed: the same student from labels alone and distilled.",
-        ),
-        "curves": (
-            report.plot_curves(rows),
-            "Every kind of training: the loss of the labels, and what is measured, on training "
-            "batches and on validation examples. Thin lines are seeds, bold lines their mean.",
-        ),
-    }
-    if experiment.task.name == "single-label" and len(dataset.image_shape) == 3:
-        figures |= _dark_knowledge(experiment, teacher)
+    said_of_errors = (
+        "On the test set, seed by seed: the same student from labels alone and distilled."
+    )
+    sections = []
+    if said.judged:
+        pictures = _pictures(experiment, teacher, said.best)
+        sections = [report.calibration_section(said.judged), *pictures]
     return report.distillation_page(
         f"Distillation on {dataset.name}",
         summary,
-        rows=rows,
-        figures=figures,
+        rows=run.log.rows(),
+        figures={"errors": (report.plot_errors(summary, first_seed=settings.seed), said_of_errors)},
         notes=_choices(experiment, teacher.network.spec),
         facts=facts(run, command, **known),
+        found=said.gain,
+        sections=sections,
     )
 
 
-def _dark_knowledge(experiment: Experiment, teacher: TeacherResult) -> Figures:
-    images, labels = experiment.dataset.test
-    logits, names = teacher.test["teacher_logits"], experiment.dataset.label_names
-    temperature = experiment.settings.temperature
-    drawn = report.plot_instructive(images, np.asarray(labels), logits, names, temperature)
-    caption = (
-        "Test images beside the teacher's probabilities, at T = 1 and softened at "
-        f"T = {temperature:g}: what it deems almost as likely is what labels "
-        "do not say. The two axes may differ in scale."
-    )
-    return {"dark_knowledge": (drawn, caption)}
+def _pictures(
+    experiment: Experiment, teacher: TeacherResult, student_logits: np.ndarray
+) -> list[report.Section]:
+    """Show what the teacher knows beyond labels, and where the student has not learned it."""
+    dataset, temperature = experiment.dataset, experiment.settings.temperature
+    if len(dataset.image_shape) != 3:
+        return []
+    labels, logits = np.asarray(dataset.test.label), teacher.test["teacher_logits"]
+    shown = dataset.test.image, labels, logits
+    figures: Figures = {
+        "dark_knowledge": (
+            report.plot_instructive(*shown, dataset.label_names, temperature),
+            "Test images beside the teacher's probabilities, at T = 1 and softened at "
+            f"T = {temperature:g}: what it deems almost as likely is what labels do not say. The "
+            "two columns may differ in scale.",
+        ),
+        "disagreements": (
+            report.plot_disagreements(*shown, student_logits, dataset.label_names),
+            "The worst disagreements: the test images where the exported student's probabilities "
+            "are farthest from the teacher's, by KL(teacher || student) at T = 1.",
+        ),
+    }
+    return [report.Section("What the teacher knows, and the student does not", (), figures)]
 
 
 def _choices(experiment: Experiment, teacher: NetworkSpec) -> dict[str, str]:

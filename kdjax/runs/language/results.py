@@ -152,33 +152,25 @@ def _page(
         )
         for phase, entry in summary.items()
     ]
-    curves = (
-        report.plot_curves(rows),
-        (
-            "Every kind of training: loss on training batches, and loss and accuracy of the next "
-            "token on the validation text. The distilled student's training loss is another one."
-        ),
-    )
     known = {
         "Training time": f"{opened.run.log.total_seconds():.0f} s in the steps of all trainings",
         "Seeds": f"{settings.seed} and up, {settings.num_seeds} of each kind",
         "Text": f"{opened.text.name}, {opened.text.tokenizer.name}",
     }
-    return report.Page(
+    return report.results_page(
         f"A language model distilled on {opened.text.name}",
-        [
-            report.Section(
-                "Results on the validation text",
-                [_table(summary, [column.title for column in COLUMNS])],
-                {"curves": curves},
-            ),
+        lede,
+        _table(summary, [column.title for column in COLUMNS]),
+        {},
+        facts(opened.run, command, **known),
+        tiles=tiles,
+        sections=[
             report.Section("What they write", notes=[*said.items()]),
             report.Section("What the teacher expects, word by word", [words]),
+            *report.trainings(rows),
             report.Section("What was done", notes=_choices(opened)),
-            report.Section("How to have it again", facts=facts(opened.run, command, **known)),
         ],
-        lede,
-        tiles,
+        measured="the validation text",
     )
 
 

@@ -9,8 +9,22 @@ with needs("train"):
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib as matplotlib
 
+from kdjax.runs.report._calibration import (
+    Judged,
+    calibration_section,
+    calibration_table,
+    difference_note,
+    judged,
+    plot_reliability,
+)
 from kdjax.runs.report._columns import Column
-from kdjax.runs.report._distillation import distillation_page, format_table
+from kdjax.runs.report._distillation import (
+    distillation_page,
+    errors_tile,
+    format_table,
+    trainings,
+)
+from kdjax.runs.report._drawing import Drawing
 from kdjax.runs.report._lines import Line, plot_dots, plot_lines
 from kdjax.runs.report._page import (
     Page,
@@ -22,16 +36,20 @@ from kdjax.runs.report._page import (
     results_page,
     write_page,
 )
-from kdjax.runs.report._plots import (
-    plot_curves,
+from kdjax.runs.report._pictures import (
     plot_dark_knowledge,
-    plot_errors,
+    plot_disagreements,
     plot_instructive,
+    select_disagreements,
     select_instructive,
 )
+from kdjax.runs.report._plots import plot_curves, plot_errors
 
 __all__ = [
-    "Column", "Line", "Page", "Section", "Table", "Tile", "distillation_page", "format_rows",
-    "format_table", "plot_curves", "plot_dark_knowledge", "plot_dots", "plot_errors",
-    "plot_instructive", "plot_lines", "publish", "results_page", "select_instructive", "write_page",
+    "Column", "Drawing", "Judged", "Line", "Page", "Section", "Table", "Tile",
+    "calibration_section", "calibration_table", "difference_note", "distillation_page",
+    "errors_tile", "format_rows", "format_table", "judged", "plot_curves",
+    "plot_dark_knowledge", "plot_disagreements", "plot_dots", "plot_errors",
+    "plot_instructive", "plot_lines", "plot_reliability", "publish", "results_page",
+    "select_disagreements", "select_instructive", "trainings", "write_page",
 ]  # fmt: skip

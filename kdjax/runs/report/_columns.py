@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 from kdjax.runs.numbers import format_parts, numbers
 
+Summary = Mapping[str, Mapping[str, Any]]
+"""What a run writes of each kind of network: the number of parameters, and lists by seed."""
+
 
 class Column(NamedTuple):
     """A column of the results: where it comes from, what it is called, how it is written."""
@@ -45,7 +48,7 @@ COLUMNS = (
 ACCURACY = next(column for column in COLUMNS if column.key == "accuracy")
 
 
-def columns_of(summary: Mapping[str, Mapping[str, Any]]) -> list[Column]:
+def columns_of(summary: Summary) -> list[Column]:
     """Return the columns that a summary has numbers for; the first says most."""
     return [column for column in COLUMNS if all(column.key in x for x in summary.values())]
 

@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 
+PHASES = {
+    "teacher": "Teacher",
+    "scratch": "Student, labels alone",
+    "distilled": "Student, distilled",
+}
+"""The kinds of trainings of a distillation, and what they are called; other names are shown."""
+SHORT = {"teacher": "Teacher", "scratch": "Labels alone", "distilled": "Distilled"}
 Row = Mapping[str, Any]
+SPLITS = {"train": ("training", "--"), "validation": ("validation", "-")}
+"""What is drawn of a training: each split, its name and its style."""
 Curve = tuple[np.ndarray, np.ndarray]
 
 
@@ -20,6 +29,18 @@ def curves(rows: Iterable[Row], phase: str, split: str, name: str) -> dict[int, 
         seed: (np.array(sorted(values)), np.array([values[step] for step in sorted(values)]))
         for seed, values in sorted(points.items())
     }
+
+
+def phases_of(rows: Iterable[Row]) -> list[str]:
+    """Return what was trained, those of a distillation in the order of `PHASES`."""
+    found = dict.fromkeys(row["phase"] for row in rows if row.get("split") in SPLITS)
+    return [phase for phase in PHASES if phase in found] + [x for x in found if x not in PHASES]
+
+
+def title_of(phase: str) -> str:
+    """Return what a training is called in figures and tables."""
+    title = PHASES.get(phase, phase.replace("_", " "))
+    return title[:1].upper() + title[1:]
 
 
 def mean_curve(by_seed: Mapping[int, Curve]) -> Curve:

@@ -8,18 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kdjax.runs.numbers import format_parts, numbers
-from kdjax.runs.report._columns import ACCURACY, Column, columns_of, measured_in
-from kdjax.runs.report._curves import Row, curves, training_loss
-from kdjax.runs.report._page import Page, Section, Table, Tile
-
-Summary = Mapping[str, Mapping[str, Any]]
-
-PHASES = {
-    "teacher": "Teacher",
-    "scratch": "Student, labels alone",
-    "distilled": "Student, distilled",
-}
-_SHORT = {"teacher": "Teacher", "scratch": "Labels alone", "distilled": "Distilled"}
+from kdjax.runs.report._columns import ACCURACY, Column, Summary, columns_of, measured_in
+from kdjax.runs.report._curves import PHASES, SHORT, Row, curves, phases_of, title_of, training_loss
+from kdjax.runs.report._page import Page, Section, Table, Tile, results_page
+from kdjax.runs.report._plots import plot_curves
 
 
 def distillation_page(
@@ -30,6 +22,8 @@ def distillation_page(
     figures: Mapping[str, tuple[Figure, str]] = MappingProxyType({}),
     notes: Mapping[str, str] = MappingProxyType({}),
     facts: Mapping[str, str] = MappingProxyType({}),
+    found: str = "",
+    sections: Sequence[Section] = (),
 ) -> Page:
     """Compose the page of a distillation; its lede says what became of the first measure.
 
@@ -40,19 +34,51 @@ def distillation_page(
         figures: figures with their captions by name, in the order of the page.
         notes: what was chosen and why, as texts by heading.
         facts: command, device, versions and the like.
+        found: what else the table's note says.
+        sections: what else was found.
 
     Returns:
         The page: tiles, table and figures, where the trainings ended, notes and facts.
     """
-    sections = [Section("Results on the test set", [_results(summary)], figures)]
-    if rows:
-        sections.append(Section("Where the trainings ended", [_ends(rows)]))
-    if notes:
-        sections.append(Section("What was done", notes=list(notes.items())))
-    if facts:
-        sections.append(Section("How to have it again", facts=facts))
+    done = [Section("What was done", notes=list(notes.items()))] if notes else []
     tiles = [_tile(phase, summary[phase]) for phase in _phases(summary)]
-    return Page(title, sections, _headline(summary), tiles)
+    return results_page(
+        title,
+        _headline(summary),
+        _results(summary, found),
+        figures,
+        facts,
+        tiles=tiles,
+        sections=[*sections, *trainings(rows), *done],
+    )
+
+
+def trainings(rows: Sequence[Row]) -> list[Section]:
+    """Show how trainings went and where they ended, if there were some."""
+    if not phases_of(rows):
+        return []
+    caption = (
+        "Every kind of training: loss, of the labels where all have it, and what is measured, on "
+        "training batches and on validation examples. Thin lines are seeds, bold lines their mean."
+    )
+    return [
+        Section("How the trainings went", [_ends(rows)], {"curves": (plot_curves(rows), caption)})
+    ]
+
+
+def errors_tile(kind: str, name: str, errors: Sequence[int], right: str, about: str) -> Tile:
+    """Show a network's mean of test errors large.
+
+    Args:
+        kind: whose color it has: `teacher`, `scratch` or `distilled`.
+        name: what it is called.
+        errors: by seed.
+        right: the share of test images that it gets right, in per cent.
+        about: what else there is to say.
+    """
+    return Tile(
+        kind, name, _count(float(np.mean(errors))), (f"test errors, {right} % right", about)
+    )
 
 
 def format_table(summary: Summary) -> str:
@@ -81,15 +107,15 @@ def format_table(summary: Summary) -> str:
     return "\n".join([header, "-" * len(header), *lines, _deviation_note(summary)])
 
 
-def _results(summary: Summary) -> Table:
+def _results(summary: Summary, found: str) -> Table:
     columns = columns_of(summary)
     rows = [
-        [_SHORT[phase], f"{summary[phase]['num_params']:,}"]
+        [SHORT[phase], f"{summary[phase]['num_params']:,}"]
         + ["".join(column.written(summary[phase][column.key])) for column in columns]
         for phase in _phases(summary)
     ]
     header = ["", "Parameters", *(column.title for column in columns)]
-    return Table(header, rows, note=_deviation_note(summary))
+    return Table(header, rows, note=f"{_deviation_note(summary)}. {found}".strip())
 
 
 def _ends(rows: Sequence[Row]) -> Table:
@@ -100,7 +126,7 @@ def _ends(rows: Sequence[Row]) -> Table:
         named = "Training loss" if loss == "loss" else "Training loss of the labels"
     header = ["", "Seeds", "Steps", named, f"Validation {column.named}"]
     body = []
-    for phase, title in _SHORT.items():
+    for phase in phases_of(rows):
         train = curves(rows, phase, "train", loss).values()
         validation = curves(rows, phase, "validation", column.key).values()
         if train:
@@ -108,7 +134,7 @@ def _ends(rows: Sequence[Row]) -> Table:
             losses = format_parts([values[-1] for _, values in train], 4, ",")
             scored = column.written([values[-1] for _, values in validation])
             numbers = str(len(train)), f"{steps:,}", "".join(losses), "".join(scored)
-            body.append([title, *numbers])
+            body.append([SHORT.get(phase) or title_of(phase), *numbers])
     return Table(header, body)
 
 
@@ -116,9 +142,8 @@ def _tile(phase: str, entry: Mapping[str, Any]) -> Tile:
     column, size = columns_of({phase: entry})[0], f"{entry['num_params']:,} parameters"
     if column.key != "test_errors":
         return Tile(phase, PHASES[phase], _mean(entry, column), (column.named, size))
-    accuracy = 100 * np.mean(entry["accuracy"])
-    details = f"test errors, {accuracy:.2f} % right", size
-    return Tile(phase, PHASES[phase], _count(float(np.mean(entry["test_errors"]))), details)
+    right = f"{100 * np.mean(entry['accuracy']):.2f}"
+    return errors_tile(phase, PHASES[phase], entry["test_errors"], right, size)
 
 
 def _deviation_note(summary: Summary) -> str:

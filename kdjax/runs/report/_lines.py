@@ -1,14 +1,20 @@
 """Plots of measured values with their deviation: along lines, and name by name."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from kdjax.runs.report._plots import LABEL, legend, logarithmic, plain_figure
+from kdjax.runs.report._drawing import (
+    LABEL,
+    Cell,
+    Drawing,
+    legend,
+    logarithmic,
+    plain_figure,
+)
 from kdjax.runs.report._style import LINE_COLORS
 
 
@@ -23,7 +29,7 @@ class Line(NamedTuple):
 
 def plot_lines(
     lines: Mapping[str, Line], *, xlabel: str, ylabel: str, log_x: bool = False, log_y: bool = False
-) -> Figure:
+) -> Drawing:
     """Draw lines in one pair of axes, whiskers for one standard deviation.
 
     Args:
@@ -55,12 +61,13 @@ def plot_lines(
     legend(figure, axes)
     ends = [f"{name}: {line.y[0]:.4g} to {line.y[-1]:.4g}" for name, line in lines.items()]
     figure.set_label(f"{ylabel} by {xlabel}. " + "; ".join(ends) + ".")
+    figure.rows = [["line", xlabel, ylabel, "standard deviation"], *_points(lines)]
     return figure
 
 
 def plot_dots(
     values: Mapping[str, Sequence[float]], *, xlabel: str, baseline: float | None = None
-) -> Figure:
+) -> Drawing:
     """Draw a row per name: a dot per value, a bar at their mean.
 
     Args:
@@ -69,18 +76,27 @@ def plot_dots(
         baseline: where a line is drawn across all rows.
 
     Returns:
-        The figure; its label says in words what the first and the last row have.
+        The figure; its label says in words the mean of each row.
     """
-    figure, axes = plain_figure(1.0 + 0.2 * len(values), grid="x")
+    figure, axes = plain_figure(0.9 + 0.2 * len(values), grid="x")
     for row, found in enumerate(values.values()):
         axes.plot(found, [row] * len(found), "o", color=LINE_COLORS[0], markersize=4)
         axes.plot(np.mean(found), row, "|", color=LINE_COLORS[0], markersize=12, mew=2)
     if baseline is not None:
         axes.axvline(baseline, color=LINE_COLORS[1], linestyle="--")
-    axes.set_yticks(range(len(values)), list(values))
+    axes.set_yticks(range(len(values)), list(values), parse_math=False)
     axes.set_ylim(len(values) - 0.4, -0.6)
     axes.set_xlabel(xlabel, **LABEL)
-    ends = [(name, float(np.mean(values[name]))) for name in (next(iter(values)), [*values][-1])]
-    said = "; ".join(f"{name}: {mean:.2f}" for name, mean in ends)
-    figure.set_label(f"{xlabel}, first and last of {len(values)}: {said}.")
+    means = {name: float(np.mean(own)) for name, own in values.items()}
+    line = "" if baseline is None else f" The line is at {baseline:.2f}."
+    said = "; ".join(f"{name}: {mean:.2f}" for name, mean in means.items())
+    figure.set_label(f"{xlabel}, means: {said}.{line}")
+    rows: list[Sequence[Cell]] = [[name, float(x)] for name, own in values.items() for x in own]
+    figure.rows = [["row", xlabel], *rows]
     return figure
+
+
+def _points(lines: Mapping[str, Line]) -> Iterator[Sequence[Cell]]:
+    for name, (x, y, sd, _) in lines.items():
+        for i in range(len(x)):
+            yield [name, float(x[i]), float(y[i]), "" if sd is None else float(sd[i])]

@@ -1,10 +1,12 @@
 """One page that holds everything: no scripts, no requests, light and dark."""
 
 import base64
+import csv
 import dataclasses
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +53,8 @@ class Section:
 
     heading: str = ""
     tables: Sequence[Table] = ()
-    figures: Mapping[str, tuple[Figure | bytes, str]] = dataclasses.field(default_factory=dict)
-    """Figures, drawn or as the SVG of an earlier run, with captions, by the name of their file."""
+    figures: Mapping[str, tuple[Figure | Path, str]] = dataclasses.field(default_factory=dict)
+    """Figures, drawn or as the SVG file of an earlier run, with captions, by name of their file."""
     notes: Sequence[str | tuple[str, str]] = ()
     """Paragraphs, each alone or with a heading before it."""
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -110,15 +112,36 @@ def results_page(
     figures: Mapping[str, tuple[Figure, str]],
     facts: Mapping[str, str],
     *,
+    tiles: Sequence[Tile] = (),
     notes: Sequence[str] = (),
+    sections: Sequence[Section] = (),
+    measured: str = "the test set",
 ) -> Page:
-    """Compose the page of one table: the lede says what came out, facts how to have it again."""
-    results = Section("Results on the test set", [table], figures, notes)
-    return Page(title, [results, Section("How to have it again", facts=facts)], lede)
+    """Compose the page of a run: every script has this one form.
+
+    Args:
+        title: the page's heading.
+        lede: what came out, in a sentence.
+        table: the results.
+        figures: figures with their captions by name.
+        facts: command, device, versions and the like: how to have it again.
+        tiles: the numbers that count, shown large.
+        notes: paragraphs behind the results.
+        sections: what else there is to say, behind the results.
+        measured: what the results are of.
+
+    Returns:
+        The page.
+    """
+    results = Section(f"Results on {measured}", [table], figures, notes)
+    again = [Section("How to have it again", facts=facts)] if facts else []
+    return Page(title, [results, *sections, *again], lede, tiles)
 
 
 def write_page(path: Path, page: Page) -> Path:
-    """Write a page, and beside it the figures drawn for it as `<name>.png` and `<name>.svg`.
+    """Write a page, and beside it the figures drawn for it: `<name>.png`, `.svg` and `.csv`.
+
+    The page holds all of it: figures, and their numbers as links to download.
 
     Args:
         path: the file; its directory exists.
@@ -161,8 +184,9 @@ def _section(section: Section, directory: Path) -> Iterator[str]:
         yield f"<h2>{escape(section.heading)}</h2>"
     for table in section.tables:
         yield from _table(table)
-    for name, (figure, caption) in section.figures.items():
-        yield _figure(directory / name, figure, caption)
+    if section.figures:
+        figures = (_figure(directory / name, *own) for name, own in section.figures.items())
+        yield f'<div class="figures">{"".join(figures)}</div>'
     for note in section.notes:
         heading, text = ("", note) if isinstance(note, str) else note
         yield (f"<h3>{escape(heading)}</h3>" if heading else "") + f"<p>{escape(text)}</p>"
@@ -174,14 +198,22 @@ def _table(table: Table) -> Iterator[str]:
     if table.title:
         yield f"<h3>{escape(table.title)}</h3>"
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
-    body = "".join(map(_row, table.rows))
-    yield _scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    body = "".join(_row(row, table.columns) for row in table.rows)
+    # On a phone a few rows become lists, and many scroll in their box, by keys too.
+    kind = ' class="few"' if len(table.rows) <= 6 else ""
+    whole = f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    yield f'<div class="scroll" tabindex="0" role="region" aria-label="Table">{whole}</div>'
     if table.note:
         yield f'<p class="note">{escape(table.note)}</p>'
 
 
-def _row(row: Sequence[str]) -> str:
-    cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+def _row(row: Sequence[str], columns: Sequence[str]) -> str:
+    # What is longer than a number breaks into lines.
+    cells = "".join(
+        f'<td data-name="{escape(name)}"{" class=words" if len(cell) > 20 else ""}>'
+        f"{escape(cell)}</td>"
+        for name, cell in zip(columns[1:], row[1:], strict=True)
+    )
     return f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
 
 
@@ -197,29 +229,44 @@ def _tile(tile: Tile) -> str:
     )
 
 
-def _scrolling(content: str) -> str:
-    return f'<div class="scroll">{content}</div>'
-
-
-def _figure(path: Path, figure: Figure | bytes, caption: str) -> str:
+def _figure(path: Path, figure: Figure | Path, caption: str) -> str:
     """Embed a figure; the label of one that is drawn says what it shows to those who do not see."""
-    svg, alt = (figure, caption) if isinstance(figure, bytes) else _saved(path, figure)
-    source = base64.b64encode(svg).decode()
-    image = f'<img src="data:image/svg+xml;base64,{source}" alt="{escape(alt or caption)}">'
-    return f"<figure>{_scrolling(image)}<figcaption>{escape(caption)}</figcaption></figure>"
+    if isinstance(figure, Figure):
+        _save(path, figure)
+    source = path if isinstance(figure, Figure) else figure.with_suffix("")
+    svg, numbers = source.with_name(source.name + ".svg"), source.with_name(source.name + ".csv")
+    text = svg.read_bytes()
+    said = re.search(rb"<title>(.*?)</title>", text, re.DOTALL)
+    alt = unescape(said[1].decode()) if said else caption
+    image = f'<img src="{_data("image/svg+xml", text)}" alt="{escape(alt)}">'
+    link = ""
+    if numbers.exists():
+        content = _data("text/csv", numbers.read_bytes())
+        link = f' <a download="{escape(numbers.name)}" href="{content}">Its numbers (CSV)</a>'
+    return f"<figure>{image}<figcaption>{escape(caption)}{link}</figcaption></figure>"
 
 
-def _saved(path: Path, figure: Figure) -> tuple[bytes, str]:
-    png = _render(figure, "png", facecolor="white", dpi=160)
-    workdir.write_whole(path.with_name(path.name + ".png"), png)
-    svg = _adaptive_svg(figure)
-    workdir.write_whole(path.with_name(path.name + ".svg"), svg)
-    return svg, str(figure.get_label())
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _save(path: Path, figure: Figure) -> None:
+    png = _render(figure, "png", facecolor="white", dpi=300)
+    # What was arranged for the one need not be arranged again for the other.
+    figure.set_layout_engine("none")
+    files = {"png": png, "svg": _adaptive_svg(figure)}
+    if rows := getattr(figure, "rows", ()):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        files["csv"] = text.getvalue().encode()
+    for kind, content in files.items():
+        workdir.write_whole(path.with_name(f"{path.name}.{kind}"), content)
 
 
 def _adaptive_svg(figure: Figure) -> bytes:
     """Draw a figure whose colors follow the reader's choice of light or dark."""
-    svg = _render(figure, "svg", facecolor="none", metadata={"Date": None, "Creator": None})
+    described = {"Date": None, "Creator": None, "Title": str(figure.get_label()) or None}
+    svg = _render(figure, "svg", facecolor="none", metadata=described)
     text = svg.decode()
     light = "".join(f"--c{color[1:]}:{color};" for color in DARK)
     dark = "".join(f"--c{color[1:]}:{other};" for color, other in DARK.items())
