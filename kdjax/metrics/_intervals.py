@@ -34,9 +34,11 @@ def calibrated_gaps(
         Totals of confidence - correctness, [num_samples, num_bins], float64.
 
     Example:
+        >>> import numpy as np
         >>> from kdjax import metrics
-        >>> metrics.calibrated_gaps([0.6, 0.7, 0.9], num_bins=5, num_samples=10).shape
-        (10, 5)
+        >>> gaps = metrics.calibrated_gaps(np.full(450, 0.8), num_samples=200)
+        >>> gaps.shape, bool(abs(gaps.sum(1).mean()) < 3)
+        ((200, 15), True)
 
     References:
         Bröcker, Smith, "Increasing the Reliability of Reliability Diagrams", Weather and
@@ -79,7 +81,9 @@ def calibrated_range(
         The lower and the upper bound; nan without examples.
 
     Example:
-        >>> low, high = calibrated_range(np.full(450, 0.8))
+        >>> import numpy as np
+        >>> from kdjax import metrics
+        >>> low, high = metrics.calibrated_range(np.full(450, 0.8))
         >>> low < 0.01 < high < 0.05
         True
 
@@ -123,9 +127,11 @@ def paired_bootstrap(
         ValueError: if the two are not of one shape [seeds, examples].
 
     Example:
+        >>> import numpy as np
+        >>> from kdjax import metrics
         >>> scratch, distilled = np.zeros((2, 100)), np.ones((2, 100))
         >>> distilled[:, :50] = 0
-        >>> paired_bootstrap(scratch, distilled).mean
+        >>> metrics.paired_bootstrap(scratch, distilled).mean
         0.5
 
     References:

@@ -81,14 +81,14 @@ def _pixels_right(logits: np.ndarray, labels: np.ndarray, teachers: np.ndarray) 
 def _explained(logits: np.ndarray, labels: np.ndarray, teachers: np.ndarray) -> np.ndarray:
     """Return squared errors in variances of the test set: their mean is that far below R² = 1."""
     variance = np.maximum(labels.var(0), 1e-12)
-    errors: np.ndarray = np.square(logits - labels) / variance
-    return -errors.mean(-1)
+    scores: np.ndarray = -np.mean(np.square(logits - labels) / variance, axis=-1)
+    return scores
 
 
 def _cosines(logits: np.ndarray, labels: np.ndarray, teachers: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(logits, axis=-1) * np.linalg.norm(teachers, axis=-1)
-    products: np.ndarray = np.sum(logits * teachers, axis=-1)
-    return products / np.maximum(norms, 1e-12)
+    cosines: np.ndarray = np.sum(logits * teachers, axis=-1) / np.maximum(norms, 1e-12)
+    return cosines
 
 
 def _mean_where(counts: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -119,10 +119,11 @@ def report(
     table = runs.report.Table(COLUMNS, _rows(name, wrong, found, labels))
 
     def page() -> Page:
-        answers = {"teacher": teacher.test["teacher_logits"], "distilled": found[0].logits}
-        networks = {kind: runs.report.judged(z, labels) for kind, z in answers.items()}
-        test, names = experiment.dataset.test, experiment.dataset.label_names
-        apart = runs.report.plot_disagreements(test.image, labels, *answers.values(), names)
+        both = teacher.test["teacher_logits"], found[0].logits
+        kinds = zip(("teacher", "distilled"), both, strict=True)
+        networks = {kind: runs.report.judged(logits, labels) for kind, logits in kinds}
+        images, names = experiment.dataset.test.image, experiment.dataset.label_names
+        apart = runs.report.plot_disagreements(images, labels, *both, names)
         pictures = {"images": (made_up(), CAPTION), "disagreements": (apart, DISAGREEMENTS)}
         return runs.report.results_page(
             f"Data-free distillation, {name}",

@@ -30,7 +30,7 @@ class Judged(NamedTuple):
 class Bins(NamedTuple):
     """Examples by confidence: how many, how sure, how often right, and what chance allows, %."""
 
-    count: np.ndarray
+    examples: np.ndarray
     confidence: np.ndarray
     accuracy: np.ndarray
     low: np.ndarray
@@ -105,14 +105,14 @@ def plot_reliability(networks: Mapping[str, Judged]) -> Drawing:
     """
     figure, axes = plain_figure(3.9, grid="y")
     axes.plot([0, 100], [0, 100], ":", color=MUTED, linewidth=1)
-    rows: list[Sequence[Cell]] = [["network", "examples", *Bins._fields[1:]]]
+    rows: list[Sequence[Cell]] = [["network", *Bins._fields]]
     colors = colors_of(networks)
     for phase, own in networks.items():
         bins, color = _binned(own), colors[phase]
-        few = bins.count < LEAST
+        few = bins.examples < LEAST
         x, y, low, high = (np.where(few, np.nan, values) for values in bins[1:])
         axes.vlines(x, low, high, color=color, alpha=0.35, linewidth=4)
-        axes.scatter(x, y, 12 + 100 * bins.count / len(own.correct), color=color)
+        axes.scatter(x, y, 12 + 100 * bins.examples / len(own.correct), color=color)
         axes.plot([], [], "o", color=color, markersize=5, label=title_of(phase))
         rows += [[phase, *map(float, values)] for values in np.round(np.stack(bins, 1), 4)]
     axes.set(xlim=(0, 102), ylim=(-2, 104))
@@ -156,8 +156,8 @@ def difference_note(
 
 
 def _bins(own: Judged) -> np.ndarray:
-    found: np.ndarray = np.ceil(own.confidence * NUM_BINS).astype(int) - 1
-    return np.clip(found, 0, NUM_BINS - 1)
+    found: np.ndarray = np.clip(np.ceil(own.confidence * NUM_BINS).astype(int), 1, NUM_BINS) - 1
+    return found
 
 
 def _binned(own: Judged) -> Bins:
