@@ -317,6 +317,8 @@ def test_one_logit_is_a_distribution_over_two_classes():
     own = report.judged(logits, labels)
     np.testing.assert_allclose(own.confidence, [0.9, 0.9, 0.9, 0.5], rtol=1e-6)
     assert list(own.correct) == [False, False, False, False]
+    lost = report.judged(np.full((4, 3), np.nan), labels)
+    assert report.calibration_table({"scratch": lost}).rows[0][0] == "Labels alone"
 
 
 def answers_of(rate, num=450, *, seed=0):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdjax import metrics
-from kdjax.runs.report._curves import SHORT, title_of
+from kdjax.runs.report._curves import name_of, title_of
 from kdjax.runs.report._drawing import LABEL, Cell, Drawing, legend, plain_figure, softmax
 from kdjax.runs.report._page import Section, Table
 from kdjax.runs.report._style import MUTED, colors_of
@@ -83,7 +83,7 @@ def calibration_table(networks: Mapping[str, Judged]) -> Table:
         sure = "overconfident" if own.confidence.mean() > own.correct.mean() else "underconfident"
         verdict = sure if error > high else "not distinguishable from calibrated"
         between = f"{100 * low:.2f} to {100 * high:.2f}"
-        rows.append([SHORT.get(phase) or title_of(phase), f"{100 * error:.2f}", between, verdict])
+        rows.append([name_of(phase), f"{100 * error:.2f}", between, verdict])
     count = len(next(iter(networks.values())).confidence)
     note = (
         "The calibration error, beside what 95 % of perfectly calibrated networks as sure as these "

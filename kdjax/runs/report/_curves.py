@@ -43,6 +43,11 @@ def title_of(phase: str) -> str:
     return title[:1].upper() + title[1:]
 
 
+def name_of(phase: str) -> str:
+    """Return what a network is called in tables, shortly."""
+    return SHORT.get(phase) or title_of(phase)
+
+
 def mean_curve(by_seed: Mapping[int, Curve]) -> Curve:
     """Average over seeds, at the steps that all of them have."""
     points = [dict(zip(*curve, strict=True)) for curve in by_seed.values()]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from kdjax.runs.numbers import format_parts, numbers
 from kdjax.runs.report._columns import ACCURACY, Column, Summary, columns_of, measured_in
-from kdjax.runs.report._curves import PHASES, SHORT, Row, curves, phases_of, title_of, training_loss
+from kdjax.runs.report._curves import PHASES, Row, curves, name_of, phases_of, training_loss
 from kdjax.runs.report._page import Page, Section, Table, Tile, results_page
 from kdjax.runs.report._plots import plot_curves
 
@@ -110,7 +110,7 @@ def format_table(summary: Summary) -> str:
 def _results(summary: Summary, found: str) -> Table:
     columns = columns_of(summary)
     rows = [
-        [SHORT[phase], f"{summary[phase]['num_params']:,}"]
+        [name_of(phase), f"{summary[phase]['num_params']:,}"]
         + ["".join(column.written(summary[phase][column.key])) for column in columns]
         for phase in _phases(summary)
     ]
@@ -134,7 +134,7 @@ def _ends(rows: Sequence[Row]) -> Table:
             losses = format_parts([values[-1] for _, values in train], 4, ",")
             scored = column.written([values[-1] for _, values in validation])
             numbers = str(len(train)), f"{steps:,}", "".join(losses), "".join(scored)
-            body.append([SHORT.get(phase) or title_of(phase), *numbers])
+            body.append([name_of(phase), *numbers])
     return Table(header, body)
 
 

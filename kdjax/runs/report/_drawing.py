@@ -66,7 +66,8 @@ def logarithmic(axes: Axes, values: np.ndarray) -> None:
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Return the probabilities of logits [..., classes], of one logit those of its two classes."""
-    tempered = np.asarray(logits, np.float64) / temperature
+    # What is not finite must not stop a page.
+    tempered = np.nan_to_num(np.asarray(logits, np.float64)) / temperature
     if tempered.shape[-1] == 1:
         tempered = np.concatenate([np.zeros_like(tempered), tempered], -1)
     weights: np.ndarray = np.exp(tempered - tempered.max(axis=-1, keepdims=True))
