@@ -1,9 +1,10 @@
 """Timing two things in turn, so that a machine that changes speed changes both."""
 
 import argparse
+import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 
 def ratio(
@@ -34,6 +35,38 @@ def seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def in_turn(
+    takes: Mapping[str, Callable[[int], object]], *, wanted: float = 0.3, repeats: int = 5
+) -> dict[str, tuple[float, float]]:
+    """Time several ways to take steps, one after the other, again and again.
+
+    Args:
+        takes: functions that take some steps to their end, by name.
+        wanted: about how many seconds one timing of each lasts.
+        repeats: timings of each.
+
+    Returns:
+        For each name the median seconds of a step, and the median of that over the first one's.
+    """
+    counts = {}
+    for name, take in takes.items():
+        take(1)
+        counts[name] = max(1, round(wanted / seconds(functools.partial(take, 1))))
+    rounds = [
+        {name: seconds(functools.partial(take, counts[name])) / counts[name]
+         for name, take in takes.items()}
+        for _ in range(repeats)
+    ]  # fmt: skip
+    first = next(iter(takes))
+    return {
+        name: (
+            statistics.median(own[name] for own in rounds),
+            statistics.median(own[name] / own[first] for own in rounds),
+        )
+        for name in takes
+    }
 
 
 def line(
