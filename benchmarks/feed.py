@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,19 +79,22 @@ def real_step(batch: Any) -> StepFn:
     return take
 
 
-def report(name: str, feed: float, alone: float, together: float, batch_size: int) -> None:
-    """Print examples a second, and how much longer both take than the slower of the two."""
-    rates = [f"{batch_size / value:.0f}" for value in (feed, alone, together)]
-    print(
-        f"{name}: {rates[0]} examples/s fed, {rates[1]} trained on, {rates[2]} together; "
-        f"together / the slower: {together / max(feed, alone):.3f}",
-        flush=True,
-    )
+class Rates(NamedTuple):
+    """What was fed, and the seconds that a batch takes: to be fed, trained on, and both at once."""
+
+    name: str
+    fed: float
+    alone: float
+    together: float
+
+    @property
+    def ratio(self) -> float:
+        """How much longer both take than the slower of the two."""
+        return self.together / max(self.fed, self.alone)
 
 
-def main() -> None:
-    """Print the lines."""
-    flags = parsed()
+def measured(flags: argparse.Namespace) -> Iterator[Rates]:
+    """Time the feed beside a resnet18, and beside a device that is simulated by waiting."""
     mesh = sharding.make_mesh()
     with tempfile.TemporaryDirectory() as root:
         photographs.prepare(Path(root), 128)
@@ -107,10 +110,22 @@ def main() -> None:
         first = next(feed())
         take = real_step(first)
         alone = measure(itertools.repeat(first), take)
-        report("resnet18", fed, alone, measure(feed(), take), flags.batch_size)
+        yield Rates("resnet18", fed, alone, measure(feed(), take))
         pause = 1.25 * fed
         waiting = measure(feed(), lambda batch: time.sleep(pause))
-        report("a device apart (simulated)", fed, pause, waiting, flags.batch_size)
+        yield Rates("a device apart (simulated)", fed, pause, waiting)
+
+
+def main() -> None:
+    """Print the lines."""
+    flags = parsed()
+    for rates in measured(flags):
+        fed, alone, together = (f"{flags.batch_size / value:.0f}" for value in rates[1:])
+        print(
+            f"{rates.name}: {fed} examples/s fed, {alone} trained on, {together} together; "
+            f"together / the slower: {rates.ratio:.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

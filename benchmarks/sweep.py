@@ -7,6 +7,8 @@ steps on batches of its own in the shape of MNIST, the teacher's logits among th
 a call per member and step, as a training loop makes them.
 """
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,11 +28,23 @@ def main() -> None:
     batches = jax.device_put(random_batches())
     temperatures = jnp.geomspace(1.0, 40.0, NUM_MEMBERS)
     for width in (30, 100, 300, 800):
-        compare(width, batches, temperatures)
+        for method, one, together, quotient in compare(width, batches, temperatures):
+            print(
+                f"width {width}, {method}: one by one {one:,.0f} members x examples/s, "
+                f"sweep {together:,.0f}, ratio {quotient:.2f}",
+                flush=True,
+            )
 
 
-def compare(width: int, batches: Batch, temperatures: Array) -> None:
-    """Time one width."""
+def compare(
+    width: int, batches: Batch, temperatures: Array
+) -> Iterator[tuple[str, float, float, float]]:
+    """Time one width.
+
+    Yields:
+        The method of the sweep, members x examples a second one by one and in the sweep, and the
+        median of the sweep's over the other's.
+    """
     model, optimizer = models.mlp(10, widths=(width, width)), optax.adam(1e-3)
 
     def step(state: TrainState, batch: Batch, temperature: Array) -> tuple[TrainState, Metrics]:
@@ -39,10 +53,11 @@ def compare(width: int, batches: Batch, temperatures: Array) -> None:
         return train_step(state, batch, Outputs(batch["teacher_logits"]))
 
     alone = jax.jit(step, donate_argnums=0)
-    states = [new_state(model, optimizer, batches, seed) for seed in range(NUM_MEMBERS)]
+    members, num_steps = batches["label"].shape[:2]
+    states = [new_state(model, optimizer, batches, seed) for seed in range(members)]
     parts = [
-        ([many.member(many.member(batches, i), k) for k in range(NUM_STEPS)], temperatures[i])
-        for i in range(NUM_MEMBERS)
+        ([many.member(many.member(batches, i), k) for k in range(num_steps)], temperatures[i])
+        for i in range(members)
     ]
 
     def one_by_one() -> None:
@@ -51,7 +66,7 @@ def compare(width: int, batches: Batch, temperatures: Array) -> None:
                 states[i], _ = alone(states[i], batch, temperature)
         jax.block_until_ready(states)
 
-    work = NUM_MEMBERS * NUM_STEPS * BATCH_SIZE
+    work = batches["label"].size
     for method in ("map", "vmap"):
         sweep_step = many.make_sweep_step(
             many.scan_steps(step), in_axes=(0, 0, 0), method="map" if method == "map" else "vmap"
@@ -64,11 +79,7 @@ def compare(width: int, batches: Batch, temperatures: Array) -> None:
             jax.block_until_ready(stacked)
 
         first, second, quotient = ratio(one_by_one, together, repeats=5)
-        print(
-            f"width {width}, {method}: one by one {work / first:,.0f} members x examples/s, "
-            f"sweep {work / second:,.0f}, ratio {quotient:.2f}",
-            flush=True,
-        )
+        yield method, work / first, work / second, quotient
 
 
 def new_state(
@@ -81,10 +92,11 @@ def new_state(
     return init_train_state(jax.random.key(seed), model, objective, optimizer, batch, outputs)
 
 
-def random_batches() -> dict[str, np.ndarray]:
+def random_batches(
+    shape: tuple[int, int, int] = (NUM_MEMBERS, NUM_STEPS, BATCH_SIZE),
+) -> dict[str, np.ndarray]:
     """Draw [members, steps, batch, ...] images, labels and logits."""
     rng = np.random.default_rng(0)
-    shape = (NUM_MEMBERS, NUM_STEPS, BATCH_SIZE)
     return {
         "image": rng.normal(size=(*shape, 28, 28, 1)).astype(np.float32),
         "label": rng.integers(0, 10, shape).astype(np.int32),

@@ -36,34 +36,36 @@ def step_and_state(batch: Any) -> tuple[Any, Any]:
     return run, step.init_train_state(key, student, objective, optimizer, batch, outputs)
 
 
-def step_only(run: Any, state: Any, batch: Any) -> Callable[[], None]:
+def step_only(run: Any, state: Any, batch: Any, num_steps: int) -> Callable[[], None]:
     """Return a function that takes steps on one batch."""
     batch = jax.device_put(batch)
 
     def train() -> None:
         nonlocal state
-        for _ in range(NUM_STEPS):
+        for _ in range(num_steps):
             state, _ = run(state, batch)
         jax.block_until_ready(state)
 
     return train
 
 
-def whole(run: Any, state: Any, batches: Iterator[Any], steps_per_call: int) -> Callable[[], None]:
+def whole(
+    run: Any, state: Any, batches: Iterator[Any], num_steps: int, steps_per_call: int
+) -> Callable[[], None]:
     """Return a function that trains by the loop, on batches of its own."""
 
     def train() -> None:
         nonlocal state
-        end = int(state.step) + NUM_STEPS
-        part = itertools.islice(batches, NUM_STEPS)
+        end = int(state.step) + num_steps
+        part = itertools.islice(batches, num_steps)
         state = loop.fit(run, state, part, num_steps=end, steps_per_call=steps_per_call)
         jax.block_until_ready(state)
 
     return train
 
 
-def main() -> None:
-    """Print the ratios."""
+def measured(num_steps: int = NUM_STEPS) -> Iterator[tuple[str, tuple[float, float, float]]]:
+    """Time both forms of the loop against the step alone; see `benchmarks.timing.ratio`."""
     rng = np.random.default_rng(0)
     examples = {
         "image": rng.integers(0, 256, (NUM_EXAMPLES, 28, 28, 1), np.uint8),
@@ -74,12 +76,17 @@ def main() -> None:
     held = many.several(many.with_examples(run, examples, sharding.make_mesh()))
     rows = data.train_rows(NUM_EXAMPLES, seed=0, batch_size=BATCH_SIZE)
     trainings = {
-        "one by one": whole(run, jax.tree.map(jax.numpy.copy, state), batches, 1),
-        "up to 50 a call": whole(held, jax.tree.map(jax.numpy.copy, state), rows, 50),
+        "one by one": whole(run, jax.tree.map(jax.numpy.copy, state), batches, num_steps, 1),
+        "up to 50 a call": whole(held, jax.tree.map(jax.numpy.copy, state), rows, num_steps, 50),
     }
-    alone = step_only(run, state, next(batches))
+    alone = step_only(run, state, next(batches), num_steps)
     for name, train in trainings.items():
-        result = ratio(alone, train, repeats=9)
+        yield name, ratio(alone, train, repeats=9)
+
+
+def main() -> None:
+    """Print the ratios."""
+    for name, result in measured():
         name = f"{NUM_STEPS} steps alone against whole training, {name}"
         print(line(name, result, 0.97, at_least=True), flush=True)
 
