@@ -351,6 +351,7 @@ def test_a_gain_has_an_interval():
     assert note.startswith("Against labels alone: +10.00 points of accuracy, 95 % interval +")
     assert note.endswith("by paired bootstrap over the 450 test examples and the 3 seeds.")
     alone = report.difference_note(scratch[:1], scratch[:1])
+    assert report.difference_note([np.zeros(3)], [np.ones(3)]) == ""
     assert "450 test examples alone: there is one seed. Chance alone may make" in alone
 
 

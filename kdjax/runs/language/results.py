@@ -1,5 +1,6 @@
 """What came out of a run on text: measures, samples, the teacher's next words; table and page."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ from kdjax.types import Variables
 
 Summary = dict[str, dict[str, Any]]
 """For each kind of network the number of parameters, and lists with one entry per network."""
+Blocks = dict[str, list[np.ndarray]]
+"""For each kind of network, by seed: what it needs for each batch of the text, [batches]."""
 
 _NAMES = {"teacher": "Teacher", "scratch": "Labels alone", "distilled": "Distilled"}
 _SAMPLED, _SHOWN, _CANDIDATES = 160, 32, 4
@@ -40,7 +43,7 @@ COLUMNS = (
 
 def summarize(
     opened: LanguageRun, teacher: Network, students: Sequence[tuple[str, int, Network]]
-) -> Summary:
+) -> tuple[Summary, Blocks]:
     """Measure the teacher and its students on the validation text.
 
     Args:
@@ -49,27 +52,38 @@ def summarize(
         students: kind (`scratch` or `distilled`), seed and network of each.
 
     Returns:
-        An entry for `teacher` and for each kind of student.
+        An entry for `teacher` and for each kind of student; and by kind and seed the bits per byte
+        of each batch of the text.
     """
     summary: Summary = {}
+    blocks: Blocks = {}
     rows = plans.with_hidden(opened, teacher, opened.text.validation.arrays)
     source = stored(models.head_of(teacher.variables).kernel)
     step_of = functools.lru_cache(lambda model: plans.make_eval_step(opened, model, source))
     for phase, seed, network in (("teacher", opened.settings.seed, teacher), *students):
+        step_fn, parts = step_of(network.model), []
+
+        def kept(*batch: Any, step_fn: Any = step_fn, parts: list[Any] = parts) -> Any:
+            parts.append(step_fn(*batch))
+            return parts[-1]
+
         found = measure(
-            *(opened.run, step_of(network.model), network.variables, rows),
-            batch_size=opened.eval_batch_size,
+            *(opened.run, kept, network.variables, rows), batch_size=opened.eval_batch_size
         )
         own: dict[str, Any] = {name: metrics.value(metric) for name, metric in found.items()}
         text = opened.text.validation
-        own["bits_per_byte"] = own["nll"] * text.num_tokens / text.num_bytes / math.log(2)
+        bits = text.num_tokens / text.num_bytes / math.log(2)
+        own["bits_per_byte"] = own["nll"] * bits
+        # Their mean is that of the text, whatever the size of the last one.
+        shares = [float(part["nll"][0]) * len(parts) / found["nll"][1] for part in parts]
+        blocks.setdefault(phase, []).append(bits * np.array(shares))
         own["tokens_per_second"] = _speed(opened, phase, seed)
         own["params_sha256"] = params_sha256(network.variables.params)
         count = int(models.num_params(network.variables.params))
         entry = summary.setdefault(phase, {"num_params": count})
         for name, value in own.items():
             entry.setdefault(name, []).append(value)
-    return summary
+    return summary, blocks
 
 
 def best_of(students: Sequence[Network], entry: Mapping[str, Any]) -> Network:
@@ -86,6 +100,7 @@ def format_table(summary: Summary) -> str:
 def write(
     opened: LanguageRun,
     summary: Summary,
+    blocks: Blocks,
     trained: Mapping[str, Network],
     command: str,
 ) -> None:
@@ -94,13 +109,14 @@ def write(
     Args:
         opened: the run.
         summary: see `summarize`.
+        blocks: likewise.
         trained: a network of each kind, by its name: the teacher, and two students.
         command: what did it.
     """
     said = {name: _sampled(opened, network) for name, network in trained.items()}
     words = _next_words(opened, trained)
     if is_leader():
-        page_fn = functools.partial(_page, opened, summary, said, words, command)
+        page_fn = functools.partial(_page, opened, summary, blocks, said, words, command)
         report.publish(opened.run.workdir, summary, format_table(summary), page_fn)
         say(f"student: {opened.run.workdir / 'student'}")
 
@@ -130,6 +146,7 @@ def _table(summary: Summary, titles: Sequence[str]) -> report.Table:
 def _page(
     opened: LanguageRun,
     summary: Summary,
+    blocks: Blocks,
     said: Mapping[str, str],
     words: report.Table,
     command: str,
@@ -157,10 +174,17 @@ def _page(
         "Seeds": f"{settings.seed} and up, {settings.num_seeds} of each kind",
         "Text": f"{opened.text.name}, {opened.text.tokenizer.name}",
     }
+    table = _table(summary, [column.title for column in COLUMNS])
+    gain = report.difference_note(
+        *(blocks["scratch"], blocks["distilled"]),
+        against="the text alone",
+        what="bits per byte",
+        unit="batches of the validation text",
+    )
     return report.results_page(
         f"A language model distilled on {opened.text.name}",
         lede,
-        _table(summary, [column.title for column in COLUMNS]),
+        dataclasses.replace(table, note=f"{table.note}. {gain}".strip()),
         {},
         facts(opened.run, command, **known),
         tiles=tiles,

@@ -11,8 +11,9 @@ from kdjax.runs.report._drawing import LABEL, Cell, Drawing, legend, plain_figur
 from kdjax.runs.report._page import Section, Table
 from kdjax.runs.report._style import MUTED, colors_of
 
-NUM_BINS, LEAST = 15, 5
-"""Bins of confidence, and how many examples one has at least that is drawn."""
+NUM_BINS, LEAST, FEWEST = 15, 5, 10
+"""Bins of confidence, how many examples one has at least that is drawn, and from how many up there
+are intervals."""
 
 
 class Judged(NamedTuple):
@@ -135,6 +136,7 @@ def difference_note(
     *,
     against: str = "labels alone",
     what: str = "points of accuracy",
+    unit: str = "test examples",
 ) -> str:
     """Say how much is gained, with an interval by paired bootstrap.
 
@@ -142,8 +144,14 @@ def difference_note(
         before: scores of networks by seed, [examples] each, in the unit that is written.
         after: those of others by seed, on the same examples.
         against: what the first have learned from.
-        what: the unit.
+        what: the unit of the scores.
+        unit: what they are scores of.
+
+    Returns:
+        A sentence or two; nothing where there are too few to draw from.
     """
+    if len(before[0]) < FEWEST:
+        return ""
     gain, low, high = metrics.paired_bootstrap(before, after)
     num_seeds, count = len(before), len(before[0])
     seeds = f" and the {num_seeds} seeds" if num_seeds > 1 else " alone: there is one seed"
@@ -151,7 +159,7 @@ def difference_note(
     digits = 2 if max(abs(low), abs(high)) >= 0.1 else 4
     return (
         f"Against {against}: {gain:+.{digits}f} {what}, 95 % interval {low:+.{digits}f} to "
-        f"{high:+.{digits}f}, by paired bootstrap over the {count:,} test examples{seeds}.{unsure}"
+        f"{high:+.{digits}f}, by paired bootstrap over the {count:,} {unit}{seeds}.{unsure}"
     )
 
 
