@@ -60,7 +60,7 @@ FAULTS = (
         "half = jnp.sqrt(1 - share)[:, None]",
         "tests/data/test_data_mixtures.py",
     ),
-    Fault("average", "kdjax/runs/teaching.py", "(n + 1), decay)", "(n + 1), 0.999)", ASKED),
+    Fault("average", RUNS + "recipes.py", "(n + 1), decay)", "(n + 1), 0.999)", ASKED),
     Fault("smoothing", "kdjax/losses/_classification.py", "(1 - e) * values", "values", ASKED),
     Fault("warm-up", RUNS + "recipes.py", "num_steps // 50", "num_steps // 20", RECIPES),
     Fault(
@@ -141,7 +141,7 @@ FAULTS = (
     Fault(
         "kd-weight",
         RUNS + "methods.py",
-        "(terms.cross_entropy(), 1 - weight)",
+        "(terms.cross_entropy(), rest)",
         "(terms.cross_entropy(), 1.0)",
         METHODS,
     ),
