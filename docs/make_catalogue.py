@@ -168,7 +168,7 @@ HEAD = """# The catalogue
 What `python -m experiments.distill --method NAME` knows, and the functions of `kdjax.losses` behind
 it. For your own objectives, `kdjax.terms` has a term of each: `terms.of(losses.NAME, ...)`, or one
 with a name of its own where something is learned. Docstrings have arguments, shapes and deviations
-from the papers; [golden.md](golden.md) says whose code each was held against.
+from the papers; [the peers' own code](golden.md) says whose code each was held against.
 
 *Golden entries*: values with gradients, computed by other libraries' and the authors' code, that
 the tests hold ours against. *Time*, *memory*: the step's time and the memory it needs at its peak,

@@ -17,7 +17,7 @@ HEAD = """# The losses by their names
 
 The names that papers gave their methods, the functions of `kdjax.losses` and the room of each. The
 docstrings have formulas, arguments and deviations from the papers;
-[catalogue.md](catalogue.md) has the methods that the scripts know.
+[the catalogue](catalogue.md) has the methods that the scripts know.
 
 | name | function | room | what it does |
 | --- | --- | --- | --- |
