@@ -159,6 +159,7 @@ def test_trainings_are_given_in_numbers(tmp_path, undrawn):
     ("scratch", "distilled", "sentence"),
     [
         ((40, 44), (20, 22), "makes 21 test errors on average, 50% fewer than"),
+        ((40, 44), (38, 44), "labels alone (42); seeds alone differ by as much."),
         ((40,), (50,), "makes 50 test errors, 25% more than"),
         ((40,), (40,), "both make 40 test errors"),
         ((0,), (2,), "makes 2 test errors, 2 more than"),

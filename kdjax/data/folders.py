@@ -12,7 +12,7 @@ from kdjax._extras import MissingPackage
 from kdjax.data import arrays
 from kdjax.data.crops import CropFn, Size, stretch
 from kdjax.data.images import seen
-from kdjax.data.labels import class_labels, embedding_labels
+from kdjax.data.labels import LabelsFn, class_labels, embedding_labels
 from kdjax.data.records import Reader, reading
 from kdjax.data.sets import (
     FILE_LIMIT,
@@ -45,18 +45,23 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": Path(self.paths[index]), "label": int(self.labels[index])}
+        return {"image": Path(self.paths[index]), "label": self.labels[index]}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return [self[index] for index in indices]
 
 
 class _Found(NamedTuple):
-    """Files of each split, with the classes that their folders name."""
+    """Files of each split, with the classes that their folders name, if there are some."""
 
     splits: dict[str, Files]
     label_names: tuple[str, ...]
     num_bytes: dict[str, int]
+
+    @property
+    def labels_fn(self) -> LabelsFn:
+        """How the labels are read: without classes they are embeddings of no numbers."""
+        return class_labels if self.label_names else embedding_labels
 
 
 def from_folder(path: str | Path, **options: Unpack[Options]) -> Dataset:
@@ -66,6 +71,9 @@ def from_folder(path: str | Path, **options: Unpack[Options]) -> Dataset:
     are usually spelled) of such folders: PNG, JPEG, WebP, BMP and GIF, of which the first image is
     taken. It may be an `.npz` file, or hold one, or `.npy` files: `images` and `labels`, or
     `x_train`, `y_train`, `x_test`, `y_test` and the like. Or the package `datasets` has saved it.
+
+    Embeddings (`labels_fn`) need no classes: images may lie in the folder itself, or in those of
+    the splits, without labels.
 
     Images are gray if all files are. What is transparent shows white, what has 16 bits keeps the
     upper 8, and photographs are turned upright. Images that differ in size, or have more than 64
@@ -109,7 +117,7 @@ def from_folder(path: str | Path, **options: Unpack[Options]) -> Dataset:
         )
     if kind != "images":
         return arrays.from_file(path, saved=kind == "saved", options=options)
-    found = _listed(path)
+    found = _found(path, labels_fn)
     said = _counted(path, found)
     probed = _probed(found.splits.values())
     sizes, channels = [seen for seen, _ in probed], max(count for _, count in probed)
@@ -117,6 +125,7 @@ def from_folder(path: str | Path, **options: Unpack[Options]) -> Dataset:
     reader = Reader(
         *(_name_of(path), str(path), found.splits.__getitem__, found.num_bytes, "image", "label"),
         *(found.label_names, channels, wanted, options.get("crop_fn", stretch), True),
+        labels_fn=found.labels_fn,
     )
     if {*sizes} != {wanted}:
         said += f", resized to {wanted[0]} x {wanted[1]} (image_size chooses another size)"
@@ -218,6 +227,12 @@ def kind_of(path: Path) -> Kind:
     return "tfds" if found else "images"
 
 
+def _found(path: Path, labels_fn: LabelsFn) -> _Found:
+    """List the files of a set; those of embeddings need no classes."""
+    bare = _without_classes(path) if labels_fn is embedding_labels else {}
+    return _unnamed(bare) if bare else _listed(path)
+
+
 def _listed(path: Path) -> _Found:
     """List the files of a set, by split and class; nothing is opened."""
     splits = _splits_in(path)
@@ -238,6 +253,26 @@ def _listed(path: Path) -> _Found:
             sizes += sum(size for _, size in own)
         files[split], num_bytes[split] = Files(paths, np.array(labels, np.int64)), sizes
     return _Found(files, tuple(classes), num_bytes)
+
+
+def _without_classes(path: Path) -> dict[str, Path]:
+    """Return the folders of images where none is of a class: those of the splits, or the folder."""
+    inner = _folders(path)
+    splits = {name: path / name for name in inner if role_of(name)} if inner else {_ALL: path}
+    is_bare = len(splits) >= len(inner) and not any(map(_folders, splits.values()))
+    return splits if is_bare else {}
+
+
+def _unnamed(splits: dict[str, Path]) -> _Found:
+    """List the files of splits without classes."""
+    files, num_bytes = {}, {}
+    for split, folder in splits.items():
+        own = list(_images_below(str(folder)))
+        if not own:
+            raise ValueError(f"{folder} holds no images: fill the folder or remove it")
+        files[split] = Files([file for file, _ in own], np.zeros((len(own), 0)))
+        num_bytes[split] = sum(size for _, size in own)
+    return _Found(files, (), num_bytes)
 
 
 def _splits_in(path: Path) -> dict[str, Path]:
@@ -277,6 +312,7 @@ def _counted(path: Path, found: _Found) -> str:
     count, names = sum(map(len, found.splits.values())), ", ".join(found.label_names[:8])
     more = ", ..." if len(found.label_names) > 8 else ""
     what = f"{count} images in {len(found.label_names)} class folders ({names}{more})"
+    what = what if names else f"{count} images without classes"
     if _ALL in found.splits:
         return what
     others = [name for name in _folders(path) if name not in found.splits]

@@ -41,7 +41,7 @@ class Reader(NamedTuple):
         """Open a split."""
         return self.open_fn(split)
 
-    def hclass_labels(self, split: str, num_probed: int | None = None) -> bool:
+    def has_labels(self, split: str, num_probed: int | None = None) -> bool:
         """Return whether a split has any label, by some of its records; TFDS writes -1 for none."""
         with reading(f"{self.name}: split {split} in {self.where}"):
             source = self.source(split)

@@ -85,10 +85,8 @@ def load(
     splits = builder.info.splits
     reader = _reader(name, builder, image_size, crop_fn)
     streaming = streaming or max(s.num_bytes for s in splits.values()) > FILE_LIMIT
-    hclass_labels = functools.partial(
-        reader.hclass_labels, num_probed=_NUM_PROBED if streaming else None
-    )
-    train_split, test_split = _choose_splits(name, builder.info, hclass_labels)
+    has_labels = functools.partial(reader.has_labels, num_probed=_NUM_PROBED if streaming else None)
+    train_split, test_split = _choose_splits(name, builder.info, has_labels)
     how = How(validation_fraction, split_seed, memory_limit, streaming)
     dataset = read_set(reader, Parts(train_split, None, test_split), how)
     source = f"split {test_split}" if test_split else f"{TEST_FRACTION:.0%} of split {train_split}"
@@ -268,7 +266,7 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-def _choose_splits(name: str, info: Any, hclass_labels: Any) -> tuple[str, str | None]:
+def _choose_splits(name: str, info: Any, has_labels: Any) -> tuple[str, str | None]:
     """Return the training split, and the test split or None if one must be cut off."""
     names = list(info.splits)
     train = "train" if "train" in names else next((s for s in names if "train" in s), None)
@@ -277,7 +275,7 @@ def _choose_splits(name: str, info: Any, hclass_labels: Any) -> tuple[str, str |
     if train is None:
         raise ValueError(f"{name} has the splits {names}, none of which is for training")
     candidates = [s for s in _TEST_SPLITS if s in names and s != train]
-    return train, next((s for s in candidates if hclass_labels(s)), None)
+    return train, next((s for s in candidates if has_labels(s)), None)
 
 
 def _folders(path: Path) -> list[Path]:

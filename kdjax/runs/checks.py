@@ -22,6 +22,7 @@ def check(asked: RunSettings, settings: Resolved, dataset: data.Dataset, mesh: M
     """
     _check_rows(asked, settings, dataset)
     _check_task(settings, tasks.of(settings.task, dataset))
+    _check_stored(settings, dataset)
     _check_examples(asked, settings, dataset)
     _check_unlabelled(asked, settings, dataset)
     check_batches(settings, mesh)
@@ -69,6 +70,26 @@ def _check_task(settings: Resolved, task: tasks.Task) -> None:
     for words, is_wrong in wrong.items():
         if is_wrong:
             raise ValueError(f"--task {task.name}: {words}; leave it out")
+
+
+def _check_stored(settings: Resolved, dataset: data.Dataset) -> None:
+    """Raise a ValueError if something needs more of a teacher than what it said of the images."""
+    if settings.stored_logits is None:
+        return
+    views, given = recipes.changes_images(settings.augment), settings.teacher
+    needs = Need.FEATURES | Need.MAPS | Need.CLASSIFIER
+    wrong = {
+        f"--augment {' '.join(settings.augment)} makes others of them": views,
+        f"--method {settings.method} looks into the teacher": any(
+            methods.METHODS[name].needs & needs for name in methods.methods_in(settings.method)
+        ),
+        "--teacher.checkpoint or .module is another teacher": given.checkpoint or given.module,
+        "--data.unlabelled has none": settings.data.unlabelled,
+        "--data.streaming keeps none beside its images": data.is_lazy(dataset.train._asdict()),
+    }
+    for words, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(f"--stored-logits are of the images as they are, and {words}")
 
 
 def _check_examples(asked: RunSettings, settings: Resolved, dataset: data.Dataset) -> None:

@@ -11,6 +11,7 @@ arXiv:1503.02531. The same command on the same work directory goes on where it w
 """
 
 import dataclasses
+from pathlib import Path
 
 import kdjax
 from kdjax import runs
@@ -38,6 +39,10 @@ class Settings(OneMethodSettings):
     embedding_size: int | None = flag(
         "Numbers of an embedding. Default: those of the labels or of the given teacher, else 64.",
         POSITIVE,
+    )
+    stored_logits: Path | None = flag(
+        "A .npz file with what a teacher says of the images as they are, in its place: logits "
+        "`train`, `validation` and `test`, in the order of the data's splits."
     )
     audit: bool = audit_flag()
     extend: bool = flag(

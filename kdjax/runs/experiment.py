@@ -16,7 +16,7 @@ from kdjax._version import __version__
 from kdjax.checkpoint import lock
 from kdjax.loop import stop_on_signals
 from kdjax.models import Network
-from kdjax.runs import checks, fingerprints, methods, networks, processes, tasks, workdir
+from kdjax.runs import checks, fingerprints, methods, networks, processes, stored, tasks, workdir
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Run
 from kdjax.runs.networks import spec_of
@@ -35,6 +35,7 @@ class Experiment:
     run: Run
     given_teacher: Network | None
     student_start: Variables | None = None
+    stored_logits: stored.Logits | None = None
 
     @functools.cached_property
     def task(self) -> tasks.Task:
@@ -171,11 +172,12 @@ def open_experiment(
     mesh = mesh_of(settings.mesh)
     checks.check(asked, settings, dataset, mesh)
     # Before the directory is claimed: a teacher that does not fit must not leave a trace.
+    settings, said_by_teacher = _with_stored(settings, dataset)
     settings, given_teacher, student_start = _checked_networks(settings, dataset)
     with lock(settings.workdir):
         content = {
             "data": fingerprints.of_data(dataset),
-            "teacher": fingerprints.of_path(settings.teacher.checkpoint),
+            "teacher": fingerprints.of_path(settings.stored_logits or settings.teacher.checkpoint),
             "student": fingerprints.of_path(settings.student.checkpoint),
         }
         claimed = claim(content, asked, _named(settings, dataset))
@@ -186,7 +188,7 @@ def open_experiment(
         own["claim"] = claimed
         run = narrowed(Run, settings, **own)
         _describe(asked, settings, dataset, run)
-        yield Experiment(settings, dataset, run, given_teacher, student_start)
+        yield Experiment(settings, dataset, run, given_teacher, student_start, said_by_teacher)
 
 
 def open_run(
@@ -228,6 +230,20 @@ def origin(trained_by: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {**{name: said(key) for name, key in names.items()}, "Training began": said("time")}
 
 
+def _with_stored(
+    settings: Resolved, dataset: data.Dataset
+) -> tuple[Resolved, stored.Logits | None]:
+    """Read what a teacher said, where it is given; the size of embeddings is that of its own."""
+    if settings.stored_logits is None:
+        return settings, None
+    free = settings.task == "embeddings" and settings.embedding_size is None
+    size = tasks.num_outputs(settings.task, dataset, settings.embedding_size)
+    said = stored.read(settings.stored_logits, dataset, None if free else size)
+    if free:
+        settings = dataclasses.replace(settings, embedding_size=said["train"].shape[-1])
+    return settings, said
+
+
 def _checked_networks(
     settings: Resolved, dataset: data.Dataset
 ) -> tuple[Resolved, Network | None, Variables | None]:
@@ -247,10 +263,10 @@ def _checked_networks(
     teacher = given.spec if given else teacher
     if any_size:
         settings = dataclasses.replace(settings, embedding_size=teacher.num_classes)
-    if task.hard is None and given is None:
+    if task.hard is None and given is None and settings.stored_logits is None:
         raise ValueError(
             "--task embeddings without labels needs a teacher that is given: --teacher.checkpoint, "
-            "or .module"
+            "or .module, or --stored-logits"
         )
     student = spec_of(settings, dataset, settings.student)
     networks.check_own("--student", student, learns=True)

@@ -8,7 +8,7 @@ import numpy as np
 from kdjax import metrics, models
 from kdjax.checkpoint import params_sha256
 from kdjax.models import Network
-from kdjax.runs import evaluation, tasks
+from kdjax.runs import evaluation, stored, tasks
 from kdjax.runs.evaluation import Run
 from kdjax.runs.tasks import SINGLE_LABEL, Task
 from kdjax.runs.teaching import TeacherResult
@@ -38,7 +38,10 @@ def summarize(
     measured = [("teacher", teacher.network), *students]
     # Networks of one description share a compiled step.
     eval_steps = {
-        network.spec: tasks.eval_step(task, network.model, run.layout_fn) for _, network in measured
+        network.spec: tasks.eval_step(
+            task, network.model, run.layout_fn, inputs_fn=stored.inputs_fn(network)
+        )
+        for _, network in measured
     }
     for phase, network in measured:
         num_params = int(models.num_params(network.variables.params))

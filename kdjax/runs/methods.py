@@ -268,13 +268,14 @@ def _lifted(
 
 
 def _kd(setup: Setup) -> Weighted:
-    weight: Weight = setup.soft_weight
-    if setup.last_soft_weight is not None:
-        weight = optax.linear_schedule(weight, setup.last_soft_weight, setup.num_steps)
+    first = setup.soft_weight
+    weights: list[Weight] = [first, 1 - first]
+    if (last := setup.last_soft_weight) is not None:
+        ends = (first, last), (1 - first, 1 - last)
+        weights = [optax.linear_schedule(*pair, setup.num_steps) for pair in ends]
     soft = setup.task.soft(setup.temperature)
-    followed = {name: (term, _scaled(weight, own)) for name, (term, own) in soft.items()}
-    rest = (lambda step: 1 - weight(step)) if callable(weight) else 1 - weight
-    return {**followed, "hard": (terms.cross_entropy(), rest)}
+    followed = {name: (term, _scaled(weights[0], own)) for name, (term, own) in soft.items()}
+    return {**followed, "hard": (terms.cross_entropy(), weights[1])}
 
 
 def _skd(setup: Setup) -> Weighted:
@@ -437,7 +438,6 @@ METHODS: Mapping[str, Method] = {
     name: method._replace(line=LINES[name]) for name, method in _ROWS.items()
 }
 """What `--method` knows: methods of logits, of features of any shape, and of feature maps."""
-
 BY_DESIGN: Mapping[str, tuple[str, ...]] = {
     "darkrank": ("zero at equality",),  # the likelihood of an order, not a distance
     "logit_mse": ("shift invariance",),  # raw logits, like their cosines in skd

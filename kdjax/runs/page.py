@@ -116,7 +116,7 @@ def _choices(experiment: Experiment, teacher: NetworkSpec) -> dict[str, str]:
     few = "all" if seen == num_train else f"{seen} of them, balanced over the classes"
     passes = f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''}"
     views = " and ".join(settings.augment or ("none",))
-    given = experiment.given_teacher is not None
+    given = experiment.given_teacher is not None or experiment.stored_logits is not None
     decay = {"cosine": "warm-up and cosine decay", "steps": "decay in steps"}[optimizer.schedule]
     kd = f", T = {settings.temperature:g}, soft weight {settings.soft_weight:g}"
     notes = {

@@ -65,6 +65,7 @@ class Resolved(MethodSettings):
     method: str = "kd"
     task: TaskName = "single-label"
     embedding_size: int | None = None
+    stored_logits: Path | None = None
     audit: bool = False
     eval_every: int | None = None
 
@@ -94,7 +95,7 @@ def resolve(settings: RunSettings, dataset: "Dataset") -> Resolved:
     in_epoch = seen if dataset.unlabelled is None else seen + len(dataset.unlabelled)
     usual_batch = 128 if seen >= 10_000 else 64
     batch_size = settings.batch_size or usual_batch
-    asked: tuple[Augmentation, ...] | None = getattr(settings, "augment", None)
+    asked = _asked_views(settings)
     task: TaskName = getattr(settings, "task", "single-label")
     shared, of_teacher = _views(dataset, task) if asked is None else (asked, asked)
     rate = optimizer.learning_rate or default_learning_rate(optimizer.name, batch_size)
@@ -156,6 +157,12 @@ def narrowed(wanted: type[T], settings: Any, **decided: Any) -> T:
     fields: Any = dataclasses.fields(wanted)  # type: ignore[arg-type]
     known = {f.name: getattr(settings, f.name) for f in fields if hasattr(settings, f.name)}
     return wanted(**{**known, **decided})
+
+
+def _asked_views(settings: RunSettings) -> tuple[Augmentation, ...] | None:
+    """Return the views that are asked for: stored logits are of the images as they are."""
+    asked: tuple[Augmentation, ...] | None = getattr(settings, "augment", None)
+    return () if asked is None and getattr(settings, "stored_logits", None) else asked
 
 
 def _views(

@@ -1,6 +1,7 @@
 """What `--task` decides, as data: the loss of the labels, what `kd` follows, what is measured."""
 
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -136,9 +137,17 @@ def arrays_of(examples: Examples) -> dict[str, Any]:
     return {**examples._asdict(), "label": np.where(known, examples.label, 0), "mask": known}
 
 
-def eval_step(task: Task, model: Model, layout_fn: Any = None) -> Callable[..., Any]:
+def eval_step(
+    task: Task,
+    model: Model,
+    layout_fn: Any = None,
+    *,
+    inputs_fn: Callable[[Batch], Any] = itemgetter("image"),
+) -> Callable[..., Any]:
     """Compile the evaluation of a network, as its task measures it."""
-    measure_fn = step.make_eval_step(model, layout_fn=layout_fn, metrics=task.measures)
+    measure_fn = step.make_eval_step(
+        model, inputs_fn=inputs_fn, layout_fn=layout_fn, metrics=task.measures
+    )
     if task.name == "single-label":
         return measure_fn
     shown = {"loss", *task.columns}

@@ -10,7 +10,17 @@ import numpy as np
 from kdjax import data, distributed, models, sharding, step, teachers
 from kdjax.models import Network, NetworkSpec
 from kdjax.objective import combine
-from kdjax.runs import evaluation, methods, networks, probes, recipes, tasks, training, unlabelled
+from kdjax.runs import (
+    evaluation,
+    methods,
+    networks,
+    probes,
+    recipes,
+    stored,
+    tasks,
+    training,
+    unlabelled,
+)
 from kdjax.runs.console import say
 from kdjax.runs.evaluation import Arrays, Run
 from kdjax.runs.experiment import Experiment
@@ -46,6 +56,9 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
     """Read the teacher that the settings name, or train one on all training examples."""
     settings, dataset, run = experiment.settings, experiment.dataset, experiment.run
     spec = spec_of(settings, dataset, settings.teacher)
+    if experiment.stored_logits is not None:
+        say(f"teacher        what it said is read from {settings.stored_logits}")
+        return answered(experiment, stored.network(spec))
     if experiment.given_teacher is not None:
         variables = experiment.given_teacher.variables
         on_mesh = sharding.put(variables, run.layout_fn(variables))
@@ -67,8 +80,19 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
 def answered(experiment: Experiment, network: Network) -> TeacherResult:
     """Put a network's answers beside the examples that networks are compared on: it can teach."""
     run, dataset = experiment.run, experiment.dataset
-    splits = (tasks.arrays_of(x) for x in (dataset.validation, dataset.test))
-    return TeacherResult(network, *(with_logits(run, network, split) for split in splits))
+    splits = {"validation": dataset.validation, "test": dataset.test}
+    arrays = (
+        {**tasks.arrays_of(examples), **_said(experiment, name)}
+        for name, examples in splits.items()
+    )
+    return TeacherResult(network, *(with_logits(run, network, split) for split in arrays))
+
+
+def _said(experiment: Experiment, split: str) -> Arrays:
+    """Return what a teacher that is not there said of a split, nothing of one that is."""
+    if experiment.stored_logits is None:
+        return {}
+    return {"teacher_logits": experiment.stored_logits[split]}
 
 
 def from_labels(
@@ -143,8 +167,8 @@ def plan_method(
         source = teachers.frozen(answering, network.variables)
     else:
         examples = with_answers(experiment, teacher, examples)
-        stored = "teacher_logits" in examples
-        source = teachers.stored() if stored else teachers.frozen(network.model, network.variables)
+        source = teachers.frozen(network.model, network.variables)
+        source = teachers.stored() if "teacher_logits" in examples else source
     if methods.looks_at_features(method):
         spec = methods.student_of(method, spec, setup)
         classifier = params.get(network.model.paths.head)
@@ -241,12 +265,14 @@ def student_spec(experiment: Experiment) -> NetworkSpec:
 def student_examples(experiment: Experiment) -> Arrays:
     """Pick the training examples that students see, balanced over the classes if there are some."""
     train, count = experiment.dataset.train, experiment.settings.data.student_examples
+    said = _said(experiment, "train")
     if count < len(train.label):
         labels = np.asarray(train.label)
         if labels.ndim > 1:
             labels = np.random.default_rng(0).permutation(len(labels))
-        train = data.take(train, balanced_subset(labels, count))
-    return tasks.arrays_of(train)
+        chosen = balanced_subset(labels, count)
+        train, said = data.take(train, chosen), {name: x[chosen] for name, x in said.items()}
+    return {**tasks.arrays_of(train), **said}
 
 
 def balanced_subset(labels: np.ndarray, num_examples: int) -> np.ndarray:
@@ -283,6 +309,8 @@ def with_logits(run: Run, network: Network, examples: Arrays) -> Arrays:
 
 def _teaching(experiment: Experiment, network: Network) -> Network:
     """Return the teacher in the precision and on the devices that it has while it teaches."""
+    if stored.is_stored(network):
+        return network
     settings, mesh = experiment.settings, experiment.run.mesh
     precision = settings.teacher.precision or network.spec.precision
     spec = dataclasses.replace(network.spec, precision=precision)

@@ -253,7 +253,7 @@ def _moved(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         return []
     both = flatten(old), flatten(new)
     networks = "teacher.checkpoint", "student.checkpoint"
-    names = *networks, "data.unlabelled", "data.file", "data.tokenizer"
+    names = *networks, "stored_logits", "data.unlabelled", "data.file", "data.tokenizer"
     return ["data.dir", *(n for n in names if all(x.get(n) is not None for x in both))]
 
 

@@ -78,6 +78,23 @@ def test_splits_that_are_there_are_taken(tmp_path, names):
     assert f"test from {names[1]}" in found.splits
 
 
+@pytest.mark.parametrize("names", [(".",), ("train", "test")])
+def test_embeddings_need_no_class_folders(names, tmp_path, capsys):
+    for seed, name in enumerate(names):
+        fill(tmp_path / "bare", (name,), 10, seed)
+    for streaming in (False, True):
+        found = data.from_folder(
+            tmp_path / "bare", labels_fn=data.embedding_labels, streaming=streaming
+        )
+        assert np.asarray(found.train.label).shape == (len(found.train.image), 0)
+        assert found.label_names == () and found.found.endswith("images without classes")
+        assert len(found.test.label) == (2 if names == (".",) else 10)
+    with pytest.raises(ValueError, match="folder of images for each class"):
+        data.from_folder(tmp_path / "bare")
+    with_classes = data.from_folder(fill(tmp_path / "named"), labels_fn=data.embedding_labels)
+    assert with_classes.label_names == ("cat", "dog")
+
+
 def test_a_class_may_be_called_train(tmp_path):
     fill(tmp_path, ("car", "train"))
     assert data.from_folder(tmp_path).label_names == ("car", "train")

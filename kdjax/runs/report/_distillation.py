@@ -175,8 +175,17 @@ def _headline(summary: Summary) -> str:
     average = " on average" if len(summary["distilled"]["test_errors"]) > 1 else ""
     return (
         f"Taught by the teacher, the student makes {_count(distilled)} test errors{average}, "
-        f"{amount} {direction} than the same network taught by labels alone ({_count(scratch)})."
+        f"{amount} {direction} than the same network taught by labels alone ({_count(scratch)})"
+        f"{_doubt(summary, change)}."
     )
+
+
+def _doubt(summary: Summary, change: float) -> str:
+    """Say so where the means differ by no more than seeds do."""
+    errors = [summary[phase]["test_errors"] for phase in ("scratch", "distilled")]
+    several = min(map(len, errors)) > 1
+    spread = max(float(np.std(x, ddof=1)) for x in errors) if several else 0.0
+    return "; seeds alone differ by as much" if change <= spread else ""
 
 
 def _mean(entry: Mapping[str, Any], column: Column) -> str:
