@@ -141,7 +141,7 @@ FAULTS = (
     Fault(
         "kd-weight",
         RUNS + "methods.py",
-        "(terms.cross_entropy(), rest)",
+        "(terms.cross_entropy(), weights[1])",
         "(terms.cross_entropy(), 1.0)",
         METHODS,
     ),

@@ -61,7 +61,8 @@ def summarize(
     source = stored(models.head_of(teacher.variables).kernel)
     step_of = functools.lru_cache(lambda model: plans.make_eval_step(opened, model, source))
     for phase, seed, network in (("teacher", opened.settings.seed, teacher), *students):
-        step_fn, parts = step_of(network.model), []
+        step_fn = step_of(network.model)
+        parts: list[Any] = []
 
         def kept(*batch: Any, step_fn: Any = step_fn, parts: list[Any] = parts) -> Any:
             parts.append(step_fn(*batch))
