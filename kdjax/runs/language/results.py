@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,15 +61,10 @@ def summarize(
     source = stored(models.head_of(teacher.variables).kernel)
     step_of = functools.lru_cache(lambda model: plans.make_eval_step(opened, model, source))
     for phase, seed, network in (("teacher", opened.settings.seed, teacher), *students):
-        step_fn = step_of(network.model)
         parts: list[Any] = []
-
-        def kept(*batch: Any, step_fn: Any = step_fn, parts: list[Any] = parts) -> Any:
-            parts.append(step_fn(*batch))
-            return parts[-1]
-
+        step_fn = _keeping(step_of(network.model), parts)
         found = measure(
-            *(opened.run, kept, network.variables, rows), batch_size=opened.eval_batch_size
+            *(opened.run, step_fn, network.variables, rows), batch_size=opened.eval_batch_size
         )
         own: dict[str, Any] = {name: metrics.value(metric) for name, metric in found.items()}
         text = opened.text.validation
@@ -85,6 +80,16 @@ def summarize(
         for name, value in own.items():
             entry.setdefault(name, []).append(value)
     return summary, blocks
+
+
+def _keeping(step_fn: Callable[..., Any], parts: list[Any]) -> Callable[..., Any]:
+    """Return a step that keeps what it measures of each batch."""
+
+    def kept(*given: Any) -> Any:
+        parts.append(step_fn(*given))
+        return parts[-1]
+
+    return kept
 
 
 def best_of(students: Sequence[Network], entry: Mapping[str, Any]) -> Network:
