@@ -86,7 +86,8 @@ code { font: .9em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
   th:first-child { white-space: normal; min-width: 6rem; }
   .few thead, .few td:empty { display: none; } .few tr { display: block; padding: .7rem 0; }
   .few tr > * { display: flex; justify-content: space-between; gap: 1rem; padding: .1rem 0; }
-  .few td::before { content: attr(data-name); color: var(--muted); text-align: left; }
+  .few td::before { content: attr(data-name); color: var(--muted); text-align: left;
+    white-space: normal; }
   .few tbody tr > * { border: 0; } .few tbody tr + tr { border-top: 1px solid var(--rule); } }
 @media print {
   body { font-size: 10pt; background: none; } main { max-width: none; padding: 0; }
