@@ -87,7 +87,7 @@ def test_embeddings_need_no_class_folders(names, tmp_path, capsys):
             tmp_path / "bare", labels_fn=data.embedding_labels, streaming=streaming
         )
         assert np.asarray(found.train.label).shape == (len(found.train.image), 0)
-        assert found.label_names == () and found.found.endswith("images without classes")
+        assert found.label_names == () and "images without classes" in found.found
         assert len(found.test.label) == (2 if names == (".",) else 10)
     with pytest.raises(ValueError, match="folder of images for each class"):
         data.from_folder(tmp_path / "bare")
