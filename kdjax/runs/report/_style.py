@@ -60,7 +60,7 @@ p { margin: 0 0 1rem; max-width: 42rem; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; line-height: 1.4;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .5rem .45rem; text-align: right; vertical-align: bottom; }
-td { white-space: nowrap; } td.words { white-space: normal; }
+td { white-space: nowrap; } td.words { white-space: normal; min-width: 11rem; }
 th:first-child { text-align: left; padding-left: 0; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--muted); font-weight: 500; font-size: .8125rem;
