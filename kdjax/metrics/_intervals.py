@@ -47,7 +47,7 @@ def calibrated_gaps(
     """
     probs = np.sort(np.asarray(confidence, np.float32).ravel())
     rng, totals = np.random.default_rng(seed), np.zeros((num_samples, num_bins))
-    bins = np.clip(np.ceil(probs * num_bins).astype(int) - 1, 0, num_bins - 1)
+    bins = bins_of(probs, num_bins)
     filled = np.unique(bins, return_index=True, return_counts=True)
     for b, start, count in zip(*filled, strict=True):
         own = probs[start : start + count]
@@ -155,6 +155,12 @@ def paired_bootstrap(
         drawn[part] = np.einsum("bs,sk,bk->b", seeds, kinds, examples, optimize=True)
     low, high = np.quantile(drawn / gains.size, _tails(level))
     return Difference(float(gains.mean()), float(low), float(high))
+
+
+def bins_of(confidence: ArrayLike, num_bins: int) -> NDArray[np.intp]:
+    """Return the bins that confidences are in, as `calibration_of` has them."""
+    found = np.ceil(np.asarray(confidence, np.float32) * num_bins).astype(np.intp) - 1
+    return np.clip(found, 0, num_bins - 1)
 
 
 def _parts(num_samples: int, size: int) -> Iterator[slice]:

@@ -13,7 +13,7 @@ from kdjax.testing._compare import assert_finite, assert_zero, numbers
 from kdjax.testing._compile import compiled, known
 from kdjax.testing._drawing import some_mask, term_inputs
 from kdjax.testing._harness import Check, by_law, examine, raise_failures
-from kdjax.testing._probe import Answer, Probe, of_term, on_host, others, with_mask
+from kdjax.testing._probe import Probe, of_term, others, with_mask
 from kdjax.types import PyTree, Term, TermApply, TermInit, TermInputs, Variables
 
 
@@ -173,7 +173,7 @@ def _check_devices(probe: Probe) -> None:
     mesh = sharding.make_mesh(data=count)
     variables = sharding.replicate(probe.variables, mesh)
     inputs = jax.device_put(probe.inputs, sharding.batch_sharding(mesh))
-    want: Answer = on_host(probe.program(variables, inputs))
+    want = probe.program(variables, inputs)
     got = probe.base
     words = f"on one device (left), over {count} (right)"
     probe.assert_close((got.values, got.state), (want.values, want.state), words)

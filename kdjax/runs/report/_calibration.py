@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdjax import metrics
+from kdjax.metrics._intervals import bins_of
 from kdjax.runs.report._curves import name_of, title_of
 from kdjax.runs.report._drawing import LABEL, Cell, Drawing, legend, plain_figure, softmax
 from kdjax.runs.report._page import Section, Table
@@ -64,7 +65,7 @@ def calibration_section(networks: Mapping[str, Judged]) -> Section:
 def calibration_error(own: Judged) -> float:
     """Return the expected calibration error."""
     gaps = own.confidence - own.correct
-    return float(np.abs(np.bincount(_bins(own), gaps)).sum() / len(gaps))
+    return float(np.abs(np.bincount(bins_of(own.confidence, NUM_BINS), gaps)).sum() / len(gaps))
 
 
 def calibration_table(networks: Mapping[str, Judged]) -> Table:
@@ -163,14 +164,9 @@ def difference_note(
     )
 
 
-def _bins(own: Judged) -> np.ndarray:
-    found: np.ndarray = np.clip(np.ceil(own.confidence * NUM_BINS).astype(int), 1, NUM_BINS) - 1
-    return found
-
-
 def _binned(own: Judged) -> Bins:
     """Return what is in the bins that are not empty."""
-    bins = _bins(own)
+    bins = bins_of(own.confidence, NUM_BINS)
     count = np.bincount(bins, minlength=NUM_BINS)
     filled = count > 0
 
