@@ -111,27 +111,15 @@ def make_sweep_step(
         ValueError: if `in_axes` does not begin with 0 or the method has another name.
 
     Example:
-        >>> import functools
-        >>> import jax
         >>> import jax.numpy as jnp
-        >>> import optax
-        >>> from kdjax import many, models, step, terms
-        >>> from kdjax.objective import combine
-        >>> from kdjax.types import Outputs
-        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
-        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
-        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
-        >>> batch["teacher_logits"] = 9 * jnp.eye(10)[:4]
-        >>> teacher = Outputs(batch["teacher_logits"])
-        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
-        >>> make = functools.partial(step.init_train_state, **parts, teacher_outputs=teacher)
-        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
-        >>> train_step = step.make_train_step(**parts)
-        >>> states = jax.eval_shape(lambda state: many.stack([state, state]), state)
-        >>> sweep = many.make_sweep_step(train_step, in_axes=(0, None, None))
-        >>> states, metrics = jax.eval_shape(sweep, states, batch, teacher)
-        >>> states.step.shape
-        (2,)
+        >>> from kdjax import many
+        >>> def step(state, x, rate):
+        ...     return state - rate * x, {"loss": (state * x, jnp.array(1))}
+        ...
+        >>> sweep = many.make_sweep_step(step, in_axes=(0, None, 0))
+        >>> states, metrics = sweep(jnp.zeros(3), jnp.array(2.0), jnp.array([0.0, 1.0, 2.0]))
+        >>> print(states)
+        [ 0. -2. -4.]
     """
     if not in_axes or in_axes[0] != 0 or not {0, None}.issuperset(in_axes):
         raise ValueError(f"make_sweep_step: in_axes must be (0, ...) of 0 and None, got {in_axes}")
@@ -156,27 +144,14 @@ def scan_steps(step: AnyStep) -> AnyStep:
         metrics are summed over the steps as totals and counts are.
 
     Example:
-        >>> import functools
-        >>> import jax
         >>> import jax.numpy as jnp
-        >>> import optax
-        >>> from kdjax import many, models, step, teachers, terms
-        >>> from kdjax.objective import combine
-        >>> from kdjax.types import Outputs
-        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
-        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
-        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
-        >>> batch["teacher_logits"] = 9 * jnp.eye(10)[:4]
-        >>> teacher = Outputs(batch["teacher_logits"])
-        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
-        >>> make = functools.partial(step.init_train_state, **parts, teacher_outputs=teacher)
-        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
-        >>> train_step = step.make_train_step(**parts)
-        >>> train_step = step.with_teacher(train_step, teachers.stored())
-        >>> batches = jax.tree.map(lambda x: jnp.stack([x, x]), batch)
-        >>> state, metrics = jax.eval_shape(many.scan_steps(train_step), state, batches)
-        >>> metrics["loss"][0].shape
-        ()
+        >>> from kdjax import many
+        >>> def step(state, batch):  # `kdjax.step` makes one in real life
+        ...     return state + batch["x"].sum(), {"loss": (state, jnp.array(1))}
+        ...
+        >>> state, metrics = many.scan_steps(step)(jnp.array(0.0), {"x": jnp.ones((5, 4))})
+        >>> print(state, metrics["loss"][0])
+        20.0 40.0
     """
 
     def steps(state: TrainState, batches: PyTree, *rest: Any) -> tuple[TrainState, Metrics]:
@@ -201,28 +176,15 @@ def with_examples(step: Step, examples: Mapping[str, Any], mesh: Mesh) -> Step:
         `kdjax.data.train_batch` makes of the same rows.
 
     Example:
-        >>> import functools
-        >>> import jax
         >>> import jax.numpy as jnp
-        >>> import optax
-        >>> from kdjax import many, models, sharding, step, teachers, terms
-        >>> from kdjax.objective import combine
-        >>> from kdjax.types import Outputs
-        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
-        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
-        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
-        >>> batch["teacher_logits"] = 9 * jnp.eye(10)[:4]
-        >>> teacher = Outputs(batch["teacher_logits"])
-        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
-        >>> make = functools.partial(step.init_train_state, **parts, teacher_outputs=teacher)
-        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
-        >>> train_step = step.make_train_step(**parts)
-        >>> train_step = step.with_teacher(train_step, teachers.stored())
-        >>> mesh = sharding.make_mesh()
-        >>> held = many.with_examples(train_step, sharding.replicate(batch, mesh), mesh)
-        >>> state, metrics = jax.eval_shape(held, state, {"index": jnp.arange(8) % 4})
-        >>> metrics["loss"][0].shape
-        ()
+        >>> from kdjax import many, sharding
+        >>> def step(state, batch):  # `kdjax.step` makes one in real life
+        ...     return state + batch["x"].sum(), {"loss": (state, jnp.array(1))}
+        ...
+        >>> held = many.with_examples(step, {"x": jnp.arange(4.0)}, sharding.make_mesh())
+        >>> state, metrics = held(jnp.array(0.0), {"index": jnp.arange(8) % 4})
+        >>> print(state)
+        12.0
     """
     held = sharding.replicate(dict(examples), mesh)
     return carrying(_gathering(mesh), _as_tree(step), held)
@@ -245,27 +207,14 @@ def several(step: Step) -> Steps:
         with `steps_per_call=most`.
 
     Example:
-        >>> import functools
-        >>> import jax
         >>> import jax.numpy as jnp
-        >>> import optax
-        >>> from kdjax import many, models, step, teachers, terms
-        >>> from kdjax.objective import combine
-        >>> from kdjax.types import Outputs
-        >>> batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
-        >>> student, optimizer = models.mlp(10, widths=(8,)), optax.sgd(0.1)
-        >>> objective = combine({"kd": terms.kd()}, {"kd": 1.0})
-        >>> batch["teacher_logits"] = 9 * jnp.eye(10)[:4]
-        >>> teacher = Outputs(batch["teacher_logits"])
-        >>> parts = {"student": student, "objective": objective, "optimizer": optimizer}
-        >>> make = functools.partial(step.init_train_state, **parts, teacher_outputs=teacher)
-        >>> state = jax.eval_shape(make, jax.random.key(0), batch=batch)
-        >>> train_step = step.make_train_step(**parts)
-        >>> train_step = step.with_teacher(train_step, teachers.stored())
-        >>> batches = jax.tree.map(lambda x: jnp.stack([x, x]), batch)
-        >>> state, metrics = jax.eval_shape(many.several(train_step), state, batches, 2)
-        >>> metrics["loss"][0].shape
-        (2,)
+        >>> from kdjax import many
+        >>> def step(state, batch):  # `kdjax.step` makes one in real life
+        ...     return state + batch["x"].sum(), {"loss": (state, jnp.array(1))}
+        ...
+        >>> state, metrics = many.several(step)(jnp.array(0.0), {"x": jnp.ones((5, 4))}, 2)
+        >>> print(state, metrics["loss"][0])
+        8.0 [0. 4. 0. 0. 0.]
     """
     make_steps: Callable[..., Steps] = Partial
     return make_steps(_several, _as_tree(step))
