@@ -1,10 +1,11 @@
 """What chunks of tokens save: memory, time and error of kd_loss on heads against the plain form.
 
 python -m benchmarks.heads [--tokens 4096] [--vocab 131072] [--width 512] [--chunk-sizes 128 512]
+    [--timed-tokens 1024] [--repeats 3]
 
 Without flags the sizes are those of docs/language.md; the plain form then needs 20 GiB, and is
-compiled for its memory but timed at a quarter of the tokens. The last lines are kd_loss alone,
-against the textbook's formula.
+compiled for its memory but timed at a quarter of the tokens, or at --timed-tokens. The last lines
+are kd_loss alone, against the textbook's formula.
 """
 
 import argparse
@@ -66,14 +67,16 @@ def run(program: Any, args: Any) -> Any:
     return lambda: jax.block_until_ready(program(*args))
 
 
-def on_heads(tokens: int, vocab: int, width: int, sizes: list[int], repeats: int) -> None:
-    """Print memory at full size, and time and differences where the plain form fits."""
+def on_heads(
+    tokens: int, vocab: int, width: int, sizes: list[int], timed: int, repeats: int
+) -> None:
+    """Print memory at full size, and time and differences at the number of tokens to be timed."""
     shapes = jax.eval_shape(lambda: drawn(tokens, vocab, width))
     whole = mebibytes(compiled(functools.partial(plain, KD), shapes))
     usual = mebibytes(compiled(functools.partial(plain, textbook), shapes))
     print(f"{tokens} tokens, {vocab} words, width {width}: plain {whole:.0f} MiB, "
           f"textbook {usual:.0f} MiB")  # fmt: skip
-    args = drawn(min(tokens, max(2**27 // vocab, 1)), vocab, width)
+    args = drawn(timed, vocab, width)
     other = compiled(functools.partial(plain, KD), args)
     expected = jax.tree.leaves(other(*args))
     for size in sizes:
@@ -119,9 +122,11 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=131_072)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--chunk-sizes", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--timed-tokens", type=int)
     parser.add_argument("--repeats", type=int, default=3)
     flags = parser.parse_args()
-    on_heads(flags.tokens, flags.vocab, flags.width, flags.chunk_sizes, flags.repeats)
+    timed = flags.timed_tokens or min(flags.tokens, max(2**27 // flags.vocab, 1))
+    on_heads(flags.tokens, flags.vocab, flags.width, flags.chunk_sizes, timed, flags.repeats)
     alone()
 
 

@@ -280,6 +280,10 @@ def scan(
         return carry, y
 
     slow = jax.default_backend() == "cpu" and has_convolutions(program)
+    if slow and turns == 1:
+        # lax.scan makes a loop of a single turn.
+        carry, y = traced(init, jax.tree.map(lambda x: x[0], xs))
+        return carry, jax.tree.map(lambda x: x[None], y)
     turned: tuple[PyTree, PyTree] = jax.lax.scan(traced, init, xs, unroll=turns if slow else 1)
     return turned
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scripts
 
+from experiments.hinton2015 import all as everything
 from experiments.hinton2015 import gradient, networks, regulariser, report, teacher, unseen_digit
 from experiments.hinton2015.study import (
     Claim,
@@ -42,8 +43,9 @@ def run(name, *args, check=True):
 def tried(tmp_path_factory):
     """All scripts, in trial form, in one work directory."""
     workdir = tmp_path_factory.mktemp("hinton2015")
-    outputs = {name: run(name, "--quick", "--workdir", workdir).stdout for name in SCRIPTS}
-    return workdir, outputs
+    first = {name: run(name, "--quick", "--workdir", workdir).stdout for name in SCRIPTS[:-1]}
+    rest = run("all", "--quick", "--workdir", workdir).stdout
+    return workdir, {**first, SCRIPTS[-1]: rest}
 
 
 @pytest.mark.slow
@@ -68,6 +70,33 @@ def test_a_finished_script_reads_what_it_trained(tried):
     again = run("gradient", "--quick", "--workdir", workdir).stdout
     assert "steps in" in outputs["gradient"] and "steps in" not in again
     assert again.splitlines()[-5:] == outputs["gradient"].splitlines()[-5:]
+
+
+@pytest.mark.slow
+def test_all_does_what_is_left(tried):
+    workdir, outputs = tried
+    rest = outputs[SCRIPTS[-1]]
+    assert f"finished already: {', '.join(SCRIPTS[:-1])}\n" in rest
+    assert f"to do: {SCRIPTS[-1]}; a trial" in rest and f"page: {workdir}" in rest
+    again = run("all", "--quick", "--workdir", workdir).stdout
+    assert "to do" not in again and "steps in" not in again
+
+
+def test_all_states_its_time_and_the_command_of_a_section(tmp_path):
+    whole = everything.Settings()
+    assert set(everything.MINUTES) == set(SCRIPTS)
+    assert everything.duration(whole, SCRIPTS).startswith("about 7.5 hours")
+    command = (
+        "python -m experiments.hinton2015.all --data.dir /d --teacher f --sections mnist record"
+    )
+    own = "python -m experiments.hinton2015"
+    assert everything.command_of("mnist", command) == f"{own}.mnist --data.dir DIR"
+    last = "regulariser_cifar100"
+    expected = f"{own}.{last} --data.dir DIR --teacher FILE"
+    assert everything.command_of(last, command) == expected
+    asked = dataclasses.replace(whole, sections=("mnist", "mnits"), workdir=tmp_path)
+    with pytest.raises(ValueError, match="--sections: no mnits; there are mnist, record"):
+        everything.run(asked, command, lambda: False)
 
 
 @pytest.mark.slow

@@ -75,13 +75,16 @@ def test_a_scan_traces_its_body_once_and_elsewhere_is_a_loop_too(body, monkeypat
     xs = jnp.zeros((5, 1, 4, 4, 1))
     assert has_loop(lambda x: many.scan(counted, jnp.zeros(()), x), xs) == (body is multiplying)
     assert traces == [1]
+    single = has_loop(lambda x: many.scan(body, jnp.zeros(()), x), xs[:1])
+    assert single == (body is multiplying), "jax's own makes a loop of one turn"
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert "scan" in str(jax.make_jaxpr(lambda x: many.scan(body, jnp.zeros(()), x))(xs))
 
 
+@pytest.mark.parametrize("turns", [5, 1])
 @pytest.mark.parametrize("body", [convolving, multiplying])
-def test_a_scan_is_jaxs(body):
-    xs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 1, 4, 4, 1)), jnp.float32)
+def test_a_scan_is_jaxs(body, turns):
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(turns, 1, 4, 4, 1)), jnp.float32)
     chex.assert_trees_all_close(
         many.scan(body, jnp.zeros(()), xs), jax.lax.scan(body, jnp.zeros(()), xs), rtol=1e-6
     )

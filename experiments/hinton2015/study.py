@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import numpy as np
+
 import kdjax
 from kdjax import runs
 from kdjax.runs import flags
@@ -201,7 +203,7 @@ def run_script(
         settings_type: what it asks, with flags of its own if it has some.
     """
     program = f"python -m experiments.hinton2015.{section}"
-    title = about.strip().split("\n", 1)[0].rstrip(".")
+    title = title_of(about)
     asked, command = flags.read(settings_type, program, title, None)
     with flags.plain_errors(asked, resume_with=command):
         flags.check(asked)
@@ -209,7 +211,12 @@ def run_script(
             study = opened(asked, section, data_name, stop_fn)
             if stop_fn():
                 raise KeyboardInterrupt
-            write(study, title, body(study), command=_portable(command))
+            write(study, title, body(study), command=portable(command))
+
+
+def title_of(about: str) -> str:
+    """Return the heading of a script: the first line of its docstring."""
+    return about.strip().split("\n", 1)[0].rstrip(".")
 
 
 def opened(
@@ -224,7 +231,7 @@ def opened(
     name = asked.data.name or ("digits" if asked.quick else data_name)
     fraction = asked.data.validation_fraction
     dataset = kdjax.data.load(name, data_dir=asked.data.dir, validation_fraction=fraction)
-    root = asked.workdir or Path("runs") / ("hinton2015-quick" if asked.quick else "hinton2015")
+    root = root_of(asked)
     (root / section).mkdir(parents=True, exist_ok=True)
     mine = {"quick": asked.quick, "data.validation_fraction": fraction, "seed": asked.seed}
     path = root / f"data-{name.replace('/', '-')}.json"
@@ -239,6 +246,11 @@ def opened(
     names, shape = dataset.label_names, dataset.image_shape
     mean, std = (tuple(float(x) for x in values) for values in (dataset.mean, dataset.std))
     return Study(asked, section, run, dataset.train, test, names, shape, mean, std)
+
+
+def root_of(asked: StudySettings) -> Path:
+    """Return the work directory."""
+    return asked.workdir or Path("runs") / ("hinton2015-quick" if asked.quick else "hinton2015")
 
 
 def write(study: Study, title: str, found: Findings, *, command: str) -> None:
@@ -269,6 +281,15 @@ def write(study: Study, title: str, found: Findings, *, command: str) -> None:
         return runs.report.Page(title, [_section(result, figures)], *_said(claims))
 
     runs.report.publish(folder, runs.workdir.sealed(result), text, page, summary_name="result.json")
+
+
+def interval(values: Sequence[float]) -> str:
+    """Format the 95 % interval of a mean over seeds, Student's, of at least two values."""
+    # jax needs scipy, and has it loaded.
+    from scipy import stats
+
+    mean, spread = np.mean(values), stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    return f"{mean - spread:+.1f} to {mean + spread:+.1f}"
 
 
 def claim_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -358,7 +379,7 @@ def _times(trainings: Mapping[str, Trainings]) -> str:
     return f"{total:.0f} s: {', '.join(parts)}"
 
 
-def _portable(command: str) -> str:
+def portable(command: str) -> str:
     """Leave out of a command where its machine keeps things."""
     quoted = r"""[ =](?:'[^']*'|"'"|[^\s'])+"""
     command = re.sub(r"(--(?:data\.dir|workdir))" + quoted, r"\1 DIR", command)

@@ -12,8 +12,7 @@ from jax.tree_util import Partial
 from kdjax import loop, many, sharding
 from kdjax.runs.evaluation import Run
 from kdjax.runs.log import TrainingLog
-from kdjax.runs.settings import STEPS_PER_CALL
-from kdjax.runs.training import Feed, Training, fit, restored, rows_of
+from kdjax.runs.training import Feed, Training, fit, restored, rows_of, steps_per_call
 from kdjax.types import Batch, Metrics, PyTree, TrainState, Variables
 
 
@@ -50,10 +49,10 @@ def train_together(
     log = TrainingLog(run, training.phase, None, training.phase, training.num_steps)
     states = restored(log, directory, sharding.replicate(_made_alike(training, seeds), run.mesh))
     examples = sharding.replicate(dict(training.examples), run.mesh)
-    program = _program(training)
+    most = min(steps_per_call(run, _traced(training, states, settings)), training.num_steps)
+    program = _program(training, one_by_one=most == 1)
     source = jax.tree.map(jnp.asarray, training.teacher.variables)
     held = Partial(program, settings=settings, examples=examples, variables=source)
-    most = min(STEPS_PER_CALL, training.num_steps)
     feed = Feed(held, _rows_together(training, seeds, loop.step_of(states)), most)
 
     def watch(at: int, states: TrainState) -> dict[str, Any]:
@@ -76,14 +75,21 @@ def _rows_together(
         yield {"index": np.stack([drawn[seed] for seed in seeds])}
 
 
-def _program(training: Training) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Make the program of several steps of all members."""
+def _traced(training: Training, states: TrainState, settings: PyTree) -> Any:
+    """Trace a step of the first member, for what it is made of."""
+    batch = {name: x[: training.batch_size] for name, x in training.examples.items()}
+    state, setting = many.member((states, settings), 0)
+    return jax.make_jaxpr(training.step_fn(setting, training.teacher))(state, batch)
+
+
+def _program(training: Training, *, one_by_one: bool) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Make the program of several steps of all members, or of a single one without any loop."""
 
     def member(
         state: TrainState,
         rows: Batch,
         setting: PyTree,
-        count: jax.Array,
+        count: jax.Array | None,
         examples: Batch,
         held: PyTree,
     ) -> tuple[TrainState, Metrics]:
@@ -93,9 +99,16 @@ def _program(training: Training) -> Callable[..., tuple[TrainState, Metrics]]:
         def step_of_rows(state: TrainState, rows: Batch) -> tuple[TrainState, Metrics]:
             return one_step(state, {name: x[rows["index"]] for name, x in examples.items()})
 
+        if count is None:
+            return step_of_rows(state, rows)
         return many.take_steps(step_of_rows, state, rows, count)
 
     sweep = many.make_sweep_step(member, in_axes=(0, 0, 0, None, None, None))
+
+    def step(
+        states: TrainState, batch: Batch, *, settings: PyTree, **held: PyTree
+    ) -> tuple[TrainState, Metrics]:
+        return sweep(states, batch, settings, None, held["examples"], held["variables"])
 
     def steps(
         states: TrainState, batches: Batch, count: jax.Array, *, settings: PyTree, **held: PyTree
@@ -104,7 +117,7 @@ def _program(training: Training) -> Callable[..., tuple[TrainState, Metrics]]:
         states, taken = sweep(states, rows, settings, count, held["examples"], held["variables"])
         return states, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), taken)
 
-    return steps
+    return step if one_by_one else steps
 
 
 def _made_alike(training: Training, seeds: Sequence[int]) -> TrainState:

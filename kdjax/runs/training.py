@@ -126,7 +126,7 @@ def train(run: Run, training: Training, seed: int, *, directory: Path | None = N
     if _may_take_several(run, training):
         # Traced here, for what it is made of, and not again where it is compiled.
         traced = jax.make_jaxpr(training.train_step)(state, batch)
-        most = _steps_per_call(run, traced)
+        most = steps_per_call(run, traced)
     log = TrainingLog(run, training.phase, seed, label_of(training, seed), training.num_steps)
     log.hides = training.task.hides
     log.score_fn = training.score_fn or itemgetter(training.task.columns[0])
@@ -303,7 +303,7 @@ def _may_take_several(run: Run, training: Training) -> bool:
     return fits
 
 
-def _steps_per_call(run: Run, traced: Any) -> int:
+def steps_per_call(run: Run, traced: Any) -> int:
     """Return how many steps a call takes at most.
 
     Processes that train together cannot each go by their clock; they take one step a call unless
