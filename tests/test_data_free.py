@@ -65,11 +65,10 @@ def test_the_generators_loss_is_that_of_the_papers():
     rng = np.random.default_rng(0)
     teacher, student = rng.normal(size=(2, 6, 5)) * 2
     embedding = rng.normal(size=(6, 3))
-    weights = generator.Weights(1.0, 0.5, 2.0, 0.25)
+    weights = generator.Weights(1.0, 0.5, 2.0, 0.25, 0.75)
     with jax.enable_x64(True):
-        found = generator.generator_loss(
-            Outputs(jnp.asarray(teacher)), jnp.asarray(embedding), jnp.asarray(student), weights
-        )
+        arrays = Outputs(jnp.asarray(teacher)), jnp.asarray(embedding), jnp.asarray(student)
+        found = generator.generator_loss(*arrays, weights, statistics=0.4)
     p, q = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in (teacher, student))
     mean = p.mean(0)
     parts = [
@@ -77,9 +76,40 @@ def test_the_generators_loss_is_that_of_the_papers():
         -np.abs(embedding).mean(),
         (mean * np.log(mean)).sum(),
         -(p * np.log(p / q)).sum(-1).mean(),
+        0.4,
     ]
     np.testing.assert_allclose(found[1:], parts, rtol=1e-9)
     np.testing.assert_allclose(found.total, np.dot(weights, parts), rtol=1e-9)
+
+
+def test_statistics_are_held_against_those_that_a_teacher_has_kept():
+    model = models.convnet(3, widths=(4, 5), features=["stage_1/block_0/conv"])
+    images = np.random.default_rng(0).normal(1, 2, (6, 8, 8, 1)).astype(np.float32)
+    variables = model.init(jax.random.key(0), images)
+    with generator.watched_norms() as apart:
+        outputs, _ = model.apply(*variables, images, train=False)
+    assert len(apart) == 2
+    seen = np.asarray(outputs.features["stage_1/block_0/conv"], np.float64).reshape(-1, 4)
+    # At the start a BatchNorm has kept a mean of 0 and a variance of 1.
+    expected = np.linalg.norm(seen.mean(0)) + np.linalg.norm(seen.var(0) - 1)
+    np.testing.assert_allclose(apart[0], expected, rtol=1e-5)
+    outside = model.apply(*variables, images, train=False)[0]
+    assert len(apart) == 2, "nothing is watched any more"
+    np.testing.assert_array_equal(outside.logits, outputs.logits)
+    with generator.watched_norms() as apart:
+        plain = models.mlp(3, widths=(4,))
+        plain.apply(*plain.init(jax.random.key(0), images), images, train=False)
+    assert not apart
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (9, 6, 3)])
+def test_a_generator_of_convolutions_makes_images_of_any_size(shape):
+    made = generator.ConvGenerator(shape, 4)
+    variables = made.init(jax.random.key(0), np.ones((2, 5), np.float32), train=False)
+    noise = jax.random.normal(jax.random.key(1), (7, 5))
+    images, _ = made.apply(variables, noise, train=True, mutable="batch_stats")
+    assert images.shape == (7, *shape)
+    assert 0 <= images.min() < 60 and 195 < images.max() <= 255
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@
 from kdjax._renamed import moved
 from kdjax.models._blocks import BasicBlock
 from kdjax.models._build import Network, NetworkSpec, build, load_network, save_network
+from kdjax.models._convnet import ConvNet, convnet
 from kdjax.models._decoder import Decoder, decoder, head_of, transformer
 from kdjax.models._decoder_files import Pretrained, load_decoder, save_decoder
 from kdjax.models._decoder_spec import DecoderSpec, Details, LongContext, Rotary
@@ -38,6 +39,7 @@ __all__ = [
     "VGG",
     "BasicBlock",
     "BottleneckResNet",
+    "ConvNet",
     "Decoder",
     "DecoderSpec",
     "Details",
@@ -60,6 +62,7 @@ __all__ = [
     "build",
     "cifar_resnet50",
     "classes_of",
+    "convnet",
     "decoder",
     "from_linen",
     "from_llama",

@@ -11,14 +11,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.models import _mlp, _mobile, _residual, _shuffle, _transformer, _unet, _vgg, _wide
+from kdjax.models import (
+    _convnet,
+    _mlp,
+    _mobile,
+    _residual,
+    _shuffle,
+    _transformer,
+    _unet,
+    _vgg,
+    _wide,
+)
 from kdjax.models._heads import Classifier, probed, simkd, with_class_maps
 from kdjax.models._own import own_model, seen_from
 from kdjax.models._wrappers import check_raw, normalized, scaled
 from kdjax.types import Array, FeaturePaths, Model, Variables
 
 NETWORKS: Mapping[str, Callable[..., Model]] = {
-    "mlp": _mlp.mlp, "resnet8": _residual.resnet8, "resnet14": _residual.resnet14,
+    "mlp": _mlp.mlp, "convnet": _convnet.convnet,
+    "resnet8": _residual.resnet8, "resnet14": _residual.resnet14,
     "resnet20": _residual.resnet20, "resnet32": _residual.resnet32, "resnet44": _residual.resnet44,
     "resnet56": _residual.resnet56, "resnet110": _residual.resnet110,
     "resnet8x4": _residual.resnet8x4, "resnet32x4": _residual.resnet32x4,
@@ -36,6 +47,7 @@ NETWORKS: Mapping[str, Callable[..., Model]] = {
 _DTYPES: Mapping[str, Any] = {"float32": None, "bfloat16": jnp.bfloat16}
 _OWN_FIELDS = {
     "mlp": ("widths", "dropout", "input_dropout"),
+    "convnet": ("widths",),
     "unet": ("widths",),
     "vit": ("patch_size", "dropout", "drop_path", "distillation_token"),
 }

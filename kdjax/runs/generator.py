@@ -1,8 +1,9 @@
 """Images made up for a teacher: a generator that trains against it, and the student beside it."""
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -45,6 +46,30 @@ class Generator(nn.Module):
         return 255 * nn.sigmoid(x).reshape(-1, *self.image_shape)
 
 
+class ConvGenerator(nn.Module):
+    """Convolutions from noise to images between 0 and 255, at a quarter of their size, half, whole.
+
+    Modules: `hidden`, `conv_0`, `conv_1`, each with its norm; then `pixels`, `pixels_norm`.
+    """
+
+    image_shape: tuple[int, ...]
+    width: int = 32
+
+    @nn.compact
+    def __call__(self, noise: Array, *, train: bool) -> Array:
+        """Return images [batch, height, width, channels] for noise [batch, size]."""
+        height, width, channels = self.image_shape
+        small = -(-height // 4), -(-width // 4), self.width
+        x = nn.Dense(int(np.prod(small)), name="hidden")(noise).reshape(-1, *small)
+        x = _norm(train, "hidden_norm")(x)
+        for i, size in enumerate((self.width, self.width // 2)):
+            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+            x = nn.Conv(size, (3, 3), name=f"conv_{i}")(x)
+            x = nn.leaky_relu(_norm(train, f"conv_{i}_norm")(x), 0.2)
+        x = nn.Conv(channels, (3, 3), name="pixels")(x[:, :height, :width])
+        return 255 * nn.sigmoid(_norm(train, "pixels_norm")(x))
+
+
 class Weights(NamedTuple):
     """What the generator is asked for; see `generator_loss`."""
 
@@ -52,6 +77,7 @@ class Weights(NamedTuple):
     active: float = 0.1
     balanced: float = 5.0
     new: float = 0.0
+    statistics: float = 0.0
 
 
 class Fooled(NamedTuple):
@@ -62,6 +88,7 @@ class Fooled(NamedTuple):
     active: Array
     balanced: Array
     new: Array
+    statistics: Array
 
 
 class Plan(NamedTuple):
@@ -69,7 +96,7 @@ class Plan(NamedTuple):
 
     student: Model
     teacher: Variables
-    generator: Generator
+    generator: nn.Module
     init: Callable[[Array, Variables], "State"]
     step: Callable[..., tuple["State", Metrics]]
     num_steps: int
@@ -97,7 +124,8 @@ def plan(
         settings.optimizer, batch_size=size, num_steps=num_steps, norm_limit=norm_limit
     )
     decay = optax.cosine_decay_schedule(asked.learning_rate, num_steps)
-    generator = Generator(teacher.network.spec.image_shape)
+    make_generator = ConvGenerator if teacher.network.model.paths.spatial else Generator
+    generator = make_generator(teacher.network.spec.image_shape)
     student = models.build(spec)
     soft = terms.soft_targets(temperature=settings.temperature)
     embedding = teacher.network.model.paths.embedding
@@ -110,7 +138,7 @@ def plan(
         generator,
         batch_size=size,
         noise_size=asked.noise_size,
-        weights=Weights(asked.sure, asked.active, asked.balanced, asked.new),
+        weights=Weights(asked.sure, asked.active, asked.balanced, asked.new, asked.statistics),
         skip_nonfinite=settings.on_nonfinite == "skip",
     )
     variables = replicate(teacher.network.variables, experiment.run.mesh)
@@ -135,19 +163,25 @@ def student_variables(state: "State") -> Variables:
 
 
 def generator_loss(
-    teacher: Outputs, embedding: Array, student_logits: Array, weights: Weights
+    teacher: Outputs,
+    embedding: Array,
+    student_logits: Array,
+    weights: Weights,
+    statistics: Array | float = 0.0,
 ) -> Fooled:
     """Measure how unlike training data the teacher finds some images.
 
     sure: cross-entropy of the teacher with its own decisions; active: minus the mean absolute
     value of its embedding; balanced: minus the entropy of its mean prediction over the batch;
-    new: minus KL(teacher || student), so that images go where the student is wrong.
+    new: minus KL(teacher || student), so that images go where the student is wrong; statistics:
+    how far they are from what its BatchNorms saw.
 
     Args:
         teacher: its outputs for the images, logits [batch, num_classes].
         embedding: what its classifier reads, [batch, width].
         student_logits: [batch, num_classes].
-        weights: of the four parts.
+        weights: of the five parts.
+        statistics: the sum over the teacher's BatchNorms, see `watched_norms`.
 
     Returns:
         The parts and their weighted sum.
@@ -155,7 +189,7 @@ def generator_loss(
     References:
         Chen, Wang, Xu, Yang, Liu, Shi, Xu, Xu, Tian, "Data-Free Learning of Student Networks",
         2019, arXiv:1904.01186, equations 4 to 7. Fang, Song, Shen, Wang, Chen, Song, "Data-Free
-        Adversarial Distillation", 2019, arXiv:1912.11006, for the last part.
+        Adversarial Distillation", 2019, arXiv:1912.11006, for the part `new`.
     """
     log_probs = jax.nn.log_softmax(teacher.logits)
     probs = jnp.exp(log_probs)
@@ -166,9 +200,35 @@ def generator_loss(
         -jnp.mean(jnp.abs(embedding)),
         jnp.sum(mean * jnp.log(mean + 1e-12)),
         -jnp.mean(jnp.sum(probs * gap, axis=-1)),
+        jnp.asarray(statistics),
     )
     total = sum(weight * part for weight, part in zip(weights, parts, strict=True))
     return Fooled(jnp.asarray(total), *parts)
+
+
+@contextlib.contextmanager
+def watched_norms() -> Iterator[list[Array]]:
+    """Collect how far what every BatchNorm of a Linen network sees is from what it has kept.
+
+    |mean - kept mean| + |variance - kept variance|, norms over channels, for each that is called.
+
+    References:
+        Yin, Molchanov, Li, Alvarez, Mallya, Hoiem, Jha, Kautz, "Dreaming to Distill: Data-free
+        Knowledge Transfer via DeepInversion", 2019, arXiv:1912.08795, equation 4.
+    """
+    found: list[Array] = []
+
+    def watch(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+            kept, axes = context.module.variables["batch_stats"], tuple(range(args[0].ndim - 1))
+            apart = jnp.mean(args[0], axes) - kept["mean"], jnp.var(args[0], axes) - kept["var"]
+            # The norm of zeros has no gradient.
+            mean, variance = (jnp.sqrt(jnp.sum(jnp.square(x)) + 1e-12) for x in apart)
+            found.append(mean + variance)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        yield found
 
 
 def make_step(
@@ -177,7 +237,7 @@ def make_step(
     embedding: str,
     objective: Objective,
     optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation],
-    generator: Generator,
+    generator: nn.Module,
     *,
     batch_size: int,
     noise_size: int,
@@ -230,10 +290,13 @@ def make_step(
     ) -> tuple[Array, tuple[Array, Outputs, PyTree, Fooled]]:
         variables = {"params": params, **state.generator.state}
         images, changed = generator.apply(variables, noise(key), train=True, mutable="batch_stats")
-        outputs = answer(teacher_variables, images)
+        with watched_norms() as apart:
+            outputs = answer(teacher_variables, images)
         own = student_variables(state)
         logits = student.apply(*own, images, train=False)[0].logits
-        parts = generator_loss(outputs, outputs.features[embedding], logits, weights)
+        parts = generator_loss(
+            outputs, outputs.features[embedding], logits, weights, jnp.sum(jnp.asarray(apart))
+        )
         return parts.total, (images, outputs, changed, parts)
 
     def one_step(
@@ -255,11 +318,13 @@ def make_step(
 
 
 def images_of(
-    generator: Generator, variables: Variables, *, noise_size: int, count: int, seed: int
+    generator: nn.Module, variables: Variables, *, noise_size: int, count: int, seed: int
 ) -> np.ndarray:
     """Draw images of a trained generator, [count, height, width, channels] of 0 to 255."""
     noise = jax.random.normal(jax.random.key(seed), (count, noise_size))
-    images = generator.apply({"params": variables.params, **variables.state}, noise, train=False)
+    images: Any = generator.apply(
+        {"params": variables.params, **variables.state}, noise, train=False
+    )
     return np.asarray(images)
 
 

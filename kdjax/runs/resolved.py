@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _WIDTHS: dict[str, dict[str, tuple[int, ...]]] = {
     "mlp": {"teacher": (256, 256), "student": (32,)},
+    "convnet": {"teacher": (32, 64, 128), "student": (8, 16, 32)},
     "unet": {"teacher": (32, 64), "student": (8, 16)},
 }
 T = TypeVar("T")
@@ -128,7 +129,9 @@ def with_architecture(network: NetworkSettingsT, task: TaskName) -> NetworkSetti
         return network
     name = network.name or ("unet" if task == "pixels" else "mlp")
     if network.widths and name not in _WIDTHS:
-        raise ValueError(f"--{group}.widths are those of an mlp, and {name} has its own")
+        raise ValueError(
+            f"--{group}.widths are those of {', '.join(_WIDTHS)}, and {name} has its own"
+        )
     usual_widths = _WIDTHS.get(name, {}).get(group, ())
     widths = usual_widths if network.widths is None or name not in _WIDTHS else network.widths
     return dataclasses.replace(network, name=name, widths=widths)

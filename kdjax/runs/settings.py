@@ -13,7 +13,8 @@ Augmentation = Literal[
     "none",
 ]  # fmt: skip
 NetworkName = Literal[
-    "mlp", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
+    "mlp", "convnet",
+    "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
     "resnet8x4", "resnet32x4", "cifar_resnet50", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2",
     "vgg8", "vgg13", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2",
     "resnet18", "resnet34", "resnet50", "resnet101",
@@ -124,7 +125,8 @@ class NetworkSettings:
     name: NetworkName | None = flag("The architecture. Default: mlp, of pixels unet.")
     widths: tuple[int, ...] | None = flag(
         "Units of each hidden layer of an mlp (default: 256 256 for a teacher, 32 for a student), "
-        "or channels at each size of a unet's maps (32 64, and 8 16).",
+        "channels of each convolution of a convnet (32 64 128, and 8 16 32), or of a unet's maps "
+        "at each size (32 64, and 8 16).",
         POSITIVE,
     )
     module: str | None = flag(
@@ -289,6 +291,9 @@ class GeneratorSettings:
     new: float = flag(
         "Weight of the student's divergence from the teacher: images where it is wrong.",
         default=1.0,
+    )
+    statistics: float = flag(
+        "Weight of the distance from what the teacher's BatchNorms saw; 0 without any.", default=1.0
     )
 
 

@@ -54,7 +54,9 @@ def test_folders_of_other_things_are_refused(tmp_path):
 
 
 def test_unknown_names_are_explained():
-    with pytest.raises(ValueError, match="build: there is no network 'lenet', only mlp, resnet8"):
+    with pytest.raises(
+        ValueError, match="build: there is no network 'lenet', only mlp, convnet, resnet8"
+    ):
         models.build(dataclasses.replace(SPEC, name="lenet"))
 
 

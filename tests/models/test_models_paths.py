@@ -13,7 +13,8 @@ CLASSES = 5
 
 
 def spec_of(name, size=32, **others):
-    others = {"widths": (), "patch_size": 4 if name.startswith("vit") else 0} | others
+    widths = (2, 3, 4, 5) if name == "convnet" else ()
+    others = {"widths": widths, "patch_size": 4 if name.startswith("vit") else 0} | others
     return models.NetworkSpec(
         name=name,
         num_classes=CLASSES,
@@ -52,6 +53,7 @@ PATHS = {
     "wrn_16_2": maps(THREE, PRE, PRE, "final"),
     "wrn_40_1": maps(THREE, PRE, PRE, "final"),
     "vgg8": maps(FOUR, each(0, 0, 0, 0)("norm"), each(0, 0, 0, 0)("norm"), "stage_4"),
+    "convnet": maps(FOUR, each(0, 0, 0, 0)("norm"), each(0, 0, 0, 0)("norm"), "stage_4"),
     "vgg13": maps(FOUR, each(1, 1, 1, 1)("norm"), each(1, 1, 1, 1)("norm"), "stage_4"),
     "mobilenet_v2": maps(FOUR, FOUR, each(2, 2, 6, 3)("norm_2"), "final"),
     "shufflenet_v1": maps(THREE, each(3, 7, 3)("sum"), each(3, 7, 3)("norm_2"), "stage_3"),
@@ -79,7 +81,8 @@ def test_a_perceptron_states_its_hidden_layers():
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "vgg8", "wrn_16_1", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2"]
+    "name",
+    ["resnet18", "vgg8", "convnet", "wrn_16_1", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2"],
 )
 def test_all_that_a_network_states_is_there(name):
     paths = PATHS.get(name) or models.build(spec_of(name)).paths
@@ -89,6 +92,17 @@ def test_all_that_a_network_states_is_there(name):
     assert outputs.features["class_maps"].shape[-1] == CLASSES
     assert params[paths.head]["kernel"].shape[-1] == CLASSES
     assert outputs.features[paths.last_map].shape[-1] == params[paths.head]["kernel"].shape[0]
+
+
+def test_a_convnet_halves_its_maps_and_has_the_channels_that_are_asked_for():
+    params, outputs = answers_of(models.build(spec_of("convnet"), features=FOUR), 28)
+    maps = [(2, 14, 14, 2), (2, 7, 7, 3), (2, 4, 4, 4), (2, 2, 2, 5)]
+    assert [outputs.features[stage].shape for stage in FOUR] == maps
+    kernels = sum(9 * a * b for a, b in ((3, 2), (2, 3), (3, 4), (4, 5)))
+    assert models.num_params(params) == kernels + 3 * (2 + 3 + 4 + 5) + 5 * CLASSES + CLASSES
+    for widths in ((), (4, 0)):
+        with pytest.raises(ValueError, match="convnet: widths is"):
+            models.convnet(CLASSES, widths=widths)
 
 
 @pytest.mark.parametrize(
