@@ -23,7 +23,7 @@ from kdjax.data.labels import (
 )
 from kdjax.data.mixtures import balanced_weights, class_weighted, cutmix, mixup, one_of
 from kdjax.data.records import Joined, LazyImages, LazyLabels, is_lazy
-from kdjax.data.sets import Dataset, Examples, Options, take, with_all
+from kdjax.data.sets import Dataset, Examples, Options, only_classes, take, with_all
 from kdjax.data.sources import load
 from kdjax.data.streaming import prefetch
 from kdjax.data.views import (
@@ -42,9 +42,9 @@ __all__ = [
     "all_shifts", "augment", "balanced_weights", "batch_indices", "center_crop", "class_labels",
     "class_weighted", "cutmix", "embedding_labels", "erase", "eval_batches", "example_order",
     "flip", "from_arrays", "from_folder", "from_source", "is_lazy", "jitter", "kind_of", "load",
-    "mixup", "number_labels", "one_of", "pad_and_crop", "pixel_labels", "prefetch", "random_crop",
-    "several_labels", "stretch", "take", "text", "train_batch", "train_batches", "train_rows",
-    "translate", "warp", "with_all", "with_unlabelled",
+    "mixup", "number_labels", "one_of", "only_classes", "pad_and_crop", "pixel_labels", "prefetch",
+    "random_crop", "several_labels", "stretch", "take", "text", "train_batch", "train_batches",
+    "train_rows", "translate", "warp", "with_all", "with_unlabelled",
 ]  # fmt: skip
 
 _, __getattr__ = moved(__name__)

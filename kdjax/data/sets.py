@@ -1,7 +1,9 @@
 """Sets of labeled images: what they are, how they are read and split."""
 
+import difflib
 import hashlib
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -230,6 +232,51 @@ def take(examples: Examples, indices: np.ndarray) -> Examples:
     records = image.records.take(indices)
     lazy = isinstance(label, LazyLabels)
     return Examples(image.of(records), label.of(records) if lazy else label[indices])
+
+
+def only_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """Return a set of some of the classes alone, numbered as they are named.
+
+    Args:
+        dataset: a class for each example, whose labels are in memory.
+        names: some of its `label_names`, two at least.
+
+    Returns:
+        The set, with the mean and deviation of its own training images.
+
+    Raises:
+        ValueError: if there is no such class, one is named twice, there are fewer than two, or
+            examples have other labels.
+
+    Example:
+        >>> from kdjax import data
+        >>> found = data.only_classes(data.load("digits"), ["8", "3"])
+        >>> found.num_classes, found.label_names
+        (2, ('8', '3'))
+    """
+    known = dataset.label_names
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known) or known[:10]
+            raise ValueError(
+                f"only_classes: there is no class {name!r}; did you mean {' or '.join(near)}"
+            )
+    if len(names) < 2 or len(set(names)) < len(names):
+        found = ", ".join(names) or "none"
+        raise ValueError(f"only_classes: expected two classes or more, each once, got {found}")
+    number = np.full(len(known), -1, np.int32)
+    number[[known.index(name) for name in names]] = np.arange(len(names))
+    parts = {}
+    for split in ("train", "validation", "test"):
+        examples = getattr(dataset, split)
+        label = examples.label
+        if not isinstance(label, np.ndarray) or label.ndim != 1 or label.dtype.kind not in "iu":
+            raise ValueError("only_classes: expected a class for each example, read beforehand")
+        rows = np.flatnonzero(number[label] >= 0)
+        parts[split] = take(examples, rows)._replace(label=number[label[rows]])
+    mean, std = _statistics(parts["train"].image, _NUM_IN_STATISTICS)
+    own = {"num_classes": len(names), "label_names": tuple(names), "mean": mean, "std": std}
+    return dataset._replace(**parts, **own)
 
 
 def with_all(examples: Examples, unlabelled: Any) -> Examples:

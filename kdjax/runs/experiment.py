@@ -104,6 +104,8 @@ def load_dataset(settings: RunSettings) -> data.Dataset:
             dataset = data.from_folder(own, **options, labels_fn=labels_fn)
             dataset = dataset._replace(found=_flagged(dataset.found))
             say(f"{own}: {dataset.found}; {dataset.splits}")
+        if asked.classes is not None:
+            dataset = data.only_classes(dataset, asked.classes)
         if asked.unlabelled is not None:
             # Where labeled images stream, all do: views by the reader are then of all.
             streaming = asked.streaming or data.is_lazy(dataset.train._asdict())
@@ -119,7 +121,9 @@ def load_dataset(settings: RunSettings) -> data.Dataset:
 def _flagged(message: str) -> str:
     """Name the flags for what the library calls by its parameters."""
     other = "; is another --task meant?" if "labels have shape" in message else ""
-    return message.replace("image_size", "--data.image-size") + other
+    for name, flag in (("image_size", "--data.image-size"), ("only_classes", "--data.classes")):
+        message = message.replace(name, flag)
+    return message + other
 
 
 def _own_folder(name: str, folder: Path | None) -> Path | None:

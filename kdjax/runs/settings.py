@@ -75,6 +75,7 @@ class DataSettings:
         "data set saved by datasets; or, with --data.name, a directory with prepared TFDS sets, by "
         "default TFDS's own."
     )
+    classes: tuple[str, ...] | None = flag("Some of the classes, by name. Default: all.")
     unlabelled: Path | None = flag(
         "A folder of images without labels, on which the teacher alone teaches the students."
     )

@@ -217,3 +217,38 @@ def test_a_data_set_that_was_saved_is_read(tmp_path):
     columns = {"image": [Image.fromarray(x) for x in PIXELS], "label": NAMES[LABELS].tolist()}
     datasets.Dataset.from_dict(columns).save_to_disk(str(tmp_path / "saved"))
     assert everything(data.from_folder(tmp_path / "saved")) == WHOLE
+
+
+def test_some_classes_alone_are_numbered_as_they_are_named():
+    whole = data.load("digits", validation_fraction=0.2)
+    some = data.only_classes(whole, ["7", "1", "4"])
+    assert (some.num_classes, some.label_names) == (3, ("7", "1", "4"))
+    for split in ("train", "validation", "test"):
+        own, all_ = getattr(some, split), getattr(whole, split)
+        rows = np.flatnonzero(np.isin(all_.label, [7, 1, 4]))
+        np.testing.assert_array_equal(own.image, all_.image[rows])
+        np.testing.assert_array_equal(np.array([7, 1, 4])[own.label], all_.label[rows])
+    np.testing.assert_allclose(some.mean, some.train.image.mean() / 255, rtol=1e-5)
+    assert not np.allclose(some.mean, whole.mean, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["1", "seven"], "there is no class 'seven'; did you mean 0 or 1"),
+        (["1"], "expected two classes or more, each once, got 1"),
+        (["1", "2", "1"], "each once, got 1, 2, 1"),
+        ([], "got none"),
+    ],
+)
+def test_classes_that_are_not_there_are_named(names, words):
+    with pytest.raises(ValueError, match=f"only_classes: .*{words}"):
+        data.only_classes(data.load("digits"), names)
+
+
+def test_classes_of_several_labels_are_refused():
+    labels = np.zeros((8, 3), np.int32)
+    images = np.random.default_rng(0).integers(0, 255, (8, 4, 4, 1), np.uint8)
+    with pytest.raises(ValueError, match="only_classes: expected a class for each example"):
+        own = data.from_arrays(images, labels, labels_fn=data.several_labels)
+        data.only_classes(own, own.label_names[:2])
