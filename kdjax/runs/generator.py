@@ -25,6 +25,10 @@ from kdjax.sharding import replicate
 from kdjax.types import Array, Batch, Metrics, Model, Objective, Outputs, PyTree, Variables
 
 
+_RATES = {False: 1e-3, True: 0.02}
+"""Of the generator, by whether it convolves: what it makes is to become as dark as images are."""
+
+
 class Generator(nn.Module):
     """A perceptron from noise to images between 0 and 255, with BatchNorm.
 
@@ -123,9 +127,9 @@ def plan(
     optimizer = recipes.make_optimizer(
         settings.optimizer, batch_size=size, num_steps=num_steps, norm_limit=norm_limit
     )
-    decay = optax.cosine_decay_schedule(asked.learning_rate, num_steps)
-    make_generator = ConvGenerator if teacher.network.model.paths.spatial else Generator
-    generator = make_generator(teacher.network.spec.image_shape)
+    convolves, shape = teacher.network.model.paths.spatial, teacher.network.spec.image_shape
+    generator = ConvGenerator(shape) if convolves else Generator(shape)
+    decay = optax.cosine_decay_schedule(asked.learning_rate or _RATES[convolves], num_steps)
     student = models.build(spec)
     soft = terms.soft_targets(temperature=settings.temperature)
     embedding = teacher.network.model.paths.embedding

@@ -283,7 +283,9 @@ class GeneratorSettings:
     """The generator, and what it is asked for."""
 
     noise_size: int = flag("Numbers that an image is made from.", POSITIVE, default=100)
-    learning_rate: float = flag("Of Adam, with a cosine to zero.", POSITIVE, default=1e-3)
+    learning_rate: float | None = flag(
+        "Of Adam, with a cosine to zero. Default: 0.02 of convolutions, else 0.001.", POSITIVE
+    )
     sure: float = flag("Weight of the teacher's cross-entropy with its own decisions.", default=1.0)
     active: float = flag("Weight of the size of the teacher's embedding.", default=0.1)
     balanced: float = flag(
