@@ -266,17 +266,25 @@ def only_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
         raise ValueError(f"only_classes: expected two classes or more, each once, got {found}")
     number = np.full(len(known), -1, np.int32)
     number[[known.index(name) for name in names]] = np.arange(len(names))
-    parts = {}
-    for split in ("train", "validation", "test"):
-        examples = getattr(dataset, split)
+
+    def kept(examples: Examples) -> Examples:
         label = examples.label
         if not isinstance(label, np.ndarray) or label.ndim != 1 or label.dtype.kind not in "iu":
             raise ValueError("only_classes: expected a class for each example, read beforehand")
         rows = np.flatnonzero(number[label] >= 0)
-        parts[split] = take(examples, rows)._replace(label=number[label[rows]])
-    mean, std = _statistics(parts["train"].image, _NUM_IN_STATISTICS)
-    own = {"num_classes": len(names), "label_names": tuple(names), "mean": mean, "std": std}
-    return dataset._replace(**parts, **own)
+        return take(examples, rows)._replace(label=number[label[rows]])
+
+    train = kept(dataset.train)
+    mean, std = _statistics(train.image, _NUM_IN_STATISTICS)
+    return dataset._replace(
+        train=train,
+        validation=kept(dataset.validation),
+        test=kept(dataset.test),
+        num_classes=len(names),
+        label_names=tuple(names),
+        mean=mean,
+        std=std,
+    )
 
 
 def with_all(examples: Examples, unlabelled: Any) -> Examples:

@@ -24,7 +24,6 @@ from kdjax.runs.teaching import TeacherResult
 from kdjax.sharding import replicate
 from kdjax.types import Array, Batch, Metrics, Model, Objective, Outputs, PyTree, Variables
 
-
 _RATES = {False: 1e-3, True: 0.02}
 """Of the generator, by whether it convolves: what it makes is to become as dark as images are."""
 
