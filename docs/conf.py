@@ -1,6 +1,7 @@
 """The site: `python -m sphinx -W --keep-going docs site`, after `pip install -e '.[docs]'`."""
 
 import configparser
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -8,6 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "_ext")]
+# Notebooks run in processes of their own, on the same sources.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 from kdjax import __version__  # noqa: E402
 
