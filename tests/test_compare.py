@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import scripts
 
-from kdjax import loop, models
+from kdjax import loop, metrics, models
 from kdjax.data import Examples
 from kdjax.runs import compare, flags, presets, teaching, training, workdir
 from kdjax.runs.compare import Entry, Trial
@@ -32,7 +33,7 @@ def test_a_comparison_is_written_and_goes_on(tmp_path):
     assert sorted(len(e.last) for e in entries.values()) == [1, 2, 2]
     assert all(0 <= x <= 100 for e in entries.values() for x in (*e.last, *e.best, *e.validation))
     assert all(b >= x for e in entries.values() for b, x in zip(e.best, e.last, strict=True))
-    assert "scratch" in (tmp_path / "report.html").read_text()
+    assert re.search(r"<td[^>]*>[+-][\d.]+ to [+-]", (tmp_path / "report.html").read_text())
     best = max((e for e in entries.values() if e.method != "scratch"), key=lambda e: e.validation)
     assert f"student: {tmp_path / 'student'}, of {best.method}" in done.stdout
     assert models.load_network(tmp_path / "student").spec.name == "mlp"
@@ -87,11 +88,36 @@ def test_rows_state_the_gain_over_labels_alone():
         Entry("kd", 3.0, (52.0, 54.0), (53.0, 55.0), (50.0, 51.0)),
         Entry("scratch", 1.0, (50.0, 51.0), (50.0, 51.0), (49.0, 49.0)),
     ]
-    kd, scratch = compare.rows(entries)
+    kd, scratch = compare.rows(entries, {"kd": "+1.00 to +4.00"})
     assert kd == (
-        "kd", "x 3", "2", "53.00 ± 1.41", "+2.50", "54.00 ± 1.41", "50.50 ± 0.71",
+        "kd", "x 3", "2", "53.00 ± 1.41", "+2.50", "+1.00 to +4.00", "54.00 ± 1.41", "50.50 ± 0.71",
     )  # fmt: skip
-    assert scratch[1] == scratch[4] == ""
+    assert scratch[1] == scratch[4] == scratch[5] == ""
+
+
+def test_gains_have_intervals_where_the_seeds_are_those_of_labels_alone(tmp_path):
+    log, rng = workdir.MetricsLog(tmp_path / "metrics.jsonl"), np.random.default_rng(0)
+    rates = {"scratch": (0.6, 0.62), "kd x 3": (0.7, 0.72), "rkd": (0.7,), "at": (0.61, None)}
+    right = {}
+    for phase, own in rates.items():
+        for seed, rate in enumerate(own, 4):
+            more = {}
+            if rate is not None:
+                right[phase, seed] = rng.permutation(301) < rate * 301
+                more[compare.RIGHT] = np.packbits(right[phase, seed]).tobytes().hex()
+            log.append(phase=phase, seed=seed, step=9, split="finished", **more)
+    experiment = SimpleNamespace(
+        settings=SimpleNamespace(seeds=range(4, 6)),
+        run=Run(log),
+        dataset=SimpleNamespace(test=Examples((), np.zeros(301))),
+    )
+    names = (("scratch", 1.0), ("kd", 3.0), ("rkd", 1.0), ("at", 1.0))
+    counts = (2, 2, 1, 2)
+    entries = [Entry(*own, *((0.0,) * n,) * 3) for own, n in zip(names, counts, strict=True)]
+    both = ([100.0 * right[name, seed] for seed in (4, 5)] for name in ("scratch", "kd x 3"))
+    _, low, high = metrics.paired_bootstrap(*both)
+    assert compare.intervals(experiment, entries) == {"kd": f"{low:+.2f} to {high:+.2f}"}
+    assert 0 < low < 10 < high
 
 
 @pytest.fixture
@@ -180,6 +206,7 @@ def test_a_training_that_diverges_is_tabled_and_not_tried_again(monkeypatch, tmp
         return Plan(phase)
 
     monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(compare, "_right", lambda experiment, network: "80")
     monkeypatch.setattr(teaching, "plan_method", plan)
     monkeypatch.setattr(teaching, "with_answers", lambda *_: {})
     monkeypatch.setattr(teaching, "student_examples", lambda _: {})
@@ -193,7 +220,7 @@ def test_a_training_that_diverges_is_tabled_and_not_tried_again(monkeypatch, tmp
         assert [e.method for e in entries][-1] == "a"
         assert np.isnan([*entries[-1].last, *entries[-1].best, *entries[-1].validation]).all()
     assert trained == [("scratch", 0), ("a", 0), ("b", 0)]
-    assert compare.rows(entries)[-1][3:5] == ("nan", "nan")
+    assert compare.rows(entries, {})[-1][3:5] == ("nan", "nan")
     experiment.settings.on_nonfinite = "skip"
     diverging.clear()
     for _ in range(2):
@@ -210,6 +237,9 @@ class Plan:
     watched: dict = dataclasses.field(default_factory=dict)
     num_steps: int = 2
     batch_size: int = 64
+
+    def network(self, variables):
+        return variables
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,9 +16,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 import kdjax
 from kdjax import runs
@@ -29,6 +31,7 @@ from kdjax.runs.numbers import numbers
 from kdjax.runs.settings import NOT_NEGATIVE, POSITIVE, MethodSettings
 
 if TYPE_CHECKING:
+    from kdjax.models import Network
     from kdjax.runs.evaluation import Arrays, Run
     from kdjax.runs.experiment import Experiment
     from kdjax.runs.report import Page, Tile
@@ -38,14 +41,20 @@ if TYPE_CHECKING:
 BASELINE = "scratch"
 ENDS = FINISHED, DIVERGED = "finished", "diverged"
 """How a training ended, in the log."""
-COLUMNS = ("method", "weights", "seeds", "test %", "gain", "best epoch %", "validation %")
+RIGHT = "right"
+"""Of which test images the last epoch is right, there: a bit each, as hexadecimal digits."""
+COLUMNS = (
+    *("method", "weights", "seeds", "test %", "gain", "95 % interval"),
+    *("best epoch %", "validation %"),
+)
 NOTE = (
     "Every method has the paper's or its authors' weights, times the factor in the second column, "
     "which was chosen among the best methods alone, on validation accuracy. 'best epoch' is the "
     "best test accuracy of any epoch (of very short ones, not every one is measured), which the "
-    "field's tables state; it was chosen on the test "
-    "set, and nothing else was. The gain is that of the last epoch over labels alone, in points; "
-    "nan stands where the loss was not finite."
+    "field's tables state; it was chosen on the test set, and nothing else was. The gain is that "
+    "of the last epoch over labels alone, in points; its interval, by paired bootstrap over test "
+    "examples and seeds, is that of methods with as many seeds as labels alone, and where it holds "
+    "0 the gain may be chance. nan stands where the loss was not finite."
 )
 CAPTION = (
     "Test accuracy after the last epoch; a dot is a seed, a bar their mean, the line the mean from "
@@ -203,7 +212,7 @@ def report(
         f"{settings.data.student_examples} images in batches of {settings.batch_size}",
     )
     last, baseline = {entry.method: entry.last for entry in entries}, _baseline(entries)
-    table = runs.report.Table(COLUMNS, rows(entries))
+    table = runs.report.Table(COLUMNS, rows(entries, intervals(experiment, entries)))
 
     def page() -> Page:
         title = f"Ways of distilling, {experiment.dataset.name}"
@@ -243,8 +252,34 @@ def _lede(entries: Sequence[Entry]) -> str:
     return f"{better} of {len(taught)} {what} a better student on the test set than labels alone."
 
 
-def rows(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
-    """Format entries as rows of text, mean ± sample standard deviation by seed."""
+def intervals(experiment: Experiment, entries: Sequence[Entry]) -> dict[str, str]:
+    """Write by method what chance makes of its gain, where it has the seeds of labels alone."""
+    lines, count = experiment.run.log.rows(), len(experiment.dataset.test.label)
+    found = {(row["phase"], row["seed"]): row[RIGHT] for row in lines if RIGHT in row}
+
+    def points(entry: Entry) -> list[np.ndarray]:
+        phase = Trial(entry.method, entry.scale, ()).phase
+        seeds = experiment.settings.seeds[: len(entry.last)]
+        bits = (bytes.fromhex(found.get((phase, seed), "")) for seed in seeds)
+        return [100.0 * np.unpackbits(np.frombuffer(own, np.uint8))[:count] for own in bits]
+
+    scores = {entry.method: points(entry) for entry in entries}
+    whole = {method: own for method, own in scores.items() if all(map(len, own))}
+    before, drawn = whole.pop(BASELINE, []), {}
+    for method, own in whole.items():
+        if len(own) == len(before):
+            _, low, high = kdjax.metrics.paired_bootstrap(before, own)
+            drawn[method] = f"{low:+.2f} to {high:+.2f}"
+    return drawn
+
+
+def rows(entries: Iterable[Entry], intervals: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Format entries as rows of text, mean ± sample standard deviation by seed.
+
+    Args:
+        entries: what came out, labels alone among it.
+        intervals: of the gains, by method, where there are some.
+    """
     entries = list(entries)
     baseline, formatted = _baseline(entries), runs.numbers.mean_and_deviation
 
@@ -253,7 +288,8 @@ def rows(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
         scale, points = f"x {entry.scale:.3g}", gain(entry, baseline)
         if entry.method == BASELINE:
             scale = points = ""
-        return entry.method, scale, str(len(entry.last)), last, points, best, validation
+        between = intervals.get(entry.method, "")
+        return entry.method, scale, str(len(entry.last)), last, points, between, best, validation
 
     return list(map(row, entries))
 
@@ -297,15 +333,24 @@ def _train(experiment: Experiment, teacher: TeacherResult, examples: Arrays, tri
         every = max(-(-plan.num_steps // settings.epochs), least)
         each = dataclasses.replace(run, eval_every=every)
         for seed in missing:
-            end = FINISHED
+            end, found = FINISHED, {}
             try:
-                runs.training.train(each, plan, seed)
+                variables = runs.training.train(each, plan, seed)
+                found[RIGHT] = _right(experiment, plan.network(variables))
             except kdjax.loop.NonFiniteLoss as error:
                 runs.console.say(f"{runs.training.label_of(plan, seed)} diverged: {error}")
                 end = DIVERGED
-            run.log.append(phase=trial.phase, seed=seed, step=plan.num_steps, split=end)
+            run.log.append(phase=trial.phase, seed=seed, step=plan.num_steps, split=end, **found)
         runs.evaluation.forget_programs()
     return _entry(run, trial)
+
+
+def _right(experiment: Experiment, network: Network) -> str:
+    test = experiment.dataset.test
+    parts = network.model, network.variables, test._asdict()
+    logits = runs.evaluation.predict(experiment.run, *parts)
+    correct = runs.report.judged(logits, np.asarray(test.label)).correct
+    return np.packbits(correct).tobytes().hex()
 
 
 def _plan(
