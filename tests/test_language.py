@@ -140,7 +140,11 @@ OTHER = jax.jit(MODEL.init)(jax.random.key(1), TOKENS)
 def test_measures_are_those_of_all_logits():
     teacher = networks.live(networks.Network(MODEL, OTHER))
     own = lessons.without_logits(MODEL)
-    found = lessons.make_eval_step(own, chunk_size=7, teacher=teacher)(VARIABLES, BATCHED)
+    kept = []
+    step = lessons.make_eval_step(
+        own, chunk_size=7, teacher=teacher, keep_fn=lambda *own: kept.append(own)
+    )
+    found = step(VARIABLES, BATCHED)
     z, v = (MODEL.apply(*x, TOKENS, train=False)[0].logits for x in (VARIABLES, OTHER))
     expected = {
         "nll": metrics.nll(z, LABEL, MASK),
@@ -153,6 +157,11 @@ def test_measures_are_those_of_all_logits():
     for name, metric in expected.items():
         np.testing.assert_allclose(found[name][0], metric[0], rtol=1e-4, atol=1e-5, err_msg=name)
         np.testing.assert_allclose(found[name][1], metric[1])
+    ((same, tokens),) = kept
+    sure, right, counts = np.asarray(tokens).reshape(*LABEL.shape, 3).transpose(2, 0, 1)
+    np.testing.assert_allclose(sure, jax.nn.softmax(z).max(-1), rtol=1e-5)
+    np.testing.assert_array_equal(right, z.argmax(-1) == LABEL)
+    assert same is found and (counts == np.broadcast_to(MASK, counts.shape)).all()
 
 
 def test_a_step_has_no_logits_and_stored_states_are_the_teacher():

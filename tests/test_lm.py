@@ -66,6 +66,10 @@ def test_the_table_has_a_row_for_each_network(finished):
     page = (finished / "report.html").read_text()
     for words in ("What they write", "▸", "word by word", "--divergence kl, T = 1"):
         assert words in page
+    # The error of all tokens is that of the table, beside what chance makes of it.
+    shown = re.findall(r'"row">(\w[^<]*)</th><td data-name="Error \(%\)">([\d.]+)<', page)
+    for (name, error), entry in zip(shown, summary.values(), strict=True):
+        assert float(error) == pytest.approx(100 * entry["ece"][0], abs=0.006), name
 
 
 def test_the_best_by_validation_has_the_least_loss(finished):

@@ -59,12 +59,12 @@ def run(settings: Settings, command: str) -> None:
             for plan in of_both:
                 variables = runs.training.train(own, plan, seed)
                 students.append((plan.phase, seed, networks.Network(student.model, variables)))
-        summary, blocks = results.summarize(on_text, teacher, students)
+        found = results.summarize(on_text, teacher, students)
         distilled = [network for phase, _, network in students if phase == "distilled"]
-        best = results.best_of(distilled, summary["distilled"])
+        best = results.best_of(distilled, found.summary["distilled"])
         on_text.save("student", best)
         shown = {"Teacher": teacher, "Labels alone": students[0][2], "Distilled": best}
-        results.write(on_text, summary, blocks, shown, command)
+        results.write(on_text, found, shown, command)
         runs.experiment.finish(own)
 
 

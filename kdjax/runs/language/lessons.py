@@ -172,6 +172,7 @@ def make_eval_step(
     chunk_size: int,
     layout_fn: Any = None,
     teacher: Teacher | None = None,
+    keep_fn: Callable[[Metrics, Array], object] | None = None,
 ) -> Callable[[Variables, Batch], Metrics]:
     """Compile what a decoder is measured by on rows of text.
 
@@ -180,6 +181,8 @@ def make_eval_step(
         chunk_size: tokens whose logits are in memory at a time.
         layout_fn: where its variables live.
         teacher: what it is compared with.
+        keep_fn: is given what each batch is measured to be, and of each token how sure the decoder
+            is, whether it is right and whether it counts, [tokens, 3].
 
     Returns:
         `eval_step(variables, batch) -> metrics`: `nll` (nats a token), `accuracy` and `ece` of the
@@ -190,7 +193,7 @@ def make_eval_step(
     held = teacher.variables if teacher else None
 
     @jax.jit
-    def measured(variables: Variables, batch: Batch, held: PyTree) -> Metrics:
+    def measured(variables: Variables, batch: Batch, held: PyTree) -> tuple[Metrics, Array]:
         variables = sharding.gather(variables, layout_fn)
         outputs, _ = model.apply(*variables, inputs_of(batch), train=False)
         answers = [outputs] + ([teacher.apply(held, batch)] if teacher else [])
@@ -201,12 +204,15 @@ def make_eval_step(
             rows[f"hidden_{i}"] = hidden.reshape(-1, hidden.shape[-1])
         kernels = [head.kernel for _, head in pairs]
         found = _of_chunks(rows, kernels, min(chunk_size, len(counts)))
-        gap = metrics.calibration_of(found.pop("confidence"), found["accuracy"], counts)
+        judged = found.pop("confidence"), found["accuracy"], counts
         sums = {name: metrics.masked_sum(x, counts) for name, x in found.items()}
-        return {**sums, "ece": gap}
+        return {**sums, "ece": metrics.calibration_of(*judged)}, jnp.stack(judged, -1)
 
     def eval_step(variables: Variables, batch: Batch) -> Metrics:
-        found: Metrics = measured(variables, batch, held)
+        found: Metrics
+        found, tokens = measured(variables, batch, held)
+        if keep_fn is not None:
+            keep_fn(found, tokens)
         return found
 
     return eval_step

@@ -75,13 +75,16 @@ def with_hidden(
     )
 
 
-def make_eval_step(opened: LanguageRun, model: Model, teacher: Teacher | None) -> Any:
+def make_eval_step(
+    opened: LanguageRun, model: Model, teacher: Teacher | None, keep_fn: Any = None
+) -> Any:
     """Compile what a network of the run is measured by."""
     return lessons.make_eval_step(
         lessons.without_logits(model),
         chunk_size=opened.settings.chunk_size * opened.run.mesh.size,
         layout_fn=opened.run.layout_fn,
         teacher=teacher,
+        keep_fn=keep_fn,
     )
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,8 +24,17 @@ from kdjax.types import Variables
 
 Summary = dict[str, dict[str, Any]]
 """For each kind of network the number of parameters, and lists with one entry per network."""
-Blocks = dict[str, list[np.ndarray]]
-"""For each kind of network, by seed: what it needs for each batch of the text, [batches]."""
+
+
+class Measured(NamedTuple):
+    """What networks do on the validation text, by kind."""
+
+    summary: Summary
+    blocks: dict[str, list[np.ndarray]]
+    """By seed, the bits per byte of each batch, [batches]."""
+    judged: dict[str, list[report.Judged]]
+    """By seed, how sure they are of each token, and whether they are right."""
+
 
 _NAMES = {"teacher": "Teacher", "scratch": "Labels alone", "distilled": "Distilled"}
 _SAMPLED, _SHOWN, _CANDIDATES = 160, 32, 4
@@ -43,7 +52,7 @@ COLUMNS = (
 
 def summarize(
     opened: LanguageRun, teacher: Network, students: Sequence[tuple[str, int, Network]]
-) -> tuple[Summary, Blocks]:
+) -> Measured:
     """Measure the teacher and its students on the validation text.
 
     Args:
@@ -52,44 +61,36 @@ def summarize(
         students: kind (`scratch` or `distilled`), seed and network of each.
 
     Returns:
-        An entry for `teacher` and for each kind of student; and by kind and seed the bits per byte
-        of each batch of the text.
+        All of it for `teacher` and for each kind of student.
     """
-    summary: Summary = {}
-    blocks: Blocks = {}
+    summary, blocks, judged = whole = Measured({}, {}, {})
     rows = plans.with_hidden(opened, teacher, opened.text.validation.arrays)
     source = stored(models.head_of(teacher.variables).kernel)
-    step_of = functools.lru_cache(lambda model: plans.make_eval_step(opened, model, source))
+    kept: list[Any] = []
+    step_of = functools.lru_cache(
+        lambda model: plans.make_eval_step(opened, model, source, lambda *own: kept.append(own))
+    )
     for phase, seed, network in (("teacher", opened.settings.seed, teacher), *students):
-        parts: list[Any] = []
-        step_fn = _keeping(step_of(network.model), parts)
-        found = measure(
-            *(opened.run, step_fn, network.variables, rows), batch_size=opened.eval_batch_size
-        )
+        kept.clear()
+        given = opened.run, step_of(network.model), network.variables, rows
+        found = measure(*given, batch_size=opened.eval_batch_size)
         own: dict[str, Any] = {name: metrics.value(metric) for name, metric in found.items()}
         text = opened.text.validation
         bits = text.num_tokens / text.num_bytes / math.log(2)
         own["bits_per_byte"] = own["nll"] * bits
         # Their mean is that of the text, whatever the size of the last one.
-        shares = [float(part["nll"][0]) * len(parts) / found["nll"][1] for part in parts]
+        shares = [float(part["nll"][0]) * len(kept) / found["nll"][1] for part, _ in kept]
         blocks.setdefault(phase, []).append(bits * np.array(shares))
+        sure, right, counts = np.concatenate(gathered([tokens for _, tokens in kept])).T
+        own_tokens = report.Judged(sure[counts > 0], right[counts > 0] > 0)
+        judged.setdefault(phase, []).append(own_tokens)
         own["tokens_per_second"] = _speed(opened, phase, seed)
         own["params_sha256"] = params_sha256(network.variables.params)
         count = int(models.num_params(network.variables.params))
         entry = summary.setdefault(phase, {"num_params": count})
         for name, value in own.items():
             entry.setdefault(name, []).append(value)
-    return summary, blocks
-
-
-def _keeping(step_fn: Callable[..., Any], parts: list[Any]) -> Callable[..., Any]:
-    """Return a step that keeps what it measures of each batch."""
-
-    def kept(*given: Any) -> Any:
-        parts.append(step_fn(*given))
-        return parts[-1]
-
-    return kept
+    return whole
 
 
 def best_of(students: Sequence[Network], entry: Mapping[str, Any]) -> Network:
@@ -104,26 +105,21 @@ def format_table(summary: Summary) -> str:
 
 
 def write(
-    opened: LanguageRun,
-    summary: Summary,
-    blocks: Blocks,
-    trained: Mapping[str, Network],
-    command: str,
+    opened: LanguageRun, found: Measured, trained: Mapping[str, Network], command: str
 ) -> None:
     """Write `summary.json` and print its table, then draw `report.html`; the first process does.
 
     Args:
         opened: the run.
-        summary: see `summarize`.
-        blocks: likewise.
+        found: see `summarize`.
         trained: a network of each kind, by its name: the teacher, and two students.
         command: what did it.
     """
     said = {name: _sampled(opened, network) for name, network in trained.items()}
     words = _next_words(opened, trained)
     if is_leader():
-        page_fn = functools.partial(_page, opened, summary, blocks, said, words, command)
-        report.publish(opened.run.workdir, summary, format_table(summary), page_fn)
+        page_fn = functools.partial(_page, opened, found, said, words, command)
+        report.publish(opened.run.workdir, found.summary, format_table(found.summary), page_fn)
         say(f"student: {opened.run.workdir / 'student'}")
 
 
@@ -151,13 +147,16 @@ def _table(summary: Summary, titles: Sequence[str]) -> report.Table:
 
 def _page(
     opened: LanguageRun,
-    summary: Summary,
-    blocks: Blocks,
+    found: Measured,
     said: Mapping[str, str],
     words: report.Table,
     command: str,
 ) -> report.Page:
     settings, rows = opened.settings, opened.run.log.rows()
+    summary, blocks, judged = found
+    # Both students of the seed whose distilled one is exported.
+    at = int(np.argmin(summary["distilled"]["nll"]))
+    shown = {phase: own[at if len(own) > 1 else 0] for phase, own in judged.items()}
     scratch, distilled, teacher = (
         float(np.mean(summary[phase]["bits_per_byte"]))
         for phase in ("scratch", "distilled", "teacher")
@@ -197,6 +196,7 @@ def _page(
         sections=[
             report.Section("What they write", notes=[*said.items()]),
             report.Section("What the teacher expects, word by word", [words]),
+            report.calibration_section(shown, unit="tokens"),
             *report.trainings(rows),
             report.Section("What was done", notes=_choices(opened)),
         ],

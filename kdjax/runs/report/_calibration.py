@@ -50,16 +50,22 @@ def judged(logits: np.ndarray, labels: np.ndarray) -> Judged:
     return Judged(probs.max(-1), probs.argmax(-1) == np.asarray(labels))
 
 
-def calibration_section(networks: Mapping[str, Judged]) -> Section:
-    """Show in numbers and in a figure whether networks are as often right as they say."""
+def calibration_section(networks: Mapping[str, Judged], *, unit: str = "examples") -> Section:
+    """Show in numbers and in a figure whether networks are as often right as they say.
+
+    Args:
+        networks: a network of each kind.
+        unit: what they are held against.
+    """
     caption = (
         f"How often a network is right against how sure it is, in {NUM_BINS} bins of confidence; a "
-        "larger dot has more examples. A bar is where 95 % of the draws fall if the network is "
+        f"larger dot has more {unit}. A bar is where 95 % of the draws fall if the network is "
         "calibrated; on the dotted line it is right as often as it says. Bins of fewer than "
-        f"{LEAST} examples are left out."
+        f"{LEAST} {unit} are left out."
     )
     figures = {"reliability": (plot_reliability(networks), caption)}
-    return Section("Are they right as often as they say?", [calibration_table(networks)], figures)
+    tables = [calibration_table(networks, unit=unit)]
+    return Section("Are they right as often as they say?", tables, figures)
 
 
 def calibration_error(own: Judged) -> float:
@@ -68,11 +74,12 @@ def calibration_error(own: Judged) -> float:
     return float(np.abs(np.bincount(bins_of(own.confidence, NUM_BINS), gaps)).sum() / len(gaps))
 
 
-def calibration_table(networks: Mapping[str, Judged]) -> Table:
+def calibration_table(networks: Mapping[str, Judged], *, unit: str = "examples") -> Table:
     """Tabulate calibration errors beside those that calibrated networks show by chance.
 
     Args:
         networks: a network of each kind.
+        unit: what they are held against.
 
     Returns:
         A line per network, with a verdict: not distinguishable from calibrated where the error is
@@ -89,7 +96,7 @@ def calibration_table(networks: Mapping[str, Judged]) -> Table:
     count = len(next(iter(networks.values())).confidence)
     note = (
         "The calibration error, beside what 95 % of perfectly calibrated networks as sure as these "
-        f"show on {count:,} examples: labels were drawn from their own confidences 1,000 times."
+        f"show on {count:,} {unit}: labels were drawn from their own confidences 1,000 times."
     )
     columns = ["", "Error (%)", "By chance (%)", "Verdict"]
     return Table(columns, rows, note=note)
