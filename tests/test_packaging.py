@@ -54,6 +54,10 @@ def requirements(extra):
     return {n.lower() for n in names if n not in inner}.union(*map(requirements, inner))
 
 
+def test_the_site_takes_what_the_parts_that_it_shows_do():
+    assert requirements("test") < requirements("docs")
+
+
 @pytest.mark.parametrize(
     "start", [["-m", "kdjax"], ["-c", "import kdjax.runs.command as c; c.main()"]]
 )
