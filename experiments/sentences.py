@@ -16,6 +16,7 @@ import ast
 import dataclasses
 import importlib.util
 import io
+import itertools
 import re
 import sysconfig
 import zipfile
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 PACKAGE, LENGTH, BATCH = "all_minilm_l6_v2", 32, 128
 WIDTHS = 128, 256
+PLAIN, NEAREST = "token vectors, averaged", 10
 Texts = list[str]
 Weights = Mapping[str, Any]
 
@@ -74,15 +76,18 @@ def run(settings: Settings, command: str) -> None:
     parts = slice(settings.num_sentences), slice(settings.num_sentences, None)
     train, test = ({"tokens": seen[x], "teacher_logits": answers[x]} for x in parts)
     plain = token_means(weights["embeddings.word_embeddings.weight"], tokens[parts[1]])
-    found = {"token vectors, averaged": [measured(plain, test["teacher_logits"])]}
+    teachers = test["teacher_logits"]
+    found = {PLAIN: [measured(plain, teachers)]}
+    hits = {PLAIN: [neighbors(plain, teachers)] * settings.num_seeds}
     model = student(num_tokens, answers.shape[1])
     for name, objective in objectives().items():
-        found[name] = []
+        found[name], hits[name] = [], []
         for seed in range(settings.seed, settings.seed + settings.num_seeds):
             variables = trained(settings, model, objective, train, seed)
             logits = model.apply(*variables, test["tokens"], train=False)[0].logits
-            found[name].append(measured(np.asarray(logits), test["teacher_logits"]))
-    report(settings, found, command)
+            found[name].append(measured(np.asarray(logits), teachers))
+            hits[name].append(neighbors(np.asarray(logits), teachers))
+    report(settings, found, hits, command)
 
 
 def main(args: list[str] | None = None, program: str = "python -m experiments.sentences") -> None:
@@ -289,24 +294,51 @@ def measured(own: np.ndarray, teachers: np.ndarray) -> dict[str, float]:
         Spearman's correlation of the cosines of all pairs, and the share of sentences whose nearest
         one to the teacher is among the nearest one or ten.
     """
-    scores, true = ((x @ x.T) for x in map(_unit, (own, teachers)))
+    scores, true = _cosines(own), _cosines(teachers)
     pairs = np.triu_indices(len(scores), 1)
     ranks = [np.argsort(np.argsort(x[pairs])) for x in (scores, true)]
-    for x in (scores, true):
-        np.fill_diagonal(x, -np.inf)
     every: Any = np.ones(len(scores), bool)
     found = {f"recall at {k}": kdjax.metrics.recall_at_k(scores, true.argmax(1), every, k=k)
-             for k in (1, 10)}  # fmt: skip
+             for k in (1, NEAREST)}  # fmt: skip
     recall = {name: kdjax.metrics.value(metric) for name, metric in found.items()}
     return {"Spearman": float(np.corrcoef(ranks[0], ranks[1])[0, 1]), **recall}
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+def neighbors(own: np.ndarray, teachers: np.ndarray) -> np.ndarray:
+    """Return for each sentence 100 where the teacher's nearest one is among the nearest ten."""
+    import jax
+
+    def found(scores: Array, nearest: Array, counts: Array) -> Array:
+        one = scores[None], nearest[None], counts[None]
+        return kdjax.metrics.recall_at_k(*one, k=NEAREST)[0]
+
+    every: Any = np.ones(len(own), bool)
+    nearest = _cosines(teachers).argmax(1)
+    return 100 * np.asarray(jax.vmap(found)(_cosines(own), nearest, every))
 
 
-def report(settings: Settings, found: Mapping[str, list[dict[str, float]]], command: str) -> None:
-    """Write `summary.json` and the page; print the table."""
+def _cosines(x: np.ndarray) -> Any:
+    """Return the cosines of all pairs, [sentences, sentences]; of one with itself -inf."""
+    unit = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    return cosines
+
+
+def report(
+    settings: Settings,
+    found: Mapping[str, list[dict[str, float]]],
+    hits: Mapping[str, list[np.ndarray]],
+    command: str,
+) -> None:
+    """Write `summary.json` and the page; print the table.
+
+    Args:
+        settings: of the run.
+        found: by kind and seed what `measured` gives.
+        hits: likewise `neighbors`.
+        command: what did it.
+    """
     names = list(next(iter(found.values()))[0])
     rows = [
         [kind, *(runs.numbers.mean_and_deviation([one[n] for one in own], 3) for n in names)]
@@ -321,6 +353,14 @@ def report(settings: Settings, found: Mapping[str, list[dict[str, float]]], comm
     by_seed = {kind: [one[names[0]] for one in own] for kind, own in found.items()}
 
     def page() -> Page:
+        what, unit = f"points of recall at {NEAREST}", "sentences"
+        gains = [
+            f"{after.capitalize()}. "
+            + runs.report.difference_note(
+                hits[before], hits[after], against=before, what=what, unit=unit
+            )
+            for before, after in itertools.pairwise(hits)
+        ]
         figure = runs.report.plot_dots(by_seed, xlabel="Spearman's correlation")
         figures = {"sentences": (figure, "A dot is a seed, a bar their mean.")}
         tiles = [
@@ -332,7 +372,7 @@ def report(settings: Settings, found: Mapping[str, list[dict[str, float]]], comm
         ]
         measured = f"{settings.num_test:,} sentences not seen"
         return runs.report.results_page(
-            *("Sentences", lede, table, figures, facts), tiles=tiles, measured=measured
+            *("Sentences", lede, table, figures, facts), tiles=tiles, notes=gains, measured=measured
         )
 
     runs.report.publish(settings.workdir, found, table, page)

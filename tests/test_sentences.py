@@ -126,6 +126,13 @@ def test_what_is_measured_is_one_for_the_teacher_itself():
     assert abs(far["Spearman"]) < 0.2 and far["recall at 10"] < 0.6
 
 
+def test_what_has_an_interval_is_the_recall_of_the_table():
+    own, x = RNG.normal(size=(2, 40, 5))
+    hits = sentences.neighbors(own, x)
+    assert set(hits) == {0, 100} and hits.shape == (40,)
+    assert hits.mean() == pytest.approx(100 * sentences.measured(own, x)["recall at 10"])
+
+
 class Tokens:
     """A tokenizer of letters."""
 
@@ -154,6 +161,9 @@ def test_a_small_teacher_is_distilled(tmp_path, monkeypatch, capsys):
     sentences.main([*flags, "--workdir", str(tmp_path / "w")])
     found = json.loads((tmp_path / "w" / "summary.json").read_text())
     assert len(found) == 3 and "Spearman" in capsys.readouterr().out
+    page = (tmp_path / "w" / "report.html").read_text()
+    assert page.count("by paired bootstrap over the 50 sentences alone") == 2
+    assert "Against token vectors, averaged: " in page and "points of recall at 10" in page
 
 
 def test_a_teacher_that_is_not_there_is_one_line(tmp_path, capsys):
