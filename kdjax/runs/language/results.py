@@ -100,7 +100,7 @@ def best_of(students: Sequence[Network], entry: Mapping[str, Any]) -> Network:
 
 def format_table(summary: Summary) -> str:
     """Format the results as plain text: a line per kind of network."""
-    table = _table(summary, [column.short for column in COLUMNS])
+    table = _table(summary, COLUMNS, [column.short for column in COLUMNS])
     return report.format_rows([table.columns, *table.rows]) + f"\n{table.note}"
 
 
@@ -134,11 +134,17 @@ def _speed(opened: LanguageRun, phase: str, seed: int) -> float:
     return tokens / seconds if seconds else math.nan
 
 
-def _table(summary: Summary, titles: Sequence[str]) -> report.Table:
+def _written(column: report.Column, entry: Mapping[str, Any]) -> str:
+    # A teacher that was given has no speed.
+    return "".join(column.written(entry[column.key])).replace("nan", "–")
+
+
+def _table(
+    summary: Summary, columns: Sequence[report.Column], titles: Sequence[str]
+) -> report.Table:
     rows = []
     for phase, entry in summary.items():
-        # A teacher that was given has no speed.
-        cells = ["".join(c.written(entry[c.key])).replace("nan", "–") for c in COLUMNS]
+        cells = [_written(column, entry) for column in columns]
         rows.append([_NAMES[phase], f"{entry['num_params']:,}", *cells])
     most = max(len(entry["nll"]) for entry in summary.values())
     note = f"mean ± sample standard deviation over {most} seeds" if most > 1 else "one seed each"
@@ -157,16 +163,6 @@ def _page(
     # Both students of the seed whose distilled one is exported.
     at = int(np.argmin(summary["distilled"]["nll"]))
     shown = {phase: own[at if len(own) > 1 else 0] for phase, own in judged.items()}
-    scratch, distilled, teacher = (
-        float(np.mean(summary[phase]["bits_per_byte"]))
-        for phase in ("scratch", "distilled", "teacher")
-    )
-    less = "less" if distilled < scratch else "more"
-    lede = (
-        f"Taught by the teacher, the student needs {distilled:.3f} bits for a byte of the "
-        f"validation text, {abs(1 - distilled / scratch):.1%} {less} than the same network taught "
-        f"by the text alone ({scratch:.3f}); the teacher needs {teacher:.3f}."
-    )
     tiles = [
         report.Tile(
             *(phase, _NAMES[phase], f"{np.mean(entry['bits_per_byte']):.3f}"),
@@ -174,12 +170,16 @@ def _page(
         )
         for phase, entry in summary.items()
     ]
+    # As wide as a page is; the speeds are among the facts.
+    *columns, speed = COLUMNS
+    speeds = [f"{_NAMES[phase]} {_written(speed, entry)}" for phase, entry in summary.items()]
+    table = _table(summary, columns, [column.title for column in columns])
     known = {
         "Training time": f"{opened.run.log.total_seconds():.0f} s in the steps of all trainings",
         "Seeds": f"{settings.seed} and up, {settings.num_seeds} of each kind",
         "Text": f"{opened.text.name}, {opened.text.tokenizer.name}",
+        speed.title: "; ".join(speeds),
     }
-    table = _table(summary, [column.title for column in COLUMNS])
     gain = report.difference_note(
         *(blocks["scratch"], blocks["distilled"]),
         against="the text alone",
@@ -188,7 +188,7 @@ def _page(
     )
     return report.results_page(
         f"A language model distilled on {opened.text.name}",
-        lede,
+        _lede(summary),
         dataclasses.replace(table, note=f"{table.note}. {gain}".strip()),
         {},
         facts(opened.run, command, **known),
@@ -201,6 +201,19 @@ def _page(
             report.Section("What was done", notes=_choices(opened)),
         ],
         measured="the validation text",
+    )
+
+
+def _lede(summary: Summary) -> str:
+    scratch, distilled, teacher = (
+        float(np.mean(summary[phase]["bits_per_byte"]))
+        for phase in ("scratch", "distilled", "teacher")
+    )
+    less = "less" if distilled < scratch else "more"
+    return (
+        f"Taught by the teacher, the student needs {distilled:.3f} bits for a byte of the "
+        f"validation text, {abs(1 - distilled / scratch):.1%} {less} than the same network taught "
+        f"by the text alone ({scratch:.3f}); the teacher needs {teacher:.3f}."
     )
 
 
