@@ -288,8 +288,11 @@ def test_the_folder_of_photographs_is_made_as_the_page_says(tmp_path):
 @pytest.mark.parametrize("page", NOTEBOOKS)
 def test_a_notebook_runs(page, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
-    cells = re.findall(r"^```\{code-cell\} python\n(.*?)^```", PAGES[page], re.S | re.M)
+    pattern = r"^```\{code-cell\} python\n((?::.*\n)*)(.*?)^```"
+    options, cells = zip(*re.findall(pattern, PAGES[page], re.S | re.M), strict=True)
     assert len(cells) > 3
+    # A figure is described to those who do not see it.
+    assert ["alt: " in own for own in options] == ["plt.show()" in own for own in cells]
     with jax.numpy_rank_promotion("allow"):
         run(page, cells, {"__name__": "notebook"})
     sys.modules["matplotlib.pyplot"].close("all")

@@ -4,14 +4,18 @@ A part has a page; one with many names has a page for each of its rooms, as `kdj
 """
 
 import contextlib
+import functools
 import inspect
 import io
 import json
 import sys
 from pathlib import Path
+from textwrap import indent
 from types import ModuleType
 
+from docstrings import marked_up
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 
 import kdjax
 from kdjax.runs import command, methods
@@ -93,8 +97,12 @@ def _entry(name: str, module: ModuleType, own: str) -> str:
         return f".. autoclass:: {name}.{own}\n   :members:\n   :special-members: __call__\n\n"
     if inspect.isfunction(inspect.unwrap(value)):
         return f".. autofunction:: {name}.{own}\n\n"
-    home = _home(module, own)
-    return f".. autodata:: {home}.{own}\n   :no-value:\n\n"
+    if isinstance(value, functools.partial):
+        return f".. autodata:: {name}.{own}\n   :no-value:\n\n"
+    # Its comment is where it is assigned, its name where it is public.
+    said = ModuleAnalyzer.for_module(_home(module, own)).find_attr_docs()["", own]
+    body = indent("\n".join(marked_up(said)), "   ")
+    return f".. py:data:: {own}\n   :module: {name}\n\n{body}\n\n"
 
 
 def _home(module: ModuleType, name: str) -> str:

@@ -310,7 +310,8 @@ def calibration(
 ) -> tuple[Array, Array]:
     """Sum confidence minus correctness within equal-width bins of confidence.
 
-    The expected calibration error, sum over bins of |total| / count, is what `value` makes of it.
+    The expected calibration error (ECE), sum over bins of |total| / count, is what `value` makes of
+    it.
 
     Args:
         logits: [batch..., num_classes].
