@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from kdjax import data, metrics
-from kdjax.runs import answers, evaluation, tasks
+from kdjax import data, metrics, models, sharding
+from kdjax.runs import answers, evaluation, tasks, teaching
 
 RNG = np.random.default_rng(0)
 NUM = 40
@@ -24,12 +26,13 @@ def said(monkeypatch, task, labels, shape, *, phases=("scratch", "distilled")):
         for seed in range(2)
         for i, phase in enumerate(phases)
     ]  # fmt: skip
-    monkeypatch.setattr(evaluation, "predict", lambda run, model, variables, test: variables)
+    monkeypatch.setattr(evaluation, "logits_fn", lambda model, variables: lambda batch: variables)
+    monkeypatch.setattr(evaluation, "answers", lambda run, answer_fn, test: answer_fn(test))
     test = SimpleNamespace(label=labels, _asdict=dict)
     experiment = SimpleNamespace(
         run=None,
         dataset=SimpleNamespace(test=test),
-        task=SimpleNamespace(name=task, of_classes=task in ("single-label", "binary")),
+        task=tasks.SINGLE_LABEL._replace(name=task),
     )
     teacher = SimpleNamespace(test={"teacher_logits": RNG.normal(size=(NUM, *shape))})
     return students, teacher, answers.of(experiment, teacher, students, students[-1][1])
@@ -49,7 +52,8 @@ def said(monkeypatch, task, labels, shape, *, phases=("scratch", "distilled")):
 def test_every_task_has_a_gain_with_an_interval(monkeypatch, task, labels, shape):
     students, teacher, found = said(monkeypatch, task, labels, shape)
     logits = [network.variables for _, network in students]
-    assert found.best is logits[-1]
+    best = logits[-1].argmax(-1) if task == "pixels" else logits[-1]
+    np.testing.assert_array_equal(found.best, best)
     every = np.ones(NUM, bool)
     # The same mean by the measures of the library.
     measured = {
@@ -87,3 +91,30 @@ def test_the_students_shown_are_a_pair(monkeypatch):
     scratch = students[2][1].variables
     np.testing.assert_array_equal(found.judged["scratch"].correct, scratch.argmax(-1) == CLASSES)
     assert {*answers._SCORES} == {*tasks.LABELS_FNS}
+
+
+@pytest.mark.parametrize("most", [0, 2**28])
+def test_a_teacher_answers_whether_it_is_kept_or_not(most, monkeypatch):
+    monkeypatch.setattr(teaching, "MOST_KEPT", most)
+    monkeypatch.setattr(evaluation, "EVAL_BATCH_SIZE", 16)
+    model = models.from_linen(nn.Dense(2))
+    images, mesh = RNG.normal(size=(NUM, 3)).astype(np.float32), sharding.make_mesh()
+    network = models.Network(
+        SimpleNamespace(num_classes=2), model, model.init(jax.random.key(0), images)
+    )
+    test = data.Examples(images, CLASSES)
+    experiment = SimpleNamespace(
+        run=evaluation.Run(None, mesh, None, None),
+        dataset=SimpleNamespace(validation=data.take(test, np.zeros(0, int)), test=test),
+        task=tasks.SINGLE_LABEL,
+        stored_logits=None,
+    )
+    teacher = teaching.answered(experiment, network)
+    assert callable(teacher.test["teacher_logits"]) == (most == 0)
+    students = [("scratch", network), ("distilled", network)]
+    found = answers.of(experiment, teacher, students, network)
+    np.testing.assert_allclose(found.teacher, images @ network.variables.params["kernel"], 1e-5)
+    np.testing.assert_array_equal(found.teacher, found.best)
+    eval_step = tasks.eval_step(tasks.SINGLE_LABEL, model)
+    measured = evaluation.measure(experiment.run, eval_step, network.variables, teacher.test)
+    assert metrics.value(measured["agreement"]) == 1 and measured["agreement"][1] == NUM

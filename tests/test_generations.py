@@ -95,6 +95,7 @@ def test_each_learns_from_the_one_before(monkeypatch):
     monkeypatch.setattr(generations, "_keep_best", lambda *_: None)
     split = SimpleNamespace(label=LABELS)
     experiment = SimpleNamespace(
+        run=None,
         settings=SimpleNamespace(seeds=range(1, 3)),
         dataset=SimpleNamespace(validation=split, test=split),
     )

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from kdjax import data, losses, metrics, models
-from kdjax.runs import distill, fingerprints, methods, tasks
+from kdjax.runs import (
+    compare,
+    data_free,
+    distill,
+    fingerprints,
+    generations,
+    methods,
+    tasks,
+    teaching,
+)
 from kdjax.runs.needs import Need
 from kdjax.types import FeaturePaths, Outputs, TermInputs
 
@@ -93,6 +102,41 @@ def test_a_task_is_distilled_and_measured(task, saved, capsys):
     moved = path.rename(path.with_name("moved.npz"))
     again, _, _ = distilled(moved, task, directory)
     assert again == summary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["single-label", *LABELS])
+def test_answers_too_many_to_be_kept_come_to_the_same(task, saved, monkeypatch):
+    path = saved(task)
+    kept, _, directory = distilled(path, task)
+    monkeypatch.setattr(teaching, "MOST_KEPT", 0)
+    asked, _, other = distilled(path, task, path.with_name("asked"))
+    assert [*asked] == [*kept]
+    for phase, entry in kept.items():
+        for name, values in entry.items():
+            same = (
+                asked[phase][name] == values
+                if "sha256" in name
+                else np.allclose(asked[phase][name], values, atol=1e-5)
+            )
+            assert same or phase == "distilled", (phase, name)
+    pages = ((d / "report.html").read_text() for d in (directory, other))
+    assert len({page.count("<figure") for page in pages}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [compare, generations, data_free])
+def test_no_script_needs_answers_that_are_kept(script, saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(teaching, "MOST_KEPT", 0)
+    few = {
+        compare: ["--methods", "kd", "--num-best", "1", "--scales", "2"],
+        generations: ["--generations", "1"],
+        data_free: ["--steps", "3"],
+    }[script]
+    flags = ["--data.dir", str(saved("single-label")), "--workdir", str(tmp_path / "w"), *few]
+    epochs = [] if script is data_free else ["--epochs", "1"]
+    script.main([*flags, *epochs, "--teacher.epochs", "1", "--num-seeds", "1", *NARROW])
+    assert (tmp_path / "w" / "report.html").exists()
 
 
 @pytest.mark.slow

@@ -11,9 +11,13 @@ from kdjax.runs import evaluation, report
 from kdjax.runs.experiment import Experiment
 from kdjax.runs.settings import TaskName
 from kdjax.runs.teaching import TeacherResult
+from kdjax.types import Array, Batch
 
 Scores = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""(logits, labels, teacher_logits) -> how well each example is answered, [examples]."""
+"""(logits, labels, teacher_logits) -> how well each example is answered, [examples].
+
+Of pixels it is their classes, [examples, height, width], in place of the logits, which are many.
+"""
 
 
 class Answers(NamedTuple):
@@ -24,7 +28,9 @@ class Answers(NamedTuple):
     judged: dict[str, report.Judged]
     """The teacher and both students of the exported one's seed, where an image has one class."""
     best: np.ndarray
-    """Logits of the student that is exported, [examples, ...]."""
+    """Logits of the student that is exported, [examples, ...]; of pixels their classes."""
+    teacher: np.ndarray
+    """Likewise of the teacher, where the task compares with it; else the labels."""
 
 
 def of(
@@ -44,14 +50,17 @@ def of(
     Returns:
         What they say, by example.
     """
-    task, test = experiment.task, experiment.dataset.test
-    labels, teachers = np.asarray(test.label), teacher.test["teacher_logits"]
+    task, run, test = experiment.task, experiment.run, experiment.dataset.test
+    labels = np.asarray(test.label)
+    # Only where they are compared with the teacher does a score look at what it said.
+    teachers = evaluation.said(run, teacher.test) if task.compares else labels
     what, scale, score_fn = _SCORES[task.name]
     scores: dict[str, list[np.ndarray]] = {}
     judged: dict[str, list[report.Judged]] = {}
     for phase, network in students:
-        parts = network.model, network.variables, test._asdict()
-        logits = evaluation.predict(experiment.run, *parts)
+        answer_fn = evaluation.logits_fn(network.model, network.variables)
+        kept_fn = _class_of_pixels(answer_fn) if task.name == "pixels" else answer_fn
+        logits = evaluation.answers(run, kept_fn, test._asdict())
         if network is best:
             shown, at = logits, len(scores.get(phase, []))
         scores.setdefault(phase, []).append(scale * score_fn(logits, labels, teachers))
@@ -63,7 +72,11 @@ def of(
     pair = {phase: own[at] for phase, own in judged.items()}
     if pair:
         pair = {"teacher": report.judged(teachers, labels), **pair}
-    return Answers(gain, pair, shown)
+    return Answers(gain, pair, shown, teachers)
+
+
+def _class_of_pixels(answer_fn: Callable[[Batch], Array]) -> Callable[[Batch], Array]:
+    return lambda batch: answer_fn(batch).argmax(-1)
 
 
 def _hits(logits: np.ndarray, labels: np.ndarray, teachers: np.ndarray) -> np.ndarray:
@@ -75,7 +88,7 @@ def _labels_right(logits: np.ndarray, labels: np.ndarray, teachers: np.ndarray) 
 
 
 def _pixels_right(logits: np.ndarray, labels: np.ndarray, teachers: np.ndarray) -> np.ndarray:
-    return _mean_where(labels >= 0, logits.argmax(-1) == labels)
+    return _mean_where(labels >= 0, logits == labels)
 
 
 def _explained(logits: np.ndarray, labels: np.ndarray, teachers: np.ndarray) -> np.ndarray:

@@ -203,7 +203,8 @@ def report(
 ) -> None:
     """Write `comparison.json`, the plot and the page, and print the table."""
     settings = experiment.settings
-    right = teacher.test["teacher_logits"].argmax(-1) == teacher.test["label"]
+    said = runs.evaluation.said(experiment.run, teacher.test)
+    right = said.argmax(-1) == teacher.test["label"]
     known = runs.experiment.facts(
         experiment.run,
         command,

@@ -108,7 +108,8 @@ def report(
     directory, student = experiment.run.workdir, found[0].student
     kdjax.models.save_network(directory / "student", student.spec, student.variables)
     labels = np.asarray(teacher.test["label"])
-    wrong = int((teacher.test["teacher_logits"].argmax(-1) != labels).sum())
+    said = runs.evaluation.said(experiment.run, teacher.test)
+    wrong = int((said.argmax(-1) != labels).sum())
     known = runs.experiment.facts(
         experiment.run,
         command,
@@ -119,7 +120,7 @@ def report(
     table = runs.report.Table(COLUMNS, _rows(name, wrong, found, labels))
 
     def page() -> Page:
-        both = teacher.test["teacher_logits"], found[0].logits
+        both = said, found[0].logits
         kinds = zip(("teacher", "distilled"), both, strict=True)
         networks = {kind: runs.report.judged(logits, labels) for kind, logits in kinds}
         images, names = experiment.dataset.test.image, experiment.dataset.label_names

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from kdjax.runs.workdir import Claim, MetricsLog
 from kdjax.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
 
 Arrays = Mapping[str, Any]
-"""NumPy arrays by name, or columns of `kdjax.data` that are read while they are used."""
+"""NumPy arrays by name, columns of `kdjax.data` that are read while they are used, or, where
+networks are measured and asked, what finds an array for a batch: `logits_fn`."""
 EVAL_BATCH_SIZE = 500
 
 
@@ -83,7 +85,11 @@ def measure(
 
 
 def answers(
-    run: Run, answer_fn: Callable[[Batch], Array], arrays: Arrays, *, batch_size: int
+    run: Run,
+    answer_fn: Callable[[Batch], Array],
+    arrays: Arrays,
+    *,
+    batch_size: int = EVAL_BATCH_SIZE,
 ) -> np.ndarray:
     """Collect what a function says of every example, by batches on the mesh, [examples, ...]."""
     return loop.predict(answer_fn, _eval_batches(run, arrays, batch_size))
@@ -98,9 +104,19 @@ def predict(
     batch_size: int = EVAL_BATCH_SIZE,
 ) -> np.ndarray:
     """Compute the logits of a network on the mesh for every example, [examples, num_classes]."""
+    return answers(run, logits_fn(model, variables), arrays, batch_size=batch_size)
+
+
+def logits_fn(model: Model, variables: Variables) -> Callable[[Batch], Array]:
+    """Return what computes the logits of a network for a batch on the mesh."""
     leaves, tree = jax.tree.flatten(sharding.layout_of(variables))
-    answer = functools.partial(_logits, model, (tuple(leaves), tree), variables)
-    return answers(run, answer, arrays, batch_size=batch_size)
+    return functools.partial(_logits, model, (tuple(leaves), tree), variables)
+
+
+def said(run: Run, arrays: Arrays) -> np.ndarray:
+    """Return the teacher's logits of all examples, kept or asked for now, [examples, ...]."""
+    kept = arrays["teacher_logits"]
+    return answers(run, itemgetter("teacher_logits"), arrays) if callable(kept) else kept
 
 
 def least_steps_between(watched: Mapping[str, Arrays], batch_size: int) -> int:
@@ -144,12 +160,15 @@ def on_mesh(run: Run, arrays: Arrays, batches: Iterator[Any]) -> Iterator[Batch]
 
 
 def _eval_batches(run: Run, arrays: Arrays, batch_size: int) -> Iterator[Batch]:
-    """Cut examples into padded, masked batches on the mesh."""
+    """Cut examples into padded, masked batches on the mesh, with what is asked for each."""
+    asked = {name: array for name, array in arrays.items() if callable(array)}
+    arrays = {name: array for name, array in arrays.items() if name not in asked}
     devices = run.mesh.size
     size = -(-min(batch_size, len(arrays["label"])) // devices) * devices
     rows = sharding.local_rows(run.mesh, size)
     batches = data.eval_batches(arrays, batch_size=size, rows=rows, workers=run.workers)
-    yield from on_mesh(run, arrays, batches)
+    for batch in on_mesh(run, arrays, batches):
+        yield {**batch, **{name: answer_fn(batch) for name, answer_fn in asked.items()}}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -164,7 +164,10 @@ def train_chain(
             found.setdefault(DIRECT, []).append(direct)
     dataset, num_params = experiment.dataset, kdjax.models.num_params
     truth = Answers(np.asarray(dataset.validation.label), np.asarray(dataset.test.label))
-    answers = {name: [_answers(result) for result in results] for name, results in found.items()}
+    answers = {
+        name: [_answers(experiment, result) for result in results]
+        for name, results in found.items()
+    }
     measured = [
         _measured(name, num_params(results[0].network.variables.params), answers[name], truth)
         for name, results in found.items()
@@ -255,9 +258,10 @@ def _student(
     return runs.teaching.answered(own, trained)
 
 
-def _answers(result: TeacherResult) -> Answers:
-    none = np.zeros((0, result.network.spec.num_classes), np.float32)
-    return Answers(*(x.get("teacher_logits", none) for x in (result.validation, result.test)))
+def _answers(experiment: Experiment, result: TeacherResult) -> Answers:
+    said, none = runs.evaluation.said, np.zeros((0, result.network.spec.num_classes), np.float32)
+    splits = result.validation, result.test
+    return Answers(*(said(experiment.run, x) if len(x["label"]) else none for x in splits))
 
 
 def _mean(answers: tuple[Answers, ...]) -> Answers:

@@ -62,7 +62,7 @@ def _page(
     )
     sections = []
     if said.judged:
-        pictures = _pictures(experiment, teacher, said.best)
+        pictures = _pictures(experiment, said.teacher, said.best)
         sections = [report.calibration_section(said.judged), *pictures]
     return report.distillation_page(
         f"Distillation on {dataset.name}",
@@ -77,14 +77,13 @@ def _page(
 
 
 def _pictures(
-    experiment: Experiment, teacher: TeacherResult, student_logits: np.ndarray
+    experiment: Experiment, logits: np.ndarray, student_logits: np.ndarray
 ) -> list[report.Section]:
     """Show what the teacher knows beyond labels, and where the student has not learned it."""
     dataset, temperature = experiment.dataset, experiment.settings.temperature
     if len(dataset.image_shape) != 3:
         return []
-    labels, logits = np.asarray(dataset.test.label), teacher.test["teacher_logits"]
-    shown = dataset.test.image, labels, logits
+    shown = dataset.test.image, np.asarray(dataset.test.label), logits
     figures: Figures = {
         "dark_knowledge": (
             report.plot_instructive(*shown, dataset.label_names, temperature),

@@ -52,6 +52,11 @@ class Task(NamedTuple):
         """Whether an image has one class, of two or more, which it may be weighed by."""
         return self.name in ("single-label", "binary")
 
+    @property
+    def compares(self) -> bool:
+        """Whether networks are measured by the teacher's answers, beside the labels."""
+        return self.of_classes or self.name == "embeddings"
+
 
 SINGLE_LABEL = Task(
     "single-label",

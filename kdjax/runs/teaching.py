@@ -31,9 +31,16 @@ from kdjax.runs.tasks import SINGLE_LABEL, Task
 from kdjax.runs.training import Training
 from kdjax.types import Model, Objective, Teacher, Variables
 
+MOST_KEPT = 2**28
+"""Logits that are kept beside the examples of a split: 1 GiB of them."""
+
 
 class TeacherResult(NamedTuple):
-    """A trained network that can teach, and its answers to what networks are compared on."""
+    """A trained network that can teach, and its answers to what networks are compared on.
+
+    Where they are compared with the answers, and there are too many to be kept, `teacher_logits`
+    finds those of a batch.
+    """
 
     network: Network
     validation: Arrays
@@ -80,12 +87,17 @@ def obtain_teacher(experiment: Experiment) -> TeacherResult:
 def answered(experiment: Experiment, network: Network) -> TeacherResult:
     """Put a network's answers beside the examples that networks are compared on: it can teach."""
     run, dataset = experiment.run, experiment.dataset
-    splits = {"validation": dataset.validation, "test": dataset.test}
-    arrays = (
-        {**tasks.arrays_of(examples), **_said(experiment, name)}
-        for name, examples in splits.items()
+    asked = {"teacher_logits": evaluation.logits_fn(network.model, network.variables)}
+
+    def beside(examples: data.Examples, split: str) -> Arrays:
+        arrays = {**tasks.arrays_of(examples), **_said(experiment, split)}
+        if not experiment.task.compares:
+            return arrays
+        return {**asked, **with_logits(run, network, arrays)}
+
+    return TeacherResult(
+        network, beside(dataset.validation, "validation"), beside(dataset.test, "test")
     )
-    return TeacherResult(network, *(with_logits(run, network, split) for split in arrays))
 
 
 def _said(experiment: Experiment, split: str) -> Arrays:
@@ -176,7 +188,7 @@ def plan_method(
         model = models.build(spec, features=tuple(watched_by), classifier=classifier)
     else:
         model = models.build(spec)
-    watched = None if experiment.task.name == "single-label" else teacher.validation
+    watched = teacher.validation if experiment.task.name == "embeddings" else None
     lesson = Lesson(objective, source, examples, watched)
     return plan_network(experiment, phase, spec, model, lesson)
 
@@ -300,10 +312,13 @@ def with_answers(experiment: Experiment, teacher: TeacherResult, examples: Array
 
 
 def with_logits(run: Run, network: Network, examples: Arrays) -> Arrays:
-    """Put a network's logits beside examples that have none yet; those of pixels would be many."""
-    if {"teacher_logits", "mask"} & {*examples} or not len(examples["label"]):
+    """Put a network's logits beside examples that have none yet, unless they would be too many."""
+    places = examples["label"].shape
+    num_logits = network.spec.num_classes * math.prod(places if len(places) == 3 else places[:1])
+    if "teacher_logits" in examples or not 0 < num_logits <= MOST_KEPT:
         return examples
-    logits = evaluation.predict(run, network.model, network.variables, examples)
+    whole = {name: array for name, array in examples.items() if name != "mask"}
+    logits = evaluation.predict(run, network.model, network.variables, whole)
     return {**examples, "teacher_logits": logits}
 
 
