@@ -4,7 +4,7 @@
     python -m experiments.survey --kind modalities --data.name mnist --data.dir DIR
 
     several-teachers  a perceptron, convolutions and a transformer, each by itself and their mean
-    modalities        the teacher sees images, the student the sums of their rows and columns alone
+    modalities        the teacher sees images, the student the means of their rows and columns alone
 
 Both are made of runs of `experiments.distill`, whose commands are printed: teachers that are
 trained there answer, and what they said teaches by `--stored-logits`. Gou, Yu, Maybank, Tao,
@@ -105,22 +105,22 @@ def several_teachers(settings: Settings, root: Path, dataset: Dataset) -> Rows:
 
 
 def modalities(settings: Settings, root: Path, dataset: Dataset) -> Rows:
-    """Teach a student that sees the sums of rows and columns by a teacher of whole images."""
+    """Teach a student that sees the means of rows and columns by a teacher of whole images."""
     seen = distil(settings, root / "images", f"--teacher.name convnet {STUDENT}")
-    answers, sums = root / "answers.npz", root / "sums.npz"
+    answers, means = root / "answers.npz", root / "means.npz"
     store(answers, dataset, [kdjax.models.load_network(root / "images" / "teacher")])
     arrays = {}
     for split, short in FILES.items():
         examples = getattr(dataset, split)
         arrays[f"x_{short}"] = projections(np.asarray(examples.image))
         arrays[f"y_{short}"] = np.asarray(examples.label)
-    np.savez(sums, **arrays)  # type: ignore[arg-type]
-    own = f"--data.dir {shlex.quote(str(sums))} --stored-logits {shlex.quote(str(answers))}"
+    np.savez(means, **arrays)  # type: ignore[arg-type]
+    own = f"--data.dir {shlex.quote(str(means))} --stored-logits {shlex.quote(str(answers))}"
     few = distil(settings, root / "few", f"{own} --student.widths 128", own_data=True)
     everything = dataclasses.replace(settings, student_examples=len(dataset.train.label))
     whole = distil(everything, root / "all", f"{own} --student.widths 128", own_data=True)
     count, total = f"{settings.student_examples:,}", f"{len(dataset.train.label):,}"
-    teacher, where = percent(seen["teacher"]), "row and column sums"
+    teacher, where = percent(seen["teacher"]), "row and column means"
     return [
         ("images", f"labels of {count}", "", percent(seen["scratch"])),
         (where, f"labels of {count}", "", percent(few["scratch"])),
