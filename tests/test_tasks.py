@@ -131,7 +131,7 @@ def test_no_script_needs_answers_that_are_kept(script, saved, tmp_path, monkeypa
     few = {
         compare: ["--methods", "kd", "--num-best", "1", "--scales", "2"],
         generations: ["--generations", "1"],
-        data_free: ["--steps", "3"],
+        data_free: ["--steps", "3", "--batch-size", "16"],
     }[script]
     flags = ["--data.dir", str(saved("single-label")), "--workdir", str(tmp_path / "w"), *few]
     epochs = [] if script is data_free else ["--epochs", "1"]
