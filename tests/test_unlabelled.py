@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdjax import losses, objective, terms
+from kdjax import data, losses, objective, terms
 from kdjax._steps import hits
-from kdjax.runs import data_free, distill, unlabelled
+from kdjax.runs import data_free, distill, tasks, unlabelled
 from kdjax.types import Outputs, TermInputs
 
 SMALL = [
@@ -41,6 +41,20 @@ def test_the_loss_of_labels_is_the_mean_over_those_that_have_one(mask):
     found, gradient = jax.value_and_grad(loss)(logits)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert np.all(np.any(gradient != 0, axis=1) == labeled)
+
+
+def test_who_has_no_class_is_no_neighbor():
+    logits = jax.random.normal(jax.random.key(0), (6, 3))
+    hard = tasks.of("embeddings", set_of_classes()).hard(0.0)
+    found = unlabelled.of_labeled(hard).apply((), (), inputs_of(logits))[0].sum() / 6
+    own = TermInputs({"label": LABELS[LABELS >= 0]}, Outputs(logits[LABELS >= 0], {}), None,
+                     jnp.ones(4, bool))  # fmt: skip
+    np.testing.assert_allclose(found, hard.apply((), (), own)[0].mean(), rtol=1e-5)
+
+
+def set_of_classes():
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    return data.from_arrays(images, np.arange(40) % 3, labels_fn=data.embedding_labels)
 
 
 def test_accuracy_is_of_those_that_have_a_label():

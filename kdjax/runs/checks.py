@@ -21,7 +21,7 @@ def check(asked: RunSettings, settings: Resolved, dataset: data.Dataset, mesh: M
         mesh: how the devices are arranged.
     """
     _check_rows(asked, settings, dataset)
-    _check_task(settings, tasks.of(settings.task, dataset))
+    _check_task(settings, dataset)
     _check_stored(settings, dataset)
     _check_examples(asked, settings, dataset)
     _check_unlabelled(asked, settings, dataset)
@@ -50,8 +50,9 @@ def _check_rows(asked: RunSettings, settings: Resolved, dataset: data.Dataset) -
         )
 
 
-def _check_task(settings: Resolved, task: tasks.Task) -> None:
+def _check_task(settings: Resolved, dataset: data.Dataset) -> None:
     """Raise a ValueError if a setting asks for what a task has not."""
+    task = tasks.of(settings.task, dataset)
     single, pixels = task.name == "single-label", task.name == "pixels"
     views = _views(settings)
     mixers = recipes.mixers_in(views)
@@ -63,7 +64,7 @@ def _check_task(settings: Resolved, task: tasks.Task) -> None:
         "class weights need one class for each image": weighed and not task.of_classes,
         "--teacher.head probe is fitted to classes": settings.teacher.head != "own" and not single,
         "--data.unlabelled stands beside images with a class each": settings.data.unlabelled
-        and not task.of_classes,
+        and len(dataset.train.label.shape) > 1,
         "--embedding-size is that of embeddings": settings.embedding_size
         and task.name != "embeddings",
     }

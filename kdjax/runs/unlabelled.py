@@ -18,7 +18,7 @@ def reads_labels(name: str) -> bool:
 def of_labeled(term: Term) -> Term:
     """Return a term of labels whose loss is the mean over the examples that have one.
 
-    The others, whose label is -1, add nothing. As the mean depends on how many there are in the
+    The others, whose label is -1, add nothing, and are compared with none. As the mean depends on how many there are in the
     batch, micro-batches would change it.
     """
 
@@ -26,7 +26,8 @@ def of_labeled(term: Term) -> Term:
         label, counts = inputs.batch["label"], metrics.counted(inputs.mask)
         has_label = label != NO_LABEL
         batch = {**inputs.batch, "label": jnp.where(has_label, label, 0)}
-        values, state = term.apply(params, state, inputs._replace(batch=batch))
+        labeled = inputs._replace(batch=batch, mask=counts & has_label)
+        values, state = term.apply(params, state, labeled)
         # The sum is to be divided by all that count, and should be by those with a label.
         share = jnp.sum(counts) / jnp.maximum(jnp.sum(counts & has_label), 1)
         return jnp.where(has_label, values * share, 0), state
