@@ -8,7 +8,8 @@ The data is written as a `.npz` file, as yours may be, and distilled by `experim
     multi-label   the digits of scikit-learn: even, above four, prime, with a loop
     binary        the same digits: even or odd, one logit
     regression    the diabetes set of scikit-learn, one number from rows of ten
-    embeddings    the digits: 16 numbers each, close for one class and apart for others
+    embeddings    the digits: 16 numbers each, close for one class and apart for others; 30 have
+                  a class, and the teacher embeds all
     pixels        collages of the digits: the class of each pixel, of faint ones none
 """
 
@@ -49,9 +50,18 @@ def run(settings: Settings) -> None:
     with flags.plain_errors(settings, resume_with="the same command"):
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{settings.task}.npz"
-        np.savez(path, **make())  # type: ignore[arg-type]
+        arrays = make()
+        more = unlabelled_files(arrays.pop("unlabelled", np.zeros(0)), directory / "unlabelled")
+        np.savez(path, **arrays)  # type: ignore[arg-type]
     given = ["--task", settings.task, "--data.dir", str(path), "--workdir", str(directory)]
-    given += ["--num-seeds", str(settings.num_seeds), "--seed", str(settings.seed), *own.split()]
+    given += [
+        "--num-seeds",
+        str(settings.num_seeds),
+        "--seed",
+        str(settings.seed),
+        *own.split(),
+        *more,
+    ]
     given += ["--epochs", str(settings.epochs)] if settings.epochs else []
     print(f"python -m experiments.distill {shlex.join(given)}", flush=True)
     distill.main(given)
@@ -63,6 +73,18 @@ def main(args: list[str] | None = None, program: str = "python -m experiments.ta
     with flags.plain_errors(settings, resume_with=command):
         flags.check(settings)
     run(settings)
+
+
+def unlabelled_files(images: np.ndarray, folder: Path) -> list[str]:
+    """Write images without labels, if there are some; return the flag that reads them."""
+    if not len(images):
+        return []
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(folder / f"{i}.png")
+    return ["--data.unlabelled", str(folder)]
 
 
 def digits() -> tuple[Arrays, Arrays]:
@@ -100,8 +122,11 @@ def regression() -> Arrays:
 
 
 def embeddings() -> Arrays:
-    """The digits with their classes."""
-    return labeled_by([*range(10)])
+    """The digits with their classes, a tenth of them to choose by, and once more without."""
+    found = labeled_by([*range(10)])
+    apart = {f"{kind}_validation": found[f"{kind}_train"][::10] for kind in "xy"}
+    train = {f"{kind}_train": np.delete(found[f"{kind}_train"], np.s_[::10], 0) for kind in "xy"}
+    return {**found, **train, **apart, "unlabelled": train["x_train"]}
 
 
 def pixels() -> Arrays:
@@ -132,10 +157,12 @@ TASKS: Mapping[TaskName, tuple[Callable[[], Arrays], str]] = {
         regression,
         "--data.student-examples 40 --teacher.widths 32 --teacher.dropout 0.2 --teacher.epochs 40",
     ),
-    "embeddings": (embeddings, "--data.student-examples 100 --embedding-size 16"),
+    "embeddings": (embeddings, "--data.student-examples 30 --embedding-size 16"),
+    # In batches of 64 there would be too few steps for the rare pixels of a digit.
     "pixels": (
         pixels,
-        "--data.student-examples 30 --epochs 600 --teacher.epochs 50 --teacher.widths 16 32",
+        "--data.student-examples 30 --batch-size 16 --optimizer.learning-rate 1e-2 --epochs 300 "
+        "--teacher.epochs 30 --teacher.widths 16 32",
     ),
 }
 """How the data of each task is made, and flags for its size."""
