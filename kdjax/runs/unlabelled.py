@@ -18,8 +18,8 @@ def reads_labels(name: str) -> bool:
 def of_labeled(term: Term) -> Term:
     """Return a term of labels whose loss is the mean over the examples that have one.
 
-    The others, whose label is -1, add nothing, and are compared with none. As the mean depends on how many there are in the
-    batch, micro-batches would change it.
+    The others, whose label is -1, add nothing, and are compared with none. As the mean depends on
+    how many there are in the batch, micro-batches would change it.
     """
 
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
