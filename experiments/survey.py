@@ -36,7 +36,7 @@ Kind = Literal["several-teachers", "modalities"]
 Rows = list[tuple[str, ...]]
 COLUMNS = ("student", "taught by", "teacher's test %", "student's test %")
 SPLITS = ("train", "validation", "test")
-FILES = dict(zip(SPLITS, ("train", "val", "test"), strict=True))
+STUDENT = "convnet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +87,20 @@ def several_teachers(settings: Settings, root: Path, dataset: Dataset) -> Rows:
     small = dataset.image_shape[0] < 16
     teachers = {"mlp": "", "convnet": "", "vit_mu": f"--teacher.patch-size {4 if small else 7}"}
     found = {
-        name: distil(settings, root / name, f"--teacher.name {name} {own} {STUDENT}")
+        name: distil(settings, root / name, f"--teacher.name {name} {own} --student.name {STUDENT}")
         for name, own in teachers.items()
     }
     networks = [kdjax.models.load_network(root / name / "teacher") for name in teachers]
     path = root / "mean.npz"
     store(path, dataset, networks)
     found["the mean of all three"] = distil(
-        settings, root / "mean", f"--stored-logits {shlex.quote(str(path))} {STUDENT}"
+        settings,
+        root / "mean",
+        f"--stored-logits {shlex.quote(str(path))} --student.name {STUDENT}",
     )
-    labels = (STUDENT.split()[1], "labels alone", "", percent(found["mlp"]["scratch"]))
+    labels = (STUDENT, "labels alone", "", percent(found["mlp"]["scratch"]))
     rows = [
-        (labels[0], name, percent(own["teacher"]), percent(own["distilled"]))
+        (STUDENT, name, percent(own["teacher"]), percent(own["distilled"]))
         for name, own in found.items()
     ]
     return [labels, *rows]
@@ -106,19 +108,20 @@ def several_teachers(settings: Settings, root: Path, dataset: Dataset) -> Rows:
 
 def modalities(settings: Settings, root: Path, dataset: Dataset) -> Rows:
     """Teach a student that sees the means of rows and columns by a teacher of whole images."""
-    seen = distil(settings, root / "images", f"--teacher.name convnet {STUDENT}")
+    seen = distil(settings, root / "images", f"--teacher.name convnet --student.name {STUDENT}")
     answers, means = root / "answers.npz", root / "means.npz"
     store(answers, dataset, [kdjax.models.load_network(root / "images" / "teacher")])
     arrays = {}
-    for split, short in FILES.items():
+    for split in SPLITS:
         examples = getattr(dataset, split)
-        arrays[f"x_{short}"] = projections(np.asarray(examples.image))
-        arrays[f"y_{short}"] = np.asarray(examples.label)
+        arrays[f"x_{split}"] = projections(np.asarray(examples.image))
+        arrays[f"y_{split}"] = np.asarray(examples.label)
     np.savez(means, **arrays)  # type: ignore[arg-type]
     own = f"--data.dir {shlex.quote(str(means))} --stored-logits {shlex.quote(str(answers))}"
-    few = distil(settings, root / "few", f"{own} --student.widths 128", own_data=True)
+    own = f"{own} --student.widths 128"
+    few = distil(settings, root / "few", own, own_data=True)
     everything = dataclasses.replace(settings, student_examples=len(dataset.train.label))
-    whole = distil(everything, root / "all", f"{own} --student.widths 128", own_data=True)
+    whole = distil(everything, root / "all", f"{own} --soft-weight 1", own_data=True)
     count, total = f"{settings.student_examples:,}", f"{len(dataset.train.label):,}"
     teacher, where = percent(seen["teacher"]), "row and column means"
     return [
@@ -154,7 +157,6 @@ def distil(
     """Run `experiments.distill`, or read what it left: its summary."""
     given = [*shlex.split(own), "--workdir", str(workdir), "--num-seeds", str(settings.num_seeds)]
     given += ["--data.student-examples", str(settings.student_examples), "--augment", "none"]
-    given += ["--soft-weight", "1"] if own_data and workdir.name == "all" else []
     given += ["--epochs", str(settings.epochs)] if settings.epochs else []
     if not own_data:
         given += ["--data.name", settings.data.name]
@@ -173,7 +175,6 @@ def percent(measured: Mapping[str, Any]) -> str:
     return runs.numbers.mean_and_deviation([100 * x for x in measured["accuracy"]], 2)
 
 
-STUDENT = "--student.name convnet"
 TITLES = {"several-teachers": "Several teachers", "modalities": "A teacher that sees more"}
 LEDE = "Test accuracy in %, mean ± sample standard deviation over seeds of the student."
 KINDS = {"several-teachers": several_teachers, "modalities": modalities}

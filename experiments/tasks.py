@@ -54,14 +54,8 @@ def run(settings: Settings) -> None:
         more = unlabelled_files(arrays.pop("unlabelled", np.zeros(0)), directory / "unlabelled")
         np.savez(path, **arrays)  # type: ignore[arg-type]
     given = ["--task", settings.task, "--data.dir", str(path), "--workdir", str(directory)]
-    given += [
-        "--num-seeds",
-        str(settings.num_seeds),
-        "--seed",
-        str(settings.seed),
-        *own.split(),
-        *more,
-    ]
+    given += ["--num-seeds", str(settings.num_seeds), "--seed", str(settings.seed)]
+    given += [*own.split(), *more]
     given += ["--epochs", str(settings.epochs)] if settings.epochs else []
     print(f"python -m experiments.distill {shlex.join(given)}", flush=True)
     distill.main(given)

@@ -45,12 +45,10 @@ def run(asked: Settings, command: str, stop_fn: Callable[[], bool]) -> None:
         say(f"to do: {', '.join(left)}; {duration(asked, left)}")
     for name in left:
         module = importlib.import_module(f"experiments.hinton2015.{name}")
-        title = study.title_of(module.__doc__ or "")
-        say(f"\n{title}")
-        own = study.opened(asked, name, "cifar100" if name in ON_CIFAR else "mnist", stop_fn)
-        if stop_fn():
-            raise KeyboardInterrupt
-        study.write(own, title, module.run(own), command=command_of(name, command))
+        about, data_name = module.__doc__ or "", "cifar100" if name in ON_CIFAR else "mnist"
+        say(f"\n{study.title_of(about)}")
+        own = command_of(name, command)
+        study.conduct(asked, name, about, module.run, data_name, own, stop_fn)
     report.run(report.Settings(workdir=root))
 
 

@@ -203,15 +203,31 @@ def run_script(
         settings_type: what it asks, with flags of its own if it has some.
     """
     program = f"python -m experiments.hinton2015.{section}"
-    title = title_of(about)
-    asked, command = flags.read(settings_type, program, title, None)
+    asked, command = flags.read(settings_type, program, title_of(about), None)
     with flags.plain_errors(asked, resume_with=command):
         flags.check(asked)
         with kdjax.loop.stop_on_signals() as stop_fn:
-            study = opened(asked, section, data_name, stop_fn)
-            if stop_fn():
-                raise KeyboardInterrupt
-            write(study, title, body(study), command=portable(command))
+            conduct(asked, section, about, body, data_name, command, stop_fn)
+
+
+def conduct(
+    asked: StudySettings,
+    section: str,
+    about: str,
+    body: Callable[[Study], Findings],
+    data_name: str,
+    command: str,
+    stop_fn: Callable[[], bool],
+) -> None:
+    """Read the data, do the work of a section, write and print what it found.
+
+    Raises:
+        KeyboardInterrupt: if it was asked to stop before it began.
+    """
+    study = opened(asked, section, data_name, stop_fn)
+    if stop_fn():
+        raise KeyboardInterrupt
+    write(study, title_of(about), body(study), command=portable(command))
 
 
 def title_of(about: str) -> str:
