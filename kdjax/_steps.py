@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from kdjax import metrics as measures
+from kdjax.heads import TopK
 from kdjax.teachers import check_logits
 from kdjax.types import (
     Array,
@@ -25,8 +26,9 @@ from kdjax.types import (
 
 __all__ = [
     "OF_CLASSES", "SAMPLE_STREAM", "STUDENT_STREAM", "MetricFn", "ViewFn", "are_numbers",
-    "check_batch", "check_labels", "check_view", "examples_in", "fitting", "hits", "in_types_of",
-    "kept_if", "key_of", "mask_of", "measured", "seen_by_terms", "student_of", "updated", "view_of",
+    "check_batch", "check_labels", "check_numbers", "check_view", "examples_in", "fitting", "hits",
+    "in_types_of", "kept_if", "key_of", "mask_of", "measured", "seen_by_terms", "student_of",
+    "updated", "view_of",
 ]  # fmt: skip
 
 ViewFn = Callable[[Array, Batch], Batch]
@@ -77,16 +79,24 @@ def check_batch(batch: Batch, teacher_outputs: Outputs | None = None) -> None:
         >>> from kdjax import step
         >>> step.check_batch({"image": np.zeros((4, 8, 8, 1)), "label": np.arange(4)})
     """
-    for name, value in batch.items():
-        kinds = {getattr(getattr(x, "dtype", None), "kind", "") for x in jax.tree.leaves(value)}
-        if kinds & set("OSUT"):
-            raise TypeError(f"batch[{name!r}] holds no numbers; leave it out of what a step gets")
+    check_numbers(batch)
     if "mask" in batch:
         measures.weights_of(batch["mask"])
     if "teacher_logits" in batch:
         check_logits("batch['teacher_logits']", batch["teacher_logits"])
     if teacher_outputs is not None:
         check_logits("the teacher's logits", teacher_outputs.logits)
+
+
+def check_numbers(batch: Batch) -> None:
+    """Raise a TypeError if an entry of a batch holds no numbers, such as file names."""
+    for name, value in batch.items():
+        for x in jax.tree.leaves(value):
+            kind = getattr(getattr(x, "dtype", None), "kind", "")
+            if isinstance(x, str | bytes) or kind in tuple("OSUT"):
+                raise TypeError(
+                    f"batch[{name!r}] holds no numbers; leave it out of what a step gets"
+                )
 
 
 def check_labels(
@@ -179,7 +189,8 @@ def hits(inputs: TermInputs) -> Metrics:
         metrics["accuracy"] = measures.accuracy(student, labels, known)
     floating = jnp.issubdtype(labels.dtype, jnp.floating)
     by_itself = labels.shape == (student.shape[:-1] if floating else student.shape)
-    if teacher is not None and teacher.logits.shape == student.shape and not by_itself:
+    few = teacher is not None and isinstance(teacher.logits, TopK)
+    if teacher is not None and (few or teacher.logits.shape == student.shape) and not by_itself:
         metrics["agreement"] = measures.agreement(student, teacher.logits, mask)
         if has_classes:
             metrics["teacher/accuracy"] = measures.accuracy(teacher.logits, labels, known)

@@ -20,6 +20,7 @@ from kdjax._steps import (
     are_numbers,
     check_batch,
     check_labels,
+    check_numbers,
     check_view,
     examples_in,
     fitting,
@@ -366,6 +367,7 @@ def make_eval_step(
         return {**found, **measured(metrics or {}, batch, outputs, mask)}
 
     def eval_step(variables: Variables, batch: Batch) -> Metrics:
+        check_numbers(batch)
         found: Metrics = evaluated(variables, batch, are_numbers(batch.get("label")))
         return found
 

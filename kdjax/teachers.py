@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kdjax import models
+from kdjax.heads import TopK
 from kdjax.metrics import are_probabilities, known
 from kdjax.types import Array, Batch, Model, OnlineTeacher, Outputs, PyTree, Teacher, Variables
 
@@ -71,7 +72,7 @@ def check_logits(whose: str, logits: Any) -> None:
 
     Args:
         whose: what to call them.
-        logits: [batch..., num_classes].
+        logits: [batch..., num_classes], or a `kdjax.heads.TopK`.
 
     Raises:
         ValueError: if there are several classes and every row is nonnegative and sums to 1.
@@ -81,7 +82,7 @@ def check_logits(whose: str, logits: Any) -> None:
         >>> from kdjax import teachers
         >>> teachers.check_logits("the teacher's answers", np.array([[2.0, -1.0]]))
     """
-    values = known(logits)
+    values = known(logits.logits if isinstance(logits, TopK) else logits)
     if values is None or values.ndim < 2 or values.shape[-1] < 2 or not values.size:
         return
     if are_probabilities(values):
@@ -231,20 +232,25 @@ def ensemble(
     return Teacher(tuple(teacher.variables for teacher in teachers), apply, held)
 
 
-def stored(name: str = "teacher_logits") -> Teacher:
+def stored(name: str = "teacher_logits", *, indices: str | None = None) -> Teacher:
     """Make a teacher whose logits are in the batch, where an earlier pass over the data put them.
+
+    Of many classes, the largest logits and which classes they are of will do: two arrays
+    [batch..., k], as a pair under one key or each under its own. The teacher then answers with a
+    `kdjax.heads.TopK`, which `kd_loss` and `soft_target_loss` take: all others have no mass.
 
     They answer what the teacher saw then. A step that augments its batch (`view_fn`) refuses them,
     unless the view brings the answers to what it shows under the same name.
 
     Args:
         name: the batch's key that holds them, [batch..., num_classes].
+        indices: the key of their classes, [batch..., k], if they are the largest alone.
 
     Returns:
         A teacher without variables.
 
     Raises:
-        TypeError: from apply, if they are several arrays, such as largest logits and classes.
+        TypeError: from apply, if they are several arrays, and not a pair of numbers and classes.
         ValueError: from apply, if they are not in the batch, or are probabilities.
 
     Example:
@@ -253,21 +259,35 @@ def stored(name: str = "teacher_logits") -> Teacher:
         >>> teacher = teachers.stored()
         >>> print(teacher.apply((), {"teacher_logits": jnp.array([[3.0, 1.0]])}).logits)
         [[3. 1.]]
+        >>> largest = {"teacher_logits": (jnp.array([[3.0, 1.0]]), jnp.array([[7, 2]]))}
+        >>> print(teacher.apply((), largest).logits.indices)
+        [[7 2]]
     """
+    names = (name,) if indices is None else (name, indices)
 
     def apply(variables: tuple[()], batch: Batch) -> Outputs:
-        if name not in batch:
-            raise ValueError(f"stored: the batch has no {name!r}, only {sorted(batch)}")
-        if isinstance(batch[name], tuple | list | dict):
-            raise TypeError(
-                f"stored: batch[{name!r}] is a {type(batch[name]).__name__}, expected one array "
-                "[batch..., num_classes]; the largest logits and their classes are for "
-                "kdjax.heads.TopK"
-            )
-        check_logits(f"stored: batch[{name!r}]", batch[name])
-        return Outputs(jax.lax.stop_gradient(jnp.asarray(batch[name])))
+        for wanted in names:
+            if wanted not in batch:
+                raise ValueError(f"stored: the batch has no {wanted!r}, only {sorted(batch)}")
+        given = batch[name] if indices is None else (batch[name], batch[indices])
+        if isinstance(given, tuple | list | dict):
+            given = _largest(f"stored: batch[{name!r}]", given)
+        check_logits(f"stored: batch[{name!r}]", given)
+        return Outputs(jax.lax.stop_gradient(jax.tree.map(jnp.asarray, given)))
 
-    return Teacher((), apply, (name,))
+    return Teacher((), apply, names)
+
+
+def _largest(what: str, given: Any) -> TopK:
+    """Return a pair of arrays as the largest logits and their classes."""
+    if isinstance(given, tuple | list) and len(given) == 2 and all(map(np.ndim, given)):
+        kinds = [jnp.issubdtype(jnp.result_type(x), jnp.integer) for x in given]
+        if kinds == [False, True] and np.shape(given[0]) == np.shape(given[1]):
+            return TopK(*given)
+    raise TypeError(
+        f"{what} is a {type(given).__name__}, expected one array [batch..., num_classes], or the "
+        "largest logits and, in integers, their classes, [batch..., k] both"
+    )
 
 
 def absent() -> Teacher:

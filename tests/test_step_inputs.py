@@ -1,5 +1,6 @@
 """What a step is given means what it is taken for, or one line says what does not."""
 
+import functools
 import re
 
 import jax
@@ -309,10 +310,60 @@ def test_a_loss_that_goes_bad_says_what_its_labels_are():
         loop.fit(run, state, [GOOD, wrong], num_steps=2)
 
 
-def test_stored_answers_of_a_few_classes_are_one_line():
-    few = jnp.ones((3, 5)), jnp.zeros((3, 5), int)
-    with pytest.raises(TypeError, match=r"is a tuple, expected one array .* kdjax.heads.TopK"):
-        teachers.stored().apply((), {"teacher_logits": few})
+def in_a_run(batch, teacher, weights=None, **options):
+    objective = combine({"kd": terms.kd(temperature=2.0)}, weights or {"kd": 1.0})
+    model = toys.linear_model()
+    outputs = teacher.apply(teacher.variables, batch)
+    state = step.init_train_state(
+        jax.random.key(0), model, objective, toys.SGD, batch, outputs, **options
+    )
+    train_step = step.make_train_step(model, objective, toys.SGD, num_micro_batches=2)
+    state, found = step.with_teacher(train_step, teacher)(state, batch)
+    return state.params, {name: metrics.value(x) for name, x in found.items()}
+
+
+@pytest.mark.parametrize("names", [("top", None), ("top", "classes")])
+def test_the_largest_answers_teach_as_all_of_them_with_the_rest_at_minus_infinity(names):
+    logits = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+    classes = np.argsort(-logits, axis=-1)[:, 1::-1]  # the largest stands second
+    top, dense = np.take_along_axis(logits, classes, axis=-1), np.full((8, 5), -np.inf, np.float32)
+    np.put_along_axis(dense, classes, top, axis=-1)
+    pair = {"top": (top, classes)} if names[1] is None else {"top": top, "classes": classes}
+    expected = in_a_run({**GOOD, "teacher_logits": dense}, teachers.stored())
+    found = in_a_run({**GOOD, **pair}, teachers.stored(names[0], indices=names[1]))
+    assert_same(found, expected)
+    assert {"agreement", "teacher/accuracy"} <= set(found[1])
+    view = {**GOOD, **pair, "image": -GOOD["image"]}
+    with pytest.raises(ValueError, match="answers in 'top'"):
+        _steps.check_view({**GOOD, **pair}, view, teachers.stored(*names[:1]).held_in)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (np.ones((8, 3)), np.ones((8, 3))),
+        (np.zeros((8, 3), int), np.ones((8, 3))),
+        (np.ones((8, 3)), np.zeros((8, 2), int)),
+        (np.ones((8, 3)),),
+        {"logits": np.ones((8, 3))},
+    ],
+)
+def test_stored_answers_that_are_no_pair_of_numbers_and_classes_are_one_line(given):
+    with pytest.raises(TypeError, match=r"expected one array .* classes, \[batch..., k\] both$"):
+        teachers.stored().apply((), {"teacher_logits": given})
+    with pytest.raises(ValueError, match="the batch has no 'classes', only"):
+        teachers.stored(indices="classes").apply((), {"teacher_logits": np.ones((8, 3))})
+
+
+def test_text_in_the_batch_of_a_loop_of_ones_own_is_one_line():
+    (model, *_), _, state = started(GOOD)
+    evaluate = step.make_eval_step(model)
+    variables = Variables(state.params["student"], state.model_state)
+    for names in (np.array(["a.png"] * 8), np.array(["a.png"] * 8, object)):
+        batch = {**GOOD, "path": names}
+        for call in (started, functools.partial(evaluate, variables)):
+            with pytest.raises(TypeError, match=r"^batch\['path'\] holds no numbers; leave it out"):
+                call(batch)
 
 
 def test_stored_answers_are_not_those_to_a_view():

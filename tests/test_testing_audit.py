@@ -9,6 +9,7 @@ import pytest
 from flawed import on_logits, soft
 
 from kdjax import terms
+from kdjax.heads import TopK
 from kdjax.objective import combine
 from kdjax.testing import audit, term_inputs
 
@@ -113,3 +114,13 @@ def test_audit_explains_an_unknown_exemption():
         verdicts({"kd": terms.kd()}, exempt={"kd": ["slope"]})
     found, _ = verdicts({"kd": terms.kd()}, exempt={"another": ["finite"]})
     assert found["kd", "finite"]
+
+
+def test_audit_takes_a_teachers_largest_logits():
+    batch, student, teacher, _ = term_inputs()
+    values, classes = jax.lax.top_k(jnp.asarray(teacher.logits), 3)
+    few = teacher._replace(logits=TopK(values, classes))
+    objective = combine({"soft": terms.soft_targets(temperature=3.0)}, {"soft": 1.0})
+    report = audit(objective, batch, student, few)
+    assert report.passed, str(report)
+    assert "T = 3" in str(report)

@@ -19,8 +19,9 @@ time, and the gradients are made on the way: nothing is computed twice, and noth
         return mean
 """
 
-from kdjax.heads._head import Head, TopK
+from kdjax.heads._head import Head
 from kdjax.heads._mean import chunked_mean
 from kdjax.heads._squares import logit_mse
+from kdjax.losses._inputs import TopK
 
 __all__ = ["Head", "TopK", "chunked_mean", "logit_mse"]

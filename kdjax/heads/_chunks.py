@@ -11,7 +11,8 @@ from jax import Array
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from kdjax import metrics
-from kdjax.heads._head import Head, TopK, finished, product_of, widest
+from kdjax.heads._head import Head, finished, product_of, widest
+from kdjax.losses._inputs import TopK
 from kdjax.types import PyTree
 
 LossFn = Callable[..., Array]

@@ -20,16 +20,6 @@ class Head(NamedTuple):
     soft_cap: float | Array | None = None
 
 
-class TopK(NamedTuple):
-    """A teacher's largest logits, or log-probabilities, and their ids, [tokens..., k] both.
-
-    Every other id has no mass: -inf. So has an id that is negative or beyond the vocabulary.
-    """
-
-    logits: Array
-    indices: Array
-
-
 def as_head(name: str, whose: str, hidden: Any, head: Head) -> tuple[Array, Head]:
     """Return hidden states and a head that fit each other, as arrays of floating types."""
     h, w = f"{whose}_hidden", f"{whose}_head.kernel"

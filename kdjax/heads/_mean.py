@@ -10,8 +10,9 @@ from jax.sharding import AbstractMesh, AxisType
 
 from kdjax import metrics
 from kdjax.heads._chunks import PARTS, LossFn, Plan, Tokens, Trained, mean_over_chunks
-from kdjax.heads._head import Head, TopK, as_head, check_tokens, widest
+from kdjax.heads._head import Head, as_head, check_tokens, widest
 from kdjax.losses import _inputs, _numbers
+from kdjax.losses._inputs import TopK
 from kdjax.types import PyTree
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from kdjax.losses import _inputs, _numbers
+from kdjax.losses._inputs import TopK
 from kdjax.losses._numerics import exact, norms
 
 
@@ -133,7 +134,7 @@ def standardize_logits(
 
 def soft_target_loss(
     student_logits: Array,
-    teacher_logits: Array,
+    teacher_logits: Array | TopK,
     *,
     temperature: float | Array = 4.0,
     axis: int = -1,
@@ -148,7 +149,8 @@ def soft_target_loss(
 
     Args:
         student_logits: [..., num_classes], any floating type; -inf removes a class.
-        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero. Or the largest
+            alone, a `kdjax.heads.TopK`: the others have no mass, and take no room.
         temperature: T, a positive number, or an array: scalar or [...], one for each example.
         axis: the class axis.
         where: boolean, broadcastable to the logits: the classes that exist.
@@ -172,10 +174,7 @@ def soft_target_loss(
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
         arXiv:1503.02531, sections 2 and 2.1.
     """
-    name = "soft_target_loss"
-    student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
-    t = _inputs.as_temperature(name, temperature, student)
-    return exact.tempered_kl(student, teacher, t) * jnp.squeeze(t * t, -1)
+    return _soft("soft_target_loss", student_logits, teacher_logits, temperature, axis, where)[1]
 
 
 def cross_entropy(
@@ -230,7 +229,7 @@ def cross_entropy(
 
 def kd_loss(
     student_logits: Array,
-    teacher_logits: Array,
+    teacher_logits: Array | TopK,
     labels: Array,
     *,
     temperature: float | Array = 4.0,
@@ -247,7 +246,8 @@ def kd_loss(
 
     Args:
         student_logits: [..., num_classes], any floating type; -inf removes a class.
-        teacher_logits: likewise, of the same shape; constant, its gradient is zero.
+        teacher_logits: likewise, of the same shape; constant, its gradient is zero. Or the largest
+            alone, a `kdjax.heads.TopK`: the others have no mass, and take no room.
         labels: integer classes [...], or class probabilities [..., num_classes], which sum to 1.
         temperature: T, a positive number, or an array: scalar or [...], one for each example.
         soft_weight: w in [0, 1], or an array: scalar or [...]. At a number of 0 or 1 the other
@@ -278,9 +278,7 @@ def kd_loss(
         arXiv:1503.02531, section 2.
     """
     name = "kd_loss"
-    student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
-    t = _inputs.as_temperature(name, temperature, student)
-    soft = exact.tempered_kl(student, teacher, t) * jnp.squeeze(t * t, -1)
+    student, soft = _soft(name, student_logits, teacher_logits, temperature, axis, where)
     hard, chosen = _hard(name, student, labels, axis, ignore_label)
     weight = _numbers.as_number(
         name, "soft_weight", soft_weight, soft.dtype, _numbers.SHARE, per=soft.shape
@@ -291,6 +289,26 @@ def kd_loss(
     else:
         values = weight * soft + (1 - weight) * hard
     return values if chosen is None else chosen.of(values)
+
+
+def _soft(
+    function: str,
+    student: Array,
+    teacher: Array | TopK,
+    temperature: float | Array,
+    axis: int,
+    where: Array | None,
+) -> tuple[Array, Array]:
+    """Return the student's logits, classes last, and T^2 times the divergence from the teacher."""
+    if isinstance(teacher, TopK):
+        student, top = _inputs.as_top(function, teacher, student, axis, where)
+        t = _inputs.as_temperature(function, temperature, student)
+        divergence = exact.top_kl(student, *top, t)
+    else:
+        student, teacher = _inputs.as_logits(function, student, teacher, axis, where)
+        t = _inputs.as_temperature(function, temperature, student)
+        divergence = exact.tempered_kl(student, teacher, t)
+    return student, divergence * jnp.squeeze(t * t, -1)
 
 
 def _uniform(x: Array) -> Array:

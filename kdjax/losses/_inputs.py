@@ -30,6 +30,17 @@ LOGITS: Names = ("student_logits", "teacher_logits")
 LOG_PROBS: Names = ("student_log_probs", "teacher_log_probs")
 
 
+class TopK(NamedTuple):
+    """A teacher's largest logits, or log-probabilities, and their classes, [..., k] both.
+
+    Every other class has no mass: -inf. So has one that is negative or beyond the student's. None
+    stands twice in a row. Public as `kdjax.heads.TopK`.
+    """
+
+    logits: Array
+    indices: Array
+
+
 class Labels(NamedTuple):
     """Which class each label is, [..., num_classes]; whether it is one; which to leave out."""
 
@@ -45,6 +56,8 @@ class Labels(NamedTuple):
 
 def as_type(function: str, name: str, x: Array, kind: DTypeLike, expected: str) -> Array:
     """Return an array; its type must be of a kind."""
+    if isinstance(x, TopK):
+        raise TypeError(f"{function}: {name} is a TopK, expected an array; kd_loss takes both")
     try:
         x = jnp.asarray(x)
     except (TypeError, ValueError):
@@ -181,6 +194,27 @@ def as_log_probs(
     first, second = as_pair(function, student, teacher, names)
     student = select_classes(function, names[0], first, where, axis, fewest)
     return student, select_classes(function, names[1], second, where, axis, fewest)
+
+
+def as_top(
+    function: str, given: TopK, student: Array, axis: int, where: Mask
+) -> tuple[Array, TopK]:
+    """Return a student's logits, classes last, and the teacher's largest: -inf where none is."""
+    x = as_classes(function, LOGITS[0], student, axis, where)
+    name = LOGITS[1]
+    logits = jax.lax.stop_gradient(as_floats(function, f"{name}.logits", given.logits))
+    ids = as_type(function, f"{name}.indices", given.indices, jnp.integer, "integer")
+    fits = logits.ndim == x.ndim and logits.shape[:-1] == x.shape[:-1]
+    expected = f"{x.shape[:-1]} like the examples, and one axis more"
+    check_fits(fits, function, f"{name}.logits", logits, expected)
+    check_shape(function, f"{name}.indices", ids, logits.shape, "its logits")
+    x, logits = _of_one_type(x, logits)
+    there = (ids >= 0) & (ids < x.shape[-1])
+    ids = jnp.where(there, ids, 0).astype(jnp.int32)
+    if where is not None:
+        absent = select_classes(function, LOGITS[0], jnp.zeros(jnp.shape(student)), where, axis)
+        there &= ~jnp.isneginf(jnp.take_along_axis(absent, ids, axis=-1))
+    return x, TopK(jnp.where(there, logits, -jnp.inf), ids)
 
 
 def as_logit_batch(

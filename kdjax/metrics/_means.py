@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.losses import _inputs
+from kdjax.losses._inputs import TopK
 from kdjax.losses._numbers import known
 from kdjax.losses._numerics import pooling, relations
 from kdjax.types import Array, Metrics
@@ -182,11 +183,11 @@ def masked_sum(values: Array, mask: Array) -> tuple[Array, Array]:
     return jnp.sum(_widen(weighed)), jnp.sum(weights, dtype=jnp.float32)
 
 
-def accuracy(logits: Array, labels: Array, mask: Array) -> tuple[Array, Array]:
+def accuracy(logits: Array | TopK, labels: Array, mask: Array) -> tuple[Array, Array]:
     """Count the examples whose most likely class is the label.
 
     Args:
-        logits: [batch..., num_classes].
+        logits: [batch..., num_classes], or a `kdjax.heads.TopK` beside integer classes.
         labels: integer classes [batch...], or class probabilities [batch..., num_classes], which
             sum to 1 and count by their most likely class.
         mask: [batch...], true where an example counts.
@@ -207,15 +208,21 @@ def accuracy(logits: Array, labels: Array, mask: Array) -> tuple[Array, Array]:
         >>> round(metrics.value(found), 3)
         0.5
     """
+    if isinstance(logits, TopK):
+        classes = _inputs.as_labels("accuracy", labels)
+        hits = likeliest("accuracy", "logits", logits) == classes
+        return masked_sum(hits.astype(jnp.float32), mask)
     return masked_sum(_hits(*read("accuracy", logits, labels, mask)), mask)
 
 
-def agreement(student_logits: Array, teacher_logits: Array, mask: Array) -> tuple[Array, Array]:
+def agreement(
+    student_logits: Array, teacher_logits: Array | TopK, mask: Array
+) -> tuple[Array, Array]:
     """Count the examples on which two networks name the same class.
 
     Args:
         student_logits: [batch..., num_classes].
-        teacher_logits: [batch..., num_classes].
+        teacher_logits: [batch..., num_classes], or a `kdjax.heads.TopK`.
         mask: [batch...], true where an example counts.
 
     Returns:
@@ -233,12 +240,19 @@ def agreement(student_logits: Array, teacher_logits: Array, mask: Array) -> tupl
         >>> metrics.value(found)
         0.5
     """
-    student, teacher = (
-        _inputs.as_classes("agreement", f"{name}_logits", x, -1, None)
+    first, second = (
+        likeliest("agreement", f"{name}_logits", x)
         for name, x in (("student", student_logits), ("teacher", teacher_logits))
     )
-    same = jnp.argmax(student, axis=-1) == jnp.argmax(teacher, axis=-1)
-    return masked_sum(same.astype(jnp.float32), mask)
+    return masked_sum((first == second).astype(jnp.float32), mask)
+
+
+def likeliest(function: str, name: str, logits: Array | TopK) -> Array:
+    """Return the class with the largest logit, [batch...], of all logits or the largest alone."""
+    if isinstance(logits, TopK):
+        place = jnp.argmax(logits.logits, axis=-1, keepdims=True)
+        return jnp.take_along_axis(jnp.asarray(logits.indices), place, axis=-1)[..., 0]
+    return jnp.argmax(_inputs.as_classes(function, name, logits, -1, None), axis=-1)
 
 
 def nll(logits: Array, labels: Array, mask: Array) -> tuple[Array, Array]:

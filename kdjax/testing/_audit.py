@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax._steps import mask_of
+from kdjax.heads import TopK
 from kdjax.metrics import counted
 from kdjax.testing import _audit_checks, _audit_inputs
 from kdjax.testing._harness import Check, Finding, Report, examine
@@ -90,6 +91,8 @@ def audit(
         True
     """
     exempt = _checked(exempt or {})
+    if teacher_outputs is not None:
+        teacher_outputs = _in_full(teacher_outputs, student_outputs.logits.shape)
     given = TermInputs(batch, student_outputs, teacher_outputs, jnp.ones((), bool))
     findings = [
         _spared(finding, exempt.get("inputs", ()))
@@ -108,6 +111,18 @@ def audit(
         probe = of_objective(name, objective, variables, inputs)
         findings += _findings_of(probe, exempt.get(name, ()))
     return Report(tuple(findings))
+
+
+def _in_full(outputs: Outputs, shape: tuple[int, ...]) -> Outputs:
+    """Return outputs with all logits, -inf where a teacher's largest alone are given."""
+    top = outputs.logits
+    if not isinstance(top, TopK):
+        return outputs
+    classes = np.asarray(top.indices)
+    there = (classes >= 0) & (classes < shape[-1])
+    dense = np.full((*shape[:-1], shape[-1] + 1), -np.inf, np.asarray(top.logits).dtype)
+    np.put_along_axis(dense, np.where(there, classes, shape[-1]), np.asarray(top.logits), axis=-1)
+    return outputs._replace(logits=dense[..., :-1])
 
 
 def _for_examples(objective: Objective, batch: Batch, size: int) -> tuple[Objective, Batch]:

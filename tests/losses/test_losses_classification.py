@@ -9,6 +9,7 @@ import pytest
 import reference_classification as reference
 
 from kdjax import losses
+from kdjax.heads import TopK
 from kdjax.testing import check_loss
 
 # What each loss rightly breaks of the harness. Correlations know -inf as a probability of 0, not as
@@ -427,3 +428,94 @@ def test_smoothed_labels_are_part_of_all_classes_that_are_there(kind):
     np.testing.assert_allclose(traced(0.3), want, rtol=2e-6)
     with pytest.raises(ValueError, match="label_smoothing"):
         losses.cross_entropy(np.float32(x), given, label_smoothing=1.5)
+
+
+def largest(logits, num):
+    classes = np.argsort(-logits, axis=-1)[..., :num]
+    values, dense = np.take_along_axis(logits, classes, -1), np.full_like(logits, -np.inf)
+    np.put_along_axis(dense, classes, values, -1)
+    return TopK(values, classes), dense
+
+
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+@pytest.mark.parametrize("num", [1, 5, 40])
+def test_a_teachers_largest_logits_are_all_of_them_with_the_rest_at_minus_infinity(
+    num, temperature
+):
+    r = np.random.default_rng(num)
+    student, teacher = (np.float32(r.normal(size=(2, 3, 40)) * 3) for _ in range(2))
+    labels = r.integers(0, 40, (2, 3))
+    where = r.random((2, 3, 40)) < 0.8
+    where[..., 0] = True
+    where[0, 0] = np.arange(40) != teacher[0, 0].argmax()
+    top, dense = largest(teacher, num)
+    none = np.full_like(top.indices[..., :1], -1), np.full_like(top.indices[..., :1], 40)
+    padded = TopK(
+        np.concatenate([top.logits, *(9 + 0 * x for x in none)], -1).astype(np.float32),
+        np.concatenate([top.indices, *none], -1),
+    )
+
+    def loss(student, t, given, **keywords):
+        return losses.kd_loss(student, given, labels, temperature=t, **keywords)
+
+    def both(given, **keywords):
+        values = loss(student, temperature, given, **keywords)
+
+        def total(x, t):
+            return jnp.sum(jnp.where(jnp.isfinite(values), loss(x, t, given, **keywords), 0))
+
+        return values, jax.grad(total, argnums=(0, 1))(student, jnp.float32(temperature))
+
+    for keywords in ({}, {"where": where}):
+        expected = both(dense, **keywords)
+        for given in (top, padded):
+            found = both(given, **keywords)
+            jax.tree.map(
+                lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6), found, expected
+            )
+    soft = losses.soft_target_loss(student, top, temperature=temperature)
+    np.testing.assert_allclose(
+        soft, losses.soft_target_loss(student, dense, temperature=temperature), rtol=2e-5
+    )
+
+
+def test_a_teachers_largest_logits_keep_digits_and_take_no_room():
+    # A student that nearly has the teacher's distribution on the classes that are there, and one
+    # that gives the others a billionth of the mass.
+    teacher = np.array([[3.0, 1.0, -2.0, 0.5]], np.float32)
+    student = np.concatenate([teacher + np.array([1e-4, 0, -1e-4, 0]), [[-20.0, -21.0]]], -1)
+    top = TopK(teacher, np.arange(4)[None])
+    p = np.exp(teacher.astype(np.float64))
+    q, p = np.exp(np.float32(student).astype(np.float64)), p / p.sum()
+    q /= q.sum()
+    expected = np.sum(p * (np.log(p) - np.log(q[:, :4])))
+    found, gradient = jax.value_and_grad(
+        lambda x: losses.soft_target_loss(x, top, temperature=1.0).sum()
+    )(jnp.float32(student))
+    np.testing.assert_allclose(found, expected, rtol=0.05, atol=1e-10)
+    q[:, :4] -= p
+    np.testing.assert_allclose(gradient, q, rtol=0.05, atol=1e-10)
+
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (((64, 32000), jnp.float32), ((64, 16), jnp.float32), ((64, 16), int))
+    ]
+    grad = jax.grad(lambda x, v, i: losses.soft_target_loss(x, TopK(v, i)).mean())
+    memory = jax.jit(grad).lower(*shapes).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.1 * 64 * 32000 * 4
+
+
+def test_a_teachers_largest_logits_at_the_edges():
+    x = jnp.array([[1.0, -INF, 0.0], [1.0, 2.0, 0.0], [-INF, -INF, -INF]])
+    top = TopK(jnp.array([[1.0], [-INF], [-INF]]), jnp.array([[1], [0], [0]]))
+    loss = functools.partial(losses.soft_target_loss, teacher_logits=top)
+    np.testing.assert_array_equal(loss(x), [INF, 0, 0])
+    assert np.all(np.isfinite(jax.jacrev(loss)(x)))
+    with pytest.raises(TypeError, match="dkd_loss: teacher_logits is a TopK, expected an array"):
+        losses.dkd_loss(x, top, jnp.zeros(3, int))
+    with pytest.raises(
+        ValueError, match=r"teacher_logits.logits has shape \(3, 1\), expected \(2,\)"
+    ):
+        losses.kd_loss(x[:2], top, jnp.zeros(2, int))
+    with pytest.raises(TypeError, match=r"teacher_logits.indices has dtype float32, expected int"):
+        losses.soft_target_loss(x, TopK(top.logits, top.logits))

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from kdjax import losses
+from kdjax.heads import TopK
 
 FLOATS = [jnp.bfloat16, jnp.float16, jnp.float32] * 2
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -107,6 +108,27 @@ def test_numbers_are_the_same_over_explicit_axes(name):
         got = jax.jit(run, compiler_options=QUICK)(split)
     expected = jax.jit(run, compiler_options=QUICK)(arguments(name))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), got, expected)
+
+
+@pytest.mark.parametrize("names", [("data", None), ("data", "tensor")])
+def test_a_teachers_largest_logits_over_explicit_axes(names):
+    r = np.random.default_rng(0)
+    student, values = (r.normal(size=(8, n)).astype(np.float32) for n in (6, 2))
+    classes = np.stack([np.arange(8) % 6, (np.arange(8) + 2) % 6], axis=-1)
+
+    def loss(student, values, classes):
+        return losses.soft_target_loss(student, TopK(values, classes)).sum()
+
+    run = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)
+    expected, mesh = run(student, values, classes), jax.make_mesh((4, 2), ("data", "tensor"))
+    with jax.set_mesh(mesh):
+        put = [
+            jax.device_put(x, jax.NamedSharding(mesh, PartitionSpec(*n)))
+            for x, n in zip((student, values, classes), (names, ("data",), ("data",)), strict=True)
+        ]
+        got = run(*put)
+    assert got[1].sharding.spec == PartitionSpec(*names)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, expected)
 
 
 def test_labels_of_any_integers_are_the_classes_they_say():

@@ -224,6 +224,38 @@ def tempered_kl(x: Array, v: Array, t: Array) -> Array:
     return kl_and_gap(x, v, t)[0]
 
 
+def top_kl(x: Array, v: Array, indices: Array, t: Array) -> Array:
+    """Return KL(p || q), [...], where p = softmax(v / t) has classes [..., k] out of q's.
+
+    KL(p || q) = KL(p || q given those classes) - log(the mass that q has on them): the first part
+    keeps its digits, and no array is as long as q but q.
+    """
+    given = _at(x, indices)
+    taught = ~jnp.isneginf(jnp.max(v, axis=-1, keepdims=True))
+    known = jnp.where(jnp.isneginf(v), -jnp.inf, given)
+    apart = jnp.isneginf(jnp.max(known, axis=-1, keepdims=True))
+    # Of what is left out the gradient is 0, not 0 times infinity.
+    top = jax.lax.stop_gradient(_finite(jnp.max(x, axis=-1, keepdims=True)))
+    known, every = (jnp.where(apart, 0, y - top) for y in (known, x))
+    of_every, of_known = (jax.nn.logsumexp(over(y, t), axis=-1) for y in (every, known))
+    lost = of_every - of_known
+    lost += jax.lax.stop_gradient(jnp.maximum(-lost, 0))  # a rounded 0, its gradient left
+    value = tempered_kl(known, jnp.where(apart, 0, v), t) + lost
+    value = jnp.where(jnp.squeeze(apart, -1), jnp.inf, value)
+    return jnp.where(jnp.squeeze(taught, -1), value, 0)
+
+
+def _at(x: Array, indices: Array) -> Array:
+    """Return the entries [..., k] of x [..., n] at indices of its last axis."""
+    spec = jax.typeof(x).sharding.spec
+    if not spec or spec[-1] is None:
+        return jnp.take_along_axis(x, indices, axis=-1)
+    # Split over explicit axes of a mesh: each device looks for them in its part.
+    shape = (*indices.shape, x.shape[-1])
+    chosen = indices[..., None] == jax.lax.broadcasted_iota(indices.dtype, shape, x.ndim)
+    return jnp.sum(jnp.where(chosen, x[..., None, :], 0), axis=-1)
+
+
 def probability_gap(x: Array, v: Array, t: Array) -> Array:
     """Return softmax(x / t) - softmax(v / t), exact to its last digits where they are close."""
     return kl_and_gap(x, v, t)[1]
