@@ -31,8 +31,8 @@ class Cohort(NamedTuple):
     """Networks that train together: where, what they are and how they learn.
 
     `seeds` has one per member: initial values, order of the batches, dropout and views. `examples`
-    are `image`, `label` and what the teacher needs, [examples, ...]: a stored teacher's logits are
-    what tells students of one teacher from those of another.
+    are `image`, `label` and what the teacher needs, [examples, ...]: the means of a stored
+    teacher's logits tell students of one teacher from those of another.
     """
 
     study: Study
@@ -134,7 +134,7 @@ def train(
         "recipe": dataclasses.asdict(recipe),
         "seeds": list(seeds),
         "settings": jax.tree.map(lambda x: np.asarray(x).tolist(), settings),
-        "examples": checkpoint.params_sha256(dict(examples)),
+        **_told(examples),
         "objective": objective_fn.__name__,
     }
     found = kept(directory / "trained")
@@ -154,6 +154,18 @@ def train(
     by = workdir.trained_by(directory / ASKED)
     study.trainings[name] = Trainings(len(seeds), metadata["seconds"], by)
     return Networks(models.build(spec), variables)
+
+
+def _told(examples: Arrays) -> dict[str, Any]:
+    """Return what tells examples from others: a hash, and what the teacher says on average.
+
+    Its logits are computed: on another device, or on more cores, their last digits are others.
+    """
+    rest = {name: x for name, x in examples.items() if name != "teacher_logits"}
+    told: dict[str, Any] = {"examples": checkpoint.params_sha256(rest)}
+    if len(rest) < len(examples):
+        told["answers"] = np.mean(examples["teacher_logits"], axis=0, dtype=float).round(2).tolist()
+    return told
 
 
 def kept(directory: Path) -> tuple[Variables, dict[str, Any]] | None:
