@@ -339,6 +339,8 @@ def report(
         hits: likewise `neighbors`.
         command: what did it.
     """
+    import jax
+
     names = list(next(iter(found.values()))[0])
     rows = [
         [kind, *(runs.numbers.mean_and_deviation([one[n] for one in own], 3) for n in names)]
@@ -349,7 +351,13 @@ def report(
     best = {kind: np.mean([one[names[0]] for one in own]) for kind, own in found.items()}
     first, *_, last = best
     lede = f"Spearman {best[first]:.3f} without training, {best[last]:.3f} distilled."
-    facts = {"Command": command, "Version": kdjax.__version__}
+    device, version = jax.devices()[0], f"kdjax {kdjax.__version__}, jax {jax.__version__}"
+    facts = {
+        "Command": command,
+        "Commit": runs.workdir.commit(),
+        "Device": f"{device.device_kind} ({device.platform})",
+        "Versions": version,
+    }
     by_seed = {kind: [one[names[0]] for one in own] for kind, own in found.items()}
 
     def page() -> Page:

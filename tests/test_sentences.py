@@ -163,6 +163,7 @@ def test_a_small_teacher_is_distilled(tmp_path, monkeypatch, capsys):
     assert len(found) == 3 and "Spearman" in capsys.readouterr().out
     page = (tmp_path / "w" / "report.html").read_text()
     assert page.count("by paired bootstrap over the 50 sentences alone") == 2
+    assert all(f"<dt>{name}</dt>" in page for name in ("Command", "Commit", "Device", "Versions"))
     assert "Against token vectors, averaged: " in page and "points of recall at 10" in page
 
 
