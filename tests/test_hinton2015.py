@@ -53,7 +53,8 @@ def test_every_script_leaves_a_result_and_a_page(tried):
     workdir, outputs = tried
     for name in SCRIPTS:
         result = json.loads((workdir / name / "result.json").read_text())
-        assert result["claims"] and result["notes"]
+        assert result["claims"] and result["notes"][0].startswith("A trial, of few steps")
+        assert ">wanted</th>" not in (workdir / name / "report.html").read_text()
         assert result["facts"]["Command"].startswith(f"python -m experiments.hinton2015.{name}")
         for claim in result["claims"]:
             assert np.all(np.isfinite(claim["ours"])), claim

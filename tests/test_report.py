@@ -462,7 +462,7 @@ def test_what_was_found_is_written_and_printed_once(tmp_path, capsys):
     table = report.Table(("method", "test %"), [("kd", "97.1 ± 0.2"), ("scratch", "95.0")])
     figure = report.plot_dots({"kd": [96.9, 97.3], "scratch": [95.0]}, xlabel="test accuracy (%)")
     figures, facts = {"dots": (figure, "A dot is a seed.")}, {"Command": "python"}
-    notes = ["Plain.", ("Headed", "Text.")]
+    notes = ["Plain.", ("Headed", "Text of `a < b`.")]
 
     def page():
         return report.results_page("Ways", "One helps.", table, figures, facts, notes=notes)
@@ -470,11 +470,12 @@ def test_what_was_found_is_written_and_printed_once(tmp_path, capsys):
     summary = {"kd": 97.1, "lost": [float("nan"), float("inf")]}
     report.publish(tmp_path, summary, table, page, summary_name="all.json")
     page = Page((tmp_path / "report.html").read_text())
-    assert [line.strip() for line in page.text.splitlines() if line][-17:] == [
+    assert [line.strip() for line in page.text.splitlines() if line][-19:] == [
         "Ways", "One helps.", "Results on the test set", "method", "test %", "kd", "97.1 ± 0.2",
-        "scratch", "95.0", "A dot is a seed.", "Its numbers (CSV)", "Plain.", "Headed", "Text.",
-        "How to have it again", "Command", "python",
+        "scratch", "95.0", "A dot is a seed.", "Its numbers (CSV)", "Plain.", "Headed",
+        "Text of", "a < b", ".", "How to have it again", "Command", "python",
     ]  # fmt: skip
+    assert "<code>a &lt; b</code>" in (tmp_path / "report.html").read_text()
     alt = "test accuracy (%), means: kd: 97.10; scratch: 95.00."
     assert page.all("img")[0]["alt"] == alt
     # An earlier run's figure, with its numbers and what they say.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+TRIAL = (
+    "A trial, of few steps of small networks on the embedded digits; what follows tells of a whole "
+    "run."
+)
 CLAIM_COLUMNS = ("", "paper", "ours", "wanted", "met")
 
 
@@ -283,7 +288,7 @@ def write(study: Study, title: str, found: Findings, *, command: str) -> None:
         "claims": [dataclasses.asdict(claim) for claim in claims],
         "tables": [dataclasses.asdict(table) for table in found.tables],
         "figures": {name: caption for name, (_, caption) in found.figures.items()},
-        "notes": list(found.notes),
+        "notes": [TRIAL, *found.notes] if study.quick else list(found.notes),
         "facts": {"Command": command, **times, **runs.experiment.origin(trained_by)},
     }
     text = "\n".join(
@@ -362,7 +367,10 @@ def _section(
     result: Mapping[str, Any], figures: "Mapping[str, tuple[Figure | Path, str]]"
 ) -> "Section":
     table = runs.report.Table
-    claims = [table(CLAIM_COLUMNS, claim_rows(result))] if result["claims"] else []
+    rows = claim_rows(result)
+    said = [any(cells) for cells in zip(*rows, strict=True)]
+    names, *shown = (list(itertools.compress(row, said)) for row in (CLAIM_COLUMNS, *rows))
+    claims = [table(names, shown)] if shown else []
     tables = [*claims, *(table(**each) for each in result["tables"])]
     return runs.report.Section(
         tables=tables, figures=figures, notes=result["notes"], facts=result["facts"]

@@ -189,7 +189,7 @@ def _section(section: Section, directory: Path) -> Iterator[str]:
         yield f'<div class="figures">{"".join(figures)}</div>'
     for note in section.notes:
         heading, text = ("", note) if isinstance(note, str) else note
-        yield (f"<h3>{escape(heading)}</h3>" if heading else "") + f"<p>{escape(text)}</p>"
+        yield (f"<h3>{escape(heading)}</h3>" if heading else "") + f"<p>{_prose(text)}</p>"
     if section.facts:
         yield f"<dl>{''.join(map(_fact, section.facts.items()))}</dl>"
 
@@ -215,6 +215,11 @@ def _row(row: Sequence[str], columns: Sequence[str]) -> str:
         for name, cell in zip(columns[1:], row[1:], strict=True)
     )
     return f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
+
+
+def _prose(text: str) -> str:
+    """Return text, with what is between backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _fact(fact: tuple[str, str]) -> str:
