@@ -83,13 +83,36 @@ def sent_by(text: str, devices: int) -> tuple[float, float]:
 
 def _group(rest: str, devices: int) -> tuple[int, bool]:
     """Return how many devices a collective joins, and whether they are of several machines."""
-    found = re.search(r"replica_groups=(?:\[(\d+),(\d+)\]<=\S*|\{\{([\d,]+)\})", rest)
-    if found is None:
-        return devices, devices > IN_A_MACHINE
-    if found[3]:
-        members = [int(n) for n in found[3].split(",")]
-        return len(members), len({n // IN_A_MACHINE for n in members}) > 1
-    return int(found[2]), int(found[2]) > IN_A_MACHINE or "T(" in found[0]
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
+    spread = re.search(r"replica_groups=\[(\d+),\d+\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
+    named = re.search(
+        r"replica_groups=mesh\[([^]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+        r" \{([^}]*)\}",
+        rest,
+    )
+    every = np.arange(devices)
+    if listed:
+        every = np.array(_numbers(listed[1]))
+    elif spread:
+        every = _moved(every, *spread.groups()[1:]).reshape(int(spread[1]), -1)[0]
+    elif named:
+        sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        grid = _moved(every, named[2], named[3]).reshape(list(sizes.values()))
+        joined = re.findall(r"\w+", named[4])
+        every = grid[tuple(slice(None) if name in joined else 0 for name in sizes)].ravel()
+    elif "replica_groups=" in rest and "replica_groups={}" not in rest:
+        raise ValueError(f"how are these devices grouped? {rest}")
+    return every.size, len({n // IN_A_MACHINE for n in every.tolist()}) > 1
+
+
+def _moved(devices: np.ndarray, shape: str | None, order: str | None) -> np.ndarray:
+    """Return all devices as a grid, its axes in another order: `[shape]T(order)` of the program."""
+    grid = devices.reshape(_numbers(shape)) if shape else devices
+    return np.transpose(grid, _numbers(order)) if order else grid
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
 
 
 def count(

@@ -88,6 +88,27 @@ def test_what_is_sent_is_counted_as_a_ring_sends_it():
     assert across == pytest.approx(7 / 8 * (16 + 32) + 2 * 1 / 2 * 4)
 
 
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ("[16,4]<=[64]", (4, False)),
+        ("[4,16]<=[64]", (16, True)),
+        ("[8,8]<=[8,8]T(1,0)", (8, True)),
+        ("[32,2]<=[8,4,2]T(0,2,1)", (2, False)),
+        ("mesh['a'=8,'b'=1,'c'=8], device_ids=([8,8]T(1,0)) {'a'}", (8, False)),
+        ("mesh['a'=8,'b'=1,'c'=8], device_ids=([8,8]T(1,0)) {'c'}", (8, True)),
+        ("mesh['a'=8,'b'=8] {'a'}", (8, True)),
+        ("mesh['a'=8,'b'=8] {'b'}", (8, False)),
+        ("mesh['a'=8,'b'=8] {'a', 'b'}", (64, True)),
+        ("{}", (64, True)),
+    ],
+)
+def test_a_collective_joins_the_devices_that_the_program_says(groups, expected):
+    assert large._group(f"%x), replica_groups={groups}, dimensions={{0}}", 64) == expected
+    with pytest.raises(ValueError, match="how are these devices grouped"):
+        large._group("%x), replica_groups=otherwise, dimensions={0}", 64)
+
+
 @pytest.mark.slow
 def test_larger_meshes_send_more_and_compute_the_same():
     done = scripts.run("benchmarks.large", "--tiny", "--devices", 2, 8, check=True)
