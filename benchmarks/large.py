@@ -149,7 +149,8 @@ def count(
 
 def imagenet(num_devices: int, *, tiny: bool) -> Count:
     """Count a step of resnet34 to resnet18: for 128 images a device, from 1 and 2."""
-    mesh, half = sharding.make_mesh(data=num_devices), {"dtype": jnp.bfloat16}
+    mesh = sharding.make_mesh(data=num_devices)
+    half: dict[str, Any] = {"dtype": jnp.bfloat16}
     side, make = (16, models.resnet8) if tiny else (224, models.resnet18)
     teacher = models.resnet8(10, **half) if tiny else models.resnet34(1000, **half)
     student = make(10 if tiny else 1000, **half)

@@ -197,8 +197,8 @@ def others(x: Any) -> Any:
 
 def _put_rows(x: Any, mask: Any, other: Any) -> Any:
     """Keep the rows where the mask is true and take the others from another array."""
-    where = jnp.where if _is_key(x) else np.where
-    return where(np.reshape(mask, mask.shape + (1,) * (x.ndim - mask.ndim)), x, other)
+    rows = np.reshape(mask, mask.shape + (1,) * (x.ndim - mask.ndim))
+    return jnp.where(rows, x, other) if _is_key(x) else np.where(rows, x, other)
 
 
 def with_mask(inputs: TermInputs, mask: Any) -> TermInputs:
