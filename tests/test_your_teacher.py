@@ -10,7 +10,7 @@ import pytest
 
 TEXT = (Path(__file__).parents[1] / "docs" / "your-teacher.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-NAMES = ["torch", "weights", "linen", "equinox", "keras"]
+NAMES = ["torch", "largest", "weights", "linen", "equinox", "keras"]
 NEEDS = {"torch": "torchax", "equinox": "equinox", "keras": "keras"}
 
 
@@ -28,5 +28,7 @@ def test_a_block_runs(name, block, capsys):
         assert np.isfinite(namespace["metrics"]["loss"][0])
     elif name == "weights":
         assert "is missing" in capsys.readouterr().out
+    elif name == "largest":
+        assert namespace["loss"].shape == (1,) and namespace["answers"].indices.shape == (1, 2)
     else:
         assert namespace["outputs"].logits.shape == (2, 10)

@@ -498,7 +498,11 @@ def test_a_teachers_largest_logits_keep_digits_and_take_no_room():
 
     shapes = [
         jax.ShapeDtypeStruct(shape, dtype)
-        for shape, dtype in (((64, 32000), jnp.float32), ((64, 16), jnp.float32), ((64, 16), int))
+        for shape, dtype in (
+            ((64, 32000), jnp.float32),
+            ((64, 16), jnp.float32),
+            ((64, 16), jnp.int32),
+        )
     ]
     grad = jax.grad(lambda x, v, i: losses.soft_target_loss(x, TopK(v, i)).mean())
     memory = jax.jit(grad).lower(*shapes).compile().memory_analysis()
