@@ -482,16 +482,17 @@ def _checked(step: int, metrics: Mapping[str, Any], batch: Batch) -> dict[str, A
     terms = ", ".join(name.replace("loss/", "") for name in bad) or "none alone; their weighted sum"
     raise NonFiniteLoss(
         f"the loss is {measures.value(metrics['loss'])} at step {step}; non-finite terms: {terms}"
-        + _labels_in(batch)
+        + _advice(batch)
     )
 
 
-def _labels_in(batch: Batch) -> str:
-    """Say what the labels of a batch are: one that is no class makes a loss nan."""
+def _advice(batch: Batch) -> str:
+    """Say what may be done: a label that is no class makes a loss nan, as too large steps do."""
     labels = measures.known(batch.get("label")) if isinstance(batch, Mapping) else None
     if labels is None or labels.dtype.kind not in "iu" or not labels.size:
-        return ""
+        return "; a smaller learning rate or weight may help"
     return (
         f"; its labels are {labels.min()} to {labels.max()}: leave those that are no class out by "
-        "batch['mask'], or name them as the loss's ignore_label"
+        "batch['mask'], or name them as the loss's ignore_label; if all are classes, a smaller "
+        "learning rate or weight may help"
     )
