@@ -351,13 +351,8 @@ def report(
     best = {kind: np.mean([one[names[0]] for one in own]) for kind, own in found.items()}
     first, *_, last = best
     lede = f"Spearman {best[first]:.3f} without training, {best[last]:.3f} distilled."
-    device, version = jax.devices()[0], f"kdjax {kdjax.__version__}, jax {jax.__version__}"
-    facts = {
-        "Command": command,
-        "Commit": runs.workdir.commit(),
-        "Device": f"{device.device_kind} ({device.platform})",
-        "Versions": version,
-    }
+    by = runs.evaluation.trained_by(jax.make_mesh((1,), ("data",)))
+    facts = {"Command": command, **{name.capitalize(): said for name, said in by.items()}}
     by_seed = {kind: [one[names[0]] for one in own] for kind, own in found.items()}
 
     def page() -> Page:

@@ -189,11 +189,11 @@ def hits(inputs: TermInputs) -> Metrics:
         metrics["accuracy"] = measures.accuracy(student, labels, known)
     floating = jnp.issubdtype(labels.dtype, jnp.floating)
     by_itself = labels.shape == (student.shape[:-1] if floating else student.shape)
-    few = teacher is not None and isinstance(teacher.logits, TopK)
-    if teacher is not None and (few or teacher.logits.shape == student.shape) and not by_itself:
-        metrics["agreement"] = measures.agreement(student, teacher.logits, mask)
+    said = None if teacher is None or by_itself else teacher.logits
+    if said is not None and (isinstance(said, TopK) or said.shape == student.shape):
+        metrics["agreement"] = measures.agreement(student, said, mask)
         if has_classes:
-            metrics["teacher/accuracy"] = measures.accuracy(teacher.logits, labels, known)
+            metrics["teacher/accuracy"] = measures.accuracy(said, labels, known)
     return metrics
 
 

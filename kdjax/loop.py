@@ -489,10 +489,10 @@ def _checked(step: int, metrics: Mapping[str, Any], batch: Batch) -> dict[str, A
 def _advice(batch: Batch) -> str:
     """Say what may be done: a label that is no class makes a loss nan, as too large steps do."""
     labels = measures.known(batch.get("label")) if isinstance(batch, Mapping) else None
+    smaller = "a smaller learning rate or weight may help"
     if labels is None or labels.dtype.kind not in "iu" or not labels.size:
-        return "; a smaller learning rate or weight may help"
+        return f"; {smaller}"
     return (
         f"; its labels are {labels.min()} to {labels.max()}: leave those that are no class out by "
-        "batch['mask'], or name them as the loss's ignore_label; if all are classes, a smaller "
-        "learning rate or weight may help"
+        f"batch['mask'], or name them as the loss's ignore_label; if all are classes, {smaller}"
     )

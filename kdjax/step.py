@@ -35,7 +35,7 @@ from kdjax._steps import (
     updated,
     view_of,
 )
-from kdjax.teachers import InputsFn, fed
+from kdjax.teachers import InputsFn, fed, stored
 from kdjax.types import (
     Array,
     Batch,
@@ -363,7 +363,8 @@ def make_eval_step(
             )
         found = {name: fn(logits, labels, mask) for name, fn in fns.items()}
         if "teacher_logits" in batch and logits.shape[-1] > 1 and (not fns or fns is OF_CLASSES):
-            found["agreement"] = measures.agreement(logits, batch["teacher_logits"], mask)
+            said = stored().apply((), batch).logits
+            found["agreement"] = measures.agreement(logits, said, mask)
         return {**found, **measured(metrics or {}, batch, outputs, mask)}
 
     def eval_step(variables: Variables, batch: Batch) -> Metrics:

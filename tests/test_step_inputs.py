@@ -336,6 +336,12 @@ def test_the_largest_answers_teach_as_all_of_them_with_the_rest_at_minus_infinit
     found = in_a_run({**GOOD, **pair}, teachers.stored(names[0], indices=names[1]))
     assert_same(found, expected)
     assert {"agreement", "teacher/accuracy"} <= set(found[1])
+    if names[1] is None:
+        model, evaluated = toys.linear_model(), {**GOOD, "teacher_logits": pair["top"]}
+        evaluate, variables = step.make_eval_step(model), Variables(found[0]["student"], {})
+        assert_same(
+            evaluate(variables, evaluated), evaluate(variables, {**GOOD, "teacher_logits": dense})
+        )
     view = {**GOOD, **pair, "image": -GOOD["image"]}
     with pytest.raises(ValueError, match="answers in 'top'"):
         _steps.check_view({**GOOD, **pair}, view, teachers.stored(*names[:1]).held_in)

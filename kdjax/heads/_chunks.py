@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from kdjax import metrics
 from kdjax.heads._head import Head, finished, product_of, widest
-from kdjax.losses._inputs import TopK
+from kdjax.losses._inputs import TopK, in_full
 from kdjax.types import PyTree
 
 LossFn = Callable[..., Array]
@@ -216,10 +216,7 @@ def _add_product(total: Array, by_product: Array, hidden: Array) -> Array:
 def _logits_of(answers: Array | TopK, head: Head | None, size: int) -> Array:
     """Return a teacher's logits of as many ids as the student has, -inf where it has none."""
     if isinstance(answers, TopK):
-        ids = jnp.where(answers.indices < 0, size, answers.indices)
-        nothing = jnp.full((len(ids), size), -jnp.inf, widest(answers.logits.dtype))
-        tokens = jnp.arange(len(ids))[:, None]
-        return nothing.at[tokens, ids].max(answers.logits.astype(nothing.dtype), mode="drop")
+        return in_full(answers, size)
     logits = answers[:, :size].astype(widest(answers.dtype))
     if head is not None:
         bias = None if head.bias is None else head.bias[:size]

@@ -301,7 +301,7 @@ def _soft(
 ) -> tuple[Array, Array]:
     """Return the student's logits, classes last, and T^2 times the divergence from the teacher."""
     if isinstance(teacher, TopK):
-        student, top = _inputs.as_top(function, teacher, student, axis, where)
+        student, top = _inputs.as_top(function, student, teacher, axis, where)
         t = _inputs.as_temperature(function, temperature, student)
         divergence = exact.top_kl(student, *top, t)
     else:

@@ -19,7 +19,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from kdjax.losses import _numbers
-from kdjax.losses._numerics import pooling, relations
+from kdjax.losses._numerics import exact, pooling, relations
 
 Names = tuple[str, str]
 Pair = tuple[Array, Array]
@@ -39,6 +39,16 @@ class TopK(NamedTuple):
 
     logits: Array
     indices: Array
+
+
+def in_full(top: TopK, size: int) -> Array:
+    """Return logits of as many classes, [..., size], float32 or wider, -inf where none is given."""
+    logits, ids = (x.reshape(-1, x.shape[-1]) for x in top)
+    ids = jnp.where(ids < 0, size, ids)
+    nothing = jnp.full((len(ids), size), -jnp.inf, jnp.promote_types(jnp.float32, logits.dtype))
+    rows = jnp.arange(len(ids))[:, None]
+    full = nothing.at[rows, ids].max(logits.astype(nothing.dtype), mode="drop")
+    return full.reshape(*top.logits.shape[:-1], size)
 
 
 class Labels(NamedTuple):
@@ -197,13 +207,13 @@ def as_log_probs(
 
 
 def as_top(
-    function: str, given: TopK, student: Array, axis: int, where: Mask
+    function: str, student: Array, teacher: TopK, axis: int, where: Mask
 ) -> tuple[Array, TopK]:
     """Return a student's logits, classes last, and the teacher's largest: -inf where none is."""
     x = as_classes(function, LOGITS[0], student, axis, where)
     name = LOGITS[1]
-    logits = jax.lax.stop_gradient(as_floats(function, f"{name}.logits", given.logits))
-    ids = as_type(function, f"{name}.indices", given.indices, jnp.integer, "integer")
+    logits = jax.lax.stop_gradient(as_floats(function, f"{name}.logits", teacher.logits))
+    ids = as_type(function, f"{name}.indices", teacher.indices, jnp.integer, "integer")
     fits = logits.ndim == x.ndim and logits.shape[:-1] == x.shape[:-1]
     expected = f"{x.shape[:-1]} like the examples, and one axis more"
     check_fits(fits, function, f"{name}.logits", logits, expected)
@@ -213,7 +223,7 @@ def as_top(
     ids = jnp.where(there, ids, 0).astype(jnp.int32)
     if where is not None:
         absent = select_classes(function, LOGITS[0], jnp.zeros(jnp.shape(student)), where, axis)
-        there &= ~jnp.isneginf(jnp.take_along_axis(absent, ids, axis=-1))
+        there &= ~jnp.isneginf(exact.at(absent, ids))
     return x, TopK(jnp.where(there, logits, -jnp.inf), ids)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax._steps import mask_of
-from kdjax.heads import TopK
+from kdjax.losses._inputs import TopK, in_full
 from kdjax.metrics import counted
 from kdjax.testing import _audit_checks, _audit_inputs
 from kdjax.testing._harness import Check, Finding, Report, examine
@@ -91,8 +91,11 @@ def audit(
         True
     """
     exempt = _checked(exempt or {})
-    if teacher_outputs is not None:
-        teacher_outputs = _in_full(teacher_outputs, student_outputs.logits.shape)
+    if teacher_outputs is not None and isinstance(teacher_outputs.logits, TopK):
+        full = in_full(
+            TopK(*map(jnp.asarray, teacher_outputs.logits)), student_outputs.logits.shape[-1]
+        )
+        teacher_outputs = teacher_outputs._replace(logits=np.asarray(full))
     given = TermInputs(batch, student_outputs, teacher_outputs, jnp.ones((), bool))
     findings = [
         _spared(finding, exempt.get("inputs", ()))
@@ -111,18 +114,6 @@ def audit(
         probe = of_objective(name, objective, variables, inputs)
         findings += _findings_of(probe, exempt.get(name, ()))
     return Report(tuple(findings))
-
-
-def _in_full(outputs: Outputs, shape: tuple[int, ...]) -> Outputs:
-    """Return outputs with all logits, -inf where a teacher's largest alone are given."""
-    top = outputs.logits
-    if not isinstance(top, TopK):
-        return outputs
-    classes = np.asarray(top.indices)
-    there = (classes >= 0) & (classes < shape[-1])
-    dense = np.full((*shape[:-1], shape[-1] + 1), -np.inf, np.asarray(top.logits).dtype)
-    np.put_along_axis(dense, np.where(there, classes, shape[-1]), np.asarray(top.logits), axis=-1)
-    return outputs._replace(logits=dense[..., :-1])
 
 
 def _for_examples(objective: Objective, batch: Batch, size: int) -> tuple[Objective, Batch]:

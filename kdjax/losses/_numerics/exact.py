@@ -230,7 +230,7 @@ def top_kl(x: Array, v: Array, indices: Array, t: Array) -> Array:
     KL(p || q) = KL(p || q given those classes) - log(the mass that q has on them): the first part
     keeps its digits, and no array is as long as q but q.
     """
-    given = _at(x, indices)
+    given = at(x, indices)
     taught = ~jnp.isneginf(jnp.max(v, axis=-1, keepdims=True))
     known = jnp.where(jnp.isneginf(v), -jnp.inf, given)
     apart = jnp.isneginf(jnp.max(known, axis=-1, keepdims=True))
@@ -245,7 +245,7 @@ def top_kl(x: Array, v: Array, indices: Array, t: Array) -> Array:
     return jnp.where(jnp.squeeze(taught, -1), value, 0)
 
 
-def _at(x: Array, indices: Array) -> Array:
+def at(x: Array, indices: Array) -> Array:
     """Return the entries [..., k] of x [..., n] at indices of its last axis."""
     spec = jax.typeof(x).sharding.spec
     if not spec or spec[-1] is None:
