@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import erf
+from scipy.stats import norm
 
 from kdjax import models
+from kdjax.models._transformer import attend, gelu
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
@@ -97,6 +99,57 @@ def test_the_arithmetic_by_hand():
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     expected = by_hand(wide, np.asarray(IMAGES, np.float64))
     np.testing.assert_allclose(outputs.logits, expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_attention_of_any_scores_is_that_of_a_softmax(dtype):
+    draw = functools.partial(jax.random.normal, shape=(2, 5, 3, 4), dtype=dtype)
+    q, k, v = (draw(jax.random.key(i)) for i in range(3))
+
+    def by_softmax(q, k, v):
+        scores = np.einsum("bqhd,bkhd->bhqk", q, k) / 2
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        return np.einsum("bhqk,bkhd->bqhd", scores / scores.sum(-1, keepdims=True), v)
+
+    for scale in (1, 60):  # scores of some thousands, whose exponentials overflow
+        found = jax.jit(attend)(scale * q, scale * k, v)
+        wide = (np.asarray(x, np.float64) for x in (scale * q, scale * k, v))
+        assert found.dtype == dtype
+        rtol = 30 * float(jnp.finfo(dtype).eps) * (scale if dtype == jnp.float32 else 1)
+        np.testing.assert_allclose(found.astype(jnp.float32), by_softmax(*wide), rtol, rtol)
+
+
+def test_attention_has_the_derivatives_of_a_softmax():
+    q, k, v, *moves = (jax.random.normal(jax.random.key(i), (1, 5, 2, 4)) for i in range(6))
+
+    def by_softmax(q, k, v):
+        weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / 2)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+    forward, expected = (jax.jvp(f, (q, k, v), tuple(moves)) for f in (attend, by_softmax))
+    chex.assert_trees_all_close(forward, expected, rtol=1e-5, atol=1e-6)
+    square = [
+        jax.grad(lambda *x, f=f: jnp.sum(f(*x) ** 2), (0, 1, 2)) for f in (attend, by_softmax)
+    ]
+    chex.assert_trees_all_close(square[0](q, k, v), square[1](q, k, v), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "atol"),
+    [(jnp.float32, 1e-6, 1e-6), (jnp.bfloat16, 0.03, 1e-6), (jnp.float16, 0.01, 1e-6)],
+)
+def test_the_gelu_is_exact_and_keeps_small_shares_in_half_precision(dtype, rtol, atol):
+    x = jnp.linspace(-4, 4, 801).astype(dtype)
+    wide = np.asarray(x, np.float64)
+    found = jax.jit(gelu)(x)
+    assert found.dtype == dtype
+    expected = wide * norm.cdf(wide)
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol, atol)
+    slope = jax.vmap(jax.grad(gelu))(x)
+    expected = norm.cdf(wide) + wide * norm.pdf(wide)
+    np.testing.assert_allclose(
+        np.asarray(slope, np.float64), expected, rtol, 3e-3 if rtol > 1e-5 else atol
+    )
 
 
 def test_dropout_is_drawn_in_training_alone():
