@@ -70,7 +70,10 @@ def run(settings: Settings) -> None:
     table = runs.report.Table(COLUMNS, rows)
     title = f"{TITLES[settings.kind]}, {dataset.name}"
     summary = {"columns": list(COLUMNS), "rows": [list(row) for row in rows]}
-    section = runs.report.Section(tables=[table], facts={"Command": command_of(settings)})
+    folders = sorted(root.glob("*/config.json"))
+    trained_by = [by for path in folders for by in runs.workdir.trained_by(path)]
+    facts = {"Command": command_of(settings), **runs.experiment.origin(trained_by)}
+    section = runs.report.Section(tables=[table], facts=facts)
     runs.report.publish(root, summary, table, lambda: runs.report.Page(title, [section], LEDE))
 
 

@@ -26,7 +26,10 @@ Metrics = dict[str, tuple[Array, Array]]
 
 
 class Outputs(NamedTuple):
-    """A network's answer to a batch: `logits` [..., num_classes], features by module path."""
+    """A network's answer to a batch: `logits` [..., num_classes], features by module path.
+
+    Of a teacher whose largest logits alone are stored, `logits` is a `kdjax.heads.TopK`.
+    """
 
     logits: Array
     features: Mapping[str, Array] = {}

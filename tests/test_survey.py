@@ -8,7 +8,7 @@ import pytest
 import scripts
 
 from experiments import survey
-from kdjax import data, models
+from kdjax import data, models, runs
 
 
 def test_projections_are_means_of_rows_and_columns():
@@ -49,7 +49,9 @@ def test_a_kind_leaves_a_table_and_reads_what_is_there(kind, rows, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["rows"]) == rows
     assert all(0 <= float(row[-1]) <= 100 for row in summary["rows"])
-    assert "python -m experiments.distill" in done.stdout and (tmp_path / "report.html").exists()
+    assert "python -m experiments.distill" in done.stdout
+    page = (tmp_path / "report.html").read_text()
+    assert runs.workdir.commit() in page and f"jax {jax.__version__}" in page
     again = scripts.run("experiments.survey", *flags, "--workdir", tmp_path)
     assert "steps in" not in again.stdout
     assert json.loads((tmp_path / "summary.json").read_text())["rows"] == summary["rows"]
