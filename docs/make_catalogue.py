@@ -173,8 +173,9 @@ from the papers; [the peers' own code](golden.md) says whose code each was held 
 *Golden entries*: values with gradients, computed by other libraries' and the authors' code, that
 the tests hold ours against. *Time*, *memory*: the step's time and the memory it needs at its peak,
 over plain KD's (`python -m benchmarks.methods`: resnet20 to resnet8, CIFAR shapes, batches of 64).
-*Gain*: points of test accuracy over labels alone, networks of convolutions on ten classes of CIFAR-100, thirty
-epochs, three seeds ([RESULTS.md](../RESULTS.md#all-methods-thirty-epochs)). An empty cell was not measured; nan: the training diverged.
+*Gain*: points of test accuracy over labels alone, networks of convolutions on ten classes of
+CIFAR-100, thirty epochs, three seeds ([RESULTS.md](../RESULTS.md#all-methods-thirty-epochs)). An
+empty cell was not measured; nan: the training diverged.
 
 """
 
