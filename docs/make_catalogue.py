@@ -175,7 +175,7 @@ the tests hold ours against. *Time*, *memory*: the step's time and the memory it
 over plain KD's (`python -m benchmarks.methods`: resnet20 to resnet8, CIFAR shapes, batches of 64).
 *Gain*: points of test accuracy over labels alone, networks of convolutions on ten classes of
 CIFAR-100, thirty epochs, three seeds ([RESULTS.md](../RESULTS.md#all-methods-thirty-epochs)). An
-empty cell was not measured; nan: the training diverged.
+empty cell was not measured.
 
 """
 

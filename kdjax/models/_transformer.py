@@ -19,7 +19,7 @@ def attend(query: Array, key: Array, value: Array) -> Array:
     """Return the values' means by the keys' likeness to each query, [..., tokens, heads, width].
 
     The sum of the weights divides what they give, not each of them: fewer passes over the largest
-    array, and half the time of a softmax on a CPU. Weights and sums are float32 at least.
+    array. Weights and sums are float32 at least.
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=wide)
