@@ -320,16 +320,22 @@ def _programs_in(params: Mapping[str, Any]) -> list[Any]:
 
 
 def _in_turn(step: AnyStep, axes: tuple[int | None, ...]) -> AnyStep:
-    """Compute the members one after the other."""
+    """Compute the members one after the other, each in its place of the stack.
 
-    def mapped(*args: Any) -> tuple[TrainState, Metrics]:
-        def one(_: None, own: Sequence[Any]) -> tuple[None, tuple[TrainState, Metrics]]:
-            rest = iter(own)
-            pairs = zip(args, axes, strict=True)
-            return None, step(*(next(rest) if axis == 0 else arg for arg, axis in pairs))
+    The stack is carried: states that a loop returns anew would be a second stack in memory.
+    """
 
-        own = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
-        trained: tuple[TrainState, Metrics] = scan(one, None, own)[1]
+    def mapped(states: TrainState, *args: Any) -> tuple[TrainState, Metrics]:
+        def one(states: TrainState, own: tuple[Array, list[Any]]) -> tuple[TrainState, Metrics]:
+            index, rest = own[0], iter(own[1])
+            pairs = zip(args, axes[1:], strict=True)
+            each = (next(rest) if axis == 0 else arg for arg, axis in pairs)
+            state, metrics = step(member(states, index), *each)
+            return jax.tree.map(lambda all_, x: all_.at[index].set(x), states, state), metrics
+
+        own = [arg for arg, axis in zip(args, axes[1:], strict=True) if axis == 0]
+        members = jnp.arange(len(jax.tree.leaves(states)[0]))
+        trained: tuple[TrainState, Metrics] = scan(one, states, (members, own))
         return trained
 
     return mapped

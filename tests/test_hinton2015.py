@@ -95,6 +95,10 @@ def test_all_states_its_time_and_the_command_of_a_section(tmp_path):
     last = "regulariser_cifar100"
     expected = f"{own}.{last} --data.dir DIR --teacher FILE"
     assert everything.command_of(last, command) == expected
+    command = f"{command} --widths 30 800 --quick"
+    assert everything.command_of(last, command) == f"{expected} --quick"
+    expected = f"{own}.temperature --data.dir DIR --widths 30 800 --quick"
+    assert everything.command_of("temperature", command) == expected
     asked = dataclasses.replace(whole, sections=("mnist", "mnits"), workdir=tmp_path)
     with pytest.raises(ValueError, match="--sections: no mnits; there are mnist, record"):
         everything.run(asked, command, lambda: False)

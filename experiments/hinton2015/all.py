@@ -11,7 +11,7 @@ import importlib
 import re
 from collections.abc import Callable
 
-from experiments.hinton2015 import regulariser_cifar100, report, study
+from experiments.hinton2015 import regulariser_cifar100, report, study, temperature
 from kdjax import loop, runs
 from kdjax.runs import flags
 from kdjax.runs.flags import flag
@@ -26,7 +26,7 @@ PROGRAM = "python -m experiments.hinton2015"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(regulariser_cifar100.Settings):
+class Settings(temperature.Settings, regulariser_cifar100.Settings):
     """What this script asks besides."""
 
     sections: tuple[str, ...] = flag(
@@ -76,7 +76,8 @@ def duration(asked: Settings, names: list[str]) -> str:
 
 def command_of(name: str, command: str) -> str:
     """Turn the command for all sections into that of one."""
-    command = re.sub(r" --sections(?: [^-\s]\S*)+", "", command)
+    foreign = "sections" if name == "temperature" else "sections|widths"
+    command = re.sub(rf" --(?:{foreign})(?: [^-\s]\S*)+", "", command)
     own = study.portable(command.replace(f"{PROGRAM}.all", f"{PROGRAM}.{name}"))
     return own if name == "regulariser_cifar100" else own.replace(" --teacher FILE", "")
 

@@ -8,6 +8,7 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arX
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,18 @@ import numpy as np
 
 from experiments import hinton2015
 from experiments.hinton2015 import mnist
-from experiments.hinton2015.study import Claim, Findings, Recipe, Study, interval, run_script
+from experiments.hinton2015.study import (
+    Claim,
+    Findings,
+    Recipe,
+    Study,
+    StudySettings,
+    interval,
+    run_script,
+)
 from kdjax import runs
+from kdjax.runs.flags import flag
+from kdjax.runs.settings import POSITIVE
 
 if TYPE_CHECKING:
     from experiments.hinton2015.teacher import Trained
@@ -25,14 +36,28 @@ if TYPE_CHECKING:
 WIDTHS, QUICK_WIDTHS = (30, 100, 300, 800), (8, 32)
 TEMPERATURES, QUICK_TEMPERATURES = (1, 2.5, 4, 8, 20, 40), (1, 4, 8, 20)
 QUICK = Recipe(epochs=10, batch_size=64)
-GOOD, HIGH = (2.5, 4.0), 8.0
-"""The paper's best temperatures of the narrow student, ends included; and what it calls high."""
+NARROW, GOOD = 30, (2.5, 4.0)
+"""A student of so few units, and the paper's best temperatures of it, ends included."""
+WIDE, HIGH = 300, 8.0
+"""From so many units on all temperatures above this are equal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(StudySettings):
+    """What this script asks besides."""
+
+    widths: tuple[int, ...] = flag(
+        f"Units a layer, of one student or several. Default: {' '.join(map(str, WIDTHS))}.",
+        POSITIVE,
+        default=(),
+    )
 
 
 def run(study: Study) -> Findings:
     """Train every width at every temperature; plot and judge the paper's two sentences."""
+    assert isinstance(study.settings, Settings)
     teacher = hinton2015.teacher.obtain(study)
-    widths = study.pick(WIDTHS, QUICK_WIDTHS)
+    widths = study.settings.widths or study.pick(WIDTHS, QUICK_WIDTHS)
     temperatures = study.pick(TEMPERATURES, QUICK_TEMPERATURES)
     seeds = study.seeds(5)
     errors = {w: errors_of(study, teacher, w, temperatures, seeds) for w in widths}
@@ -88,9 +113,9 @@ def errors_of(
 
 def claims(errors: dict[int, np.ndarray], temperatures: tuple[float, ...]) -> list[Claim]:
     """Put the paper's two sentences as differences in errors, seed by seed, in %."""
-    found, narrow = [], min(errors)
+    found = []
     for width, e in errors.items():
-        at, first = dict(zip(temperatures, e, strict=True)), width == narrow
+        at, first = dict(zip(temperatures, e, strict=True)), width <= NARROW
         best = float(temperatures[int(e.mean(1).argmin())])
         paper = "2.5 to 4" if first else ""
         found.append(Claim(f"best temperature, {width} units", paper, (best,), unit="(T)"))
@@ -101,7 +126,7 @@ def claims(errors: dict[int, np.ndarray], temperatures: tuple[float, ...]) -> li
                 for t in at
                 if not GOOD[0] <= t <= GOOD[1]
             ]
-        if width >= 300:
+        if width >= WIDE:
             found += [
                 _over(f"T = {t:g} over T = 8, {width} units", "about equal", at[t], at[HIGH])
                 for t in at
@@ -125,4 +150,4 @@ def intervals(found: list[Claim]) -> Table:
 
 
 if __name__ == "__main__":
-    run_script("temperature", __doc__, run)
+    run_script("temperature", __doc__, run, settings_type=Settings)
