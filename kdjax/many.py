@@ -65,7 +65,7 @@ def stack(members: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
-def member(stacked: PyTree, index: int) -> PyTree:
+def member(stacked: PyTree, index: int | Array) -> PyTree:
     """Return one training of a stack: the inverse of `stack`.
 
     Example:
