@@ -96,7 +96,8 @@ def make_sweep_step(
         states, metrics = sweep_step(states, batch, jnp.array([1.0, 4.0, 20.0]), outputs)
 
     Args:
-        step: `(state, *rest) -> (state, metrics)` for one member.
+        step: `(state, *rest) -> (state, metrics)` for one member; the new state has the shapes and
+            types of the old one.
         in_axes: for every argument 0 if its arrays have a leading axis [members, ...], None if all
             members share it, as for `jax.vmap`; the state's is 0.
         method: `vmap` computes all members at once, which fills an accelerator; `map` computes them
@@ -109,6 +110,7 @@ def make_sweep_step(
 
     Raises:
         ValueError: if `in_axes` does not begin with 0 or the method has another name.
+        TypeError: when called, if members in turn return states of other types.
 
     Example:
         >>> import jax.numpy as jnp
@@ -331,7 +333,8 @@ def _in_turn(step: AnyStep, axes: tuple[int | None, ...]) -> AnyStep:
             pairs = zip(args, axes[1:], strict=True)
             each = (next(rest) if axis == 0 else arg for arg, axis in pairs)
             state, metrics = step(member(states, index), *each)
-            return jax.tree.map(lambda all_, x: all_.at[index].set(x), states, state), metrics
+            put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=0)
+            return jax.tree.map(put, states, state), metrics
 
         own = [arg for arg, axis in zip(args, axes[1:], strict=True) if axis == 0]
         members = jnp.arange(len(jax.tree.leaves(states)[0]))

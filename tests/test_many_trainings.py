@@ -109,3 +109,12 @@ def test_members_in_turn_stay_in_their_places():
     used = sweep_step.lower(states, jnp.array(2.0)).compile().memory_analysis()
     assert used.alias_size_in_bytes >= states.nbytes
     assert used.temp_size_in_bytes < states.nbytes / 2
+
+
+def test_members_in_turn_are_not_cast():
+    def widen(state):
+        return state.astype(jnp.float32), {"loss": (state.sum(), jnp.array(1))}
+
+    sweep_step = many.make_sweep_step(widen, in_axes=(0,), method="map")
+    with pytest.raises(TypeError, match="same dtypes, got bfloat16, float32"):
+        sweep_step(jnp.ones((3, 2), jnp.bfloat16))

@@ -115,11 +115,11 @@ def claims(errors: dict[int, np.ndarray], temperatures: tuple[float, ...]) -> li
     """Put the paper's two sentences as differences in errors, seed by seed, in %."""
     found = []
     for width, e in errors.items():
-        at, first = dict(zip(temperatures, e, strict=True)), width <= NARROW
+        at, narrow = dict(zip(temperatures, e, strict=True)), width <= NARROW
         best = float(temperatures[int(e.mean(1).argmin())])
-        paper = "2.5 to 4" if first else ""
+        paper = "2.5 to 4" if narrow else ""
         found.append(Claim(f"best temperature, {width} units", paper, (best,), unit="(T)"))
-        if first:
+        if narrow:
             good = np.mean([at[t] for t in at if GOOD[0] <= t <= GOOD[1]], axis=0)
             found += [
                 _over(f"T = {t:g} over 2.5 to 4, {width} units", "more", at[t], good)

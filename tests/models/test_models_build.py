@@ -75,11 +75,10 @@ def test_a_network_is_called_with_one_image_or_many_and_says_classes(tmp_path):
     models.save_network(tmp_path, NAMED, model.init(jax.random.key(0), IMAGES))
     network = models.load_network(tmp_path)
     logits = answer(network)
-    rounding = {"rtol": 1e-5, "atol": 1e-6}
-    np.testing.assert_allclose(network(IMAGES), logits, **rounding)
-    np.testing.assert_allclose(network(IMAGES[1]), logits[1], **rounding)
-    np.testing.assert_allclose(network(IMAGES[None, :2]), logits[None, :2], **rounding)
-    np.testing.assert_allclose(network(IMAGES.astype(np.float32)), logits, **rounding)
+    np.testing.assert_allclose(network(IMAGES), logits, rtol=1e-5)
+    np.testing.assert_allclose(network(IMAGES[1]), logits[1], rtol=1e-5)
+    np.testing.assert_allclose(network(IMAGES[None, :2]), logits[None, :2], rtol=1e-5)
+    np.testing.assert_allclose(network(IMAGES.astype(np.float32)), logits, rtol=1e-5)
     assert network.classes[int(network(IMAGES[1]).argmax())] in NAMED.label_names
     assert network._replace(spec=SPEC).classes == ("0", "1", "2", "3", "4")
     with pytest.raises(ValueError, match=r"images have shape \(3, 8, 8, 1\), expected \(4, 4, 1\)"):
