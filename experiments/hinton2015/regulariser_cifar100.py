@@ -27,15 +27,17 @@ if TYPE_CHECKING:
     from kdjax.models import Network, NetworkSpec
 
 TEMPERATURE = 4.0
-FEW, QUICK = Recipe(epochs=60, batch_size=128), Recipe(epochs=20, batch_size=64)
-FULL = Recipe(epochs=4, batch_size=128)
+WIDTHS = (32, 64, 128)
+FEW, QUICK = Recipe(epochs=250, batch_size=128), Recipe(epochs=20, batch_size=64)
+FULL = Recipe(epochs=12, batch_size=128)
 TEACHER, QUICK_TEACHER = Recipe(epochs=30), Recipe(epochs=10, batch_size=64)
 NOTES = [
-    "Nets are resnet8s, trained by Adam in batches of 128; all images with hard targets are seen 4 "
-    "times, which is short: two cores allow no more, and longer trainings would leave more to "
-    "recover. The teacher is the ResNet of --teacher, which learned from all training images; soft "
-    "targets are its answers at T = 4. Shifted images are all copies moved by up to two pixels, "
-    "and their mirror images. Nets on 3 % take the same number of steps.",
+    "Nets are of three convolutions of 32, 64 and 128 channels, with BatchNorm, trained by Adam in "
+    "batches of 128; a CPU takes a sixteenth of the time of a resnet8. All images with hard "
+    "targets are seen 12 times. The teacher is the ResNet of --teacher, which learned from all "
+    "training images; soft targets are its answers at T = 4. Shifted images are all copies moved "
+    "by up to two pixels, and their mirror images. Nets on 3 % take the same number of steps. "
+    "Nothing was tuned.",
     "The share recovered is as in section 6 for MNIST. The paper's nets saw 20 million frames in "
     "their 3 %; these see 15 images of a class.",
 ]
@@ -86,7 +88,7 @@ def obtain_teacher(study: Study) -> Network:
 def spec_of(study: Study) -> NetworkSpec:
     """Describe the nets."""
     mlp = hinton2015.networks.mlp_spec(study, (16, 16))
-    return study.pick(dataclasses.replace(mlp, name="resnet8", widths=()), mlp)
+    return study.pick(dataclasses.replace(mlp, name="convnet", widths=WIDTHS), mlp)
 
 
 def train_few(
