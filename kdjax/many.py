@@ -110,7 +110,7 @@ def make_sweep_step(
 
     Raises:
         ValueError: if `in_axes` does not begin with 0 or the method has another name.
-        TypeError: when called, if members in turn return states of other types.
+        TypeError: when called, if members in turn return states of other shapes or types.
 
     Example:
         >>> import jax.numpy as jnp
@@ -332,7 +332,9 @@ def _in_turn(step: AnyStep, axes: tuple[int | None, ...]) -> AnyStep:
             index, rest = own[0], iter(own[1])
             pairs = zip(args, axes[1:], strict=True)
             each = (next(rest) if axis == 0 else arg for arg, axis in pairs)
-            state, metrics = step(member(states, index), *each)
+            old = member(states, index)
+            state, metrics = step(old, *each)
+            _check_shapes(old, state)
             put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=0)
             return jax.tree.map(put, states, state), metrics
 
@@ -342,6 +344,16 @@ def _in_turn(step: AnyStep, axes: tuple[int | None, ...]) -> AnyStep:
         return trained
 
     return mapped
+
+
+def _check_shapes(old: TrainState, new: TrainState) -> None:
+    pairs = zip(jax.tree.leaves_with_path(old), jax.tree.leaves(new), strict=False)
+    for (path, before), after in pairs:
+        if before.shape != jnp.shape(after):
+            raise TypeError(
+                f"make_sweep_step: state{jax.tree_util.keystr(path)} has shape "
+                f"{jnp.shape(after)} after a step, expected {before.shape} as before it"
+            )
 
 
 def take_steps(

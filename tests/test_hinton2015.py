@@ -86,7 +86,11 @@ def test_all_does_what_is_left(tried):
 def test_all_states_its_time_and_the_command_of_a_section(tmp_path):
     whole = everything.Settings()
     assert set(everything.MINUTES) == set(SCRIPTS)
-    assert everything.duration(whole, SCRIPTS).startswith("about 7.5 hours")
+    assert everything.duration(whole, SCRIPTS).startswith("about 7.1 hours")
+    narrow = dataclasses.replace(whole, widths=(30, 100, 300))
+    assert everything.duration(narrow, ["temperature"]).startswith("about 0.5 hours")
+    wide = dataclasses.replace(whole, widths=(800,))
+    assert everything.duration(wide, ["temperature"]).startswith("about 1.5 hours")
     command = (
         "python -m experiments.hinton2015.all --data.dir /d --teacher f --sections mnist record"
     )

@@ -118,3 +118,12 @@ def test_members_in_turn_are_not_cast():
     sweep_step = many.make_sweep_step(widen, in_axes=(0,), method="map")
     with pytest.raises(TypeError, match="same dtypes, got bfloat16, float32"):
         sweep_step(jnp.ones((3, 2), jnp.bfloat16))
+
+
+def test_members_in_turn_keep_their_shapes():
+    def grow(state):
+        return {"w": jnp.append(state["w"], 1.0)}, {"loss": (state["w"].sum(), jnp.array(1))}
+
+    sweep_step = many.make_sweep_step(grow, in_axes=(0,), method="map")
+    with pytest.raises(TypeError, match=r"state\['w'\] has shape \(3,\) .* expected \(2,\)"):
+        sweep_step({"w": jnp.ones((4, 2))})

@@ -18,7 +18,7 @@ from kdjax.runs.flags import flag
 
 MINUTES = {
     "mnist": 40, "record": 15, "temperature": 120, "unseen_digit": 30, "gradient": 5,
-    "ensemble": 60, "specialists": 85, "regulariser": 25, "regulariser_cifar100": 70,
+    "ensemble": 60, "specialists": 85, "regulariser": 25, "regulariser_cifar100": 45,
 }  # fmt: skip
 """What each takes on two cores, of those before it what it learns from."""
 ON_CIFAR = ("ensemble", "specialists", "regulariser_cifar100")
@@ -70,8 +70,19 @@ def duration(asked: Settings, names: list[str]) -> str:
     """Say how long sections take."""
     if asked.quick:
         return "a trial, a few minutes"
-    minutes = sum(MINUTES[name] for name in names)
+    minutes = sum(minutes_of(asked, name) for name in names)
     return f"about {minutes / 60:.1f} hours on two cores, less what their networks have behind them"
+
+
+def minutes_of(asked: Settings, name: str) -> float:
+    """Return what a section takes: of the temperatures the share of the widths asked for."""
+
+    def weights(widths: tuple[int, ...]) -> int:
+        return sum((784 + width + 10) * width for width in widths)
+
+    if name != "temperature" or not asked.widths:
+        return MINUTES[name]
+    return MINUTES[name] * weights(asked.widths) / weights(temperature.WIDTHS)
 
 
 def command_of(name: str, command: str) -> str:
