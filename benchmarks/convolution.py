@@ -4,7 +4,8 @@
 
 Ours is one product of matrices for every two images: the input beside itself, shifted along its
 rows, times the gradient beside itself, shifted along its columns, so that either is copied k times
-for a k x k kernel and not k x k. Networks for CIFAR, batches of 64, float32, SGD.
+for a k x k kernel and not k x k. Whole steps also without YNNPACK, by an option of the compiler.
+Networks for CIFAR, batches of 64, float32, SGD.
 """
 
 import functools
@@ -24,6 +25,8 @@ from kdjax.objective import combine
 from kdjax.types import Array
 
 BATCH_SIZE, CHUNK = 64, 2
+PLAIN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+"""Leaves convolutions to Eigen. XLA gives some to YNNPACK, which takes longer for their weights."""
 SHAPES = [(32, 3, 16, 3, 1), (32, 16, 16, 3, 1), (16, 32, 32, 3, 1), (8, 64, 64, 3, 1)]
 SHAPES += [(32, 16, 32, 3, 2), (16, 32, 64, 3, 2), (32, 16, 32, 1, 2)]
 
@@ -115,8 +118,16 @@ def replace(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
     return ours(args[0], module.get_variable("params", "kernel"), stride)
 
 
-def training(depth: int, *, own: bool) -> Callable[[], None]:
-    """Return a function that takes a step of a residual network, from labels."""
+def training(
+    depth: int, *, own: bool = False, options: dict[str, str] | None = None
+) -> Callable[[], None]:
+    """Return a function that takes a step of a residual network, from labels.
+
+    Args:
+        depth: its layers.
+        own: whether weight gradients are ours.
+        options: of the compiler.
+    """
     rng = np.random.default_rng(0)
     batch = {
         "image": jnp.asarray(rng.normal(size=(BATCH_SIZE, 32, 32, 3)), jnp.float32),
@@ -127,7 +138,8 @@ def training(depth: int, *, own: bool) -> Callable[[], None]:
     state = step.init_train_state(jax.random.key(0), model, objective, optimizer, batch, None)
     run = step.make_train_step(model, objective, optimizer)
     with nn.intercept_methods(replace) if own else nullcontext():
-        compiled = run.lower(state, batch, None).compile()  # type: ignore[attr-defined]
+        lowered = run.lower(state, batch, None)  # type: ignore[attr-defined]
+    compiled = lowered.compile(options)
 
     def steps() -> None:
         nonlocal state
@@ -143,11 +155,13 @@ def main() -> None:
         stock, own, quotient = alone(shape)
         print(f"{shape}: {stock * 1e3:.1f} ms against {own * 1e3:.1f} ms, ratio {quotient:.2f}")
     for depth in (8, 20):
-        steps = training(depth, own=False), training(depth, own=True)
-        stock, own, quotient = ratio(*steps, repeats=11)
-        print(
-            f"resnet{depth}: {stock * 1e3:.0f} ms against {own * 1e3:.0f} ms, ratio {quotient:.2f}"
-        )
+        for what, other in (("ours", {"own": True}), ("without YNNPACK", {"options": PLAIN})):
+            steps = training(depth), training(depth, **other)
+            stock, own, quotient = ratio(*steps, repeats=11)
+            print(
+                f"resnet{depth}, {what}: {stock * 1e3:.0f} ms against {own * 1e3:.0f} ms, "
+                f"ratio {quotient:.2f}"
+            )
 
 
 if __name__ == "__main__":
