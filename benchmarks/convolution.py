@@ -155,9 +155,13 @@ def main() -> None:
         stock, own, quotient = alone(shape)
         print(f"{shape}: {stock * 1e3:.1f} ms against {own * 1e3:.1f} ms, ratio {quotient:.2f}")
     for depth in (8, 20):
-        for what, other in (("ours", {"own": True}), ("without YNNPACK", {"options": PLAIN})):
-            steps = training(depth), training(depth, **other)
-            stock, own, quotient = ratio(*steps, repeats=11)
+        as_it_is = training(depth)
+        others = {
+            "ours": training(depth, own=True),
+            "without YNNPACK": training(depth, options=PLAIN),
+        }
+        for what, other in others.items():
+            stock, own, quotient = ratio(as_it_is, other, repeats=11)
             print(
                 f"resnet{depth}, {what}: {stock * 1e3:.0f} ms against {own * 1e3:.0f} ms, "
                 f"ratio {quotient:.2f}"

@@ -33,7 +33,7 @@ FULL = Recipe(epochs=12, batch_size=128)
 TEACHER, QUICK_TEACHER = Recipe(epochs=30), Recipe(epochs=10, batch_size=64)
 NOTES = [
     "Nets are of three convolutions of 32, 64 and 128 channels, with BatchNorm, trained by Adam in "
-    "batches of 128; a CPU takes a sixteenth of the time of a resnet8. All images with hard "
+    "batches of 128: a resnet8 would not train as long on a CPU. All images with hard "
     "targets are seen 12 times. The teacher is the ResNet of --teacher, which learned from all "
     "training images; soft targets are its answers at T = 4. Shifted images are all copies moved "
     "by up to two pixels, and their mirror images. Nets on 3 % take the same number of steps. "
