@@ -14,7 +14,15 @@ import pytest
 import scripts
 
 from experiments.hinton2015 import all as everything
-from experiments.hinton2015 import gradient, networks, regulariser, report, teacher, unseen_digit
+from experiments.hinton2015 import (
+    gradient,
+    networks,
+    regulariser,
+    report,
+    teacher,
+    temperature,
+    unseen_digit,
+)
 from experiments.hinton2015.study import (
     Claim,
     Findings,
@@ -91,6 +99,8 @@ def test_all_states_its_time_and_the_command_of_a_section(tmp_path):
     assert everything.duration(narrow, ["temperature"]).startswith("about 0.5 hours")
     wide = dataclasses.replace(whole, widths=(800,))
     assert everything.duration(wide, ["temperature"]).startswith("about 1.5 hours")
+    half = dataclasses.replace(wide, temperatures=(8, 20, 40, 8))
+    assert everything.duration(half, ["temperature"]).startswith("about 0.7 hours")
     command = (
         "python -m experiments.hinton2015.all --data.dir /d --teacher f --sections mnist record"
     )
@@ -99,13 +109,32 @@ def test_all_states_its_time_and_the_command_of_a_section(tmp_path):
     last = "regulariser_cifar100"
     expected = f"{own}.{last} --data.dir DIR --teacher FILE"
     assert everything.command_of(last, command) == expected
-    command = f"{command} --widths 30 800 --quick"
+    command = f"{command} --widths 30 800 --temperatures 8 2.5 --quick"
     assert everything.command_of(last, command) == f"{expected} --quick"
-    expected = f"{own}.temperature --data.dir DIR --widths 30 800 --quick"
+    expected = f"{own}.temperature --data.dir DIR --widths 30 800 --temperatures 8 2.5 --quick"
     assert everything.command_of("temperature", command) == expected
     asked = dataclasses.replace(whole, sections=("mnist", "mnits"), workdir=tmp_path)
     with pytest.raises(ValueError, match="--sections: no mnits; there are mnist, record"):
         everything.run(asked, command, lambda: False)
+
+
+def test_some_temperatures_are_judged_by_what_there_is():
+    errors = {w: np.array([[20.0, 30.0], [22.0, 33.0]]) for w in (30, 300)}
+    high = temperature.claims(errors, (8.0, 20.0))
+    best, other, over = high
+    assert (best.what, best.ours) == ("best temperature, 30 units", (8.0,))
+    assert other.what == "best temperature, 300 units"
+    assert over.what == "T = 20 over T = 8, 300 units"
+    np.testing.assert_allclose(over.ours, (10, 10))
+    (table,) = temperature.intervals(high)
+    assert [row[:2] for row in table.rows] == [(over.what, "+10.0 %")]
+    low = temperature.claims(errors, (4.0, 20.0))
+    assert [c.what for c in low[1:]] == [
+        "T = 20 over 2.5 to 4, 30 units",
+        "best temperature, 300 units",
+    ]
+    none = temperature.claims({100: errors[30]}, (8.0, 20.0))
+    assert temperature.intervals(none) == []
 
 
 @pytest.mark.slow

@@ -75,19 +75,21 @@ def duration(asked: Settings, names: list[str]) -> str:
 
 
 def minutes_of(asked: Settings, name: str) -> float:
-    """Return what a section takes: of the temperatures the share of the widths asked for."""
+    """Return what a section takes: the share that is asked for of widths and temperatures."""
 
-    def weights(widths: tuple[int, ...]) -> int:
-        return sum((784 + width + 10) * width for width in widths)
+    def weights(widths: tuple[int, ...], temperatures: tuple[float, ...]) -> int:
+        return len({*temperatures}) * sum((784 + width + 10) * width for width in widths)
 
-    if name != "temperature" or not asked.widths:
+    if name != "temperature":
         return MINUTES[name]
-    return MINUTES[name] * weights(asked.widths) / weights(temperature.WIDTHS)
+    usual = temperature.WIDTHS, temperature.TEMPERATURES
+    mine = asked.widths or usual[0], asked.temperatures or usual[1]
+    return MINUTES[name] * weights(*mine) / weights(*usual)
 
 
 def command_of(name: str, command: str) -> str:
     """Turn the command for all sections into that of one."""
-    foreign = "sections" if name == "temperature" else "sections|widths"
+    foreign = "sections" if name == "temperature" else "sections|widths|temperatures"
     command = re.sub(rf" --(?:{foreign})(?: [^-\s]\S*)+", "", command)
     own = study.portable(command.replace(f"{PROGRAM}.all", f"{PROGRAM}.{name}"))
     return own if name == "regulariser_cifar100" else own.replace(" --teacher FILE", "")

@@ -51,6 +51,11 @@ class Settings(StudySettings):
         POSITIVE,
         default=(),
     )
+    temperatures: tuple[float, ...] = flag(
+        f"Temperatures, one or several. Default: {' '.join(map(str, TEMPERATURES))}.",
+        POSITIVE,
+        default=(),
+    )
 
 
 def run(study: Study) -> Findings:
@@ -58,7 +63,8 @@ def run(study: Study) -> Findings:
     assert isinstance(study.settings, Settings)
     teacher = hinton2015.teacher.obtain(study)
     widths = study.settings.widths or study.pick(WIDTHS, QUICK_WIDTHS)
-    temperatures = study.pick(TEMPERATURES, QUICK_TEMPERATURES)
+    usual = study.pick(TEMPERATURES, QUICK_TEMPERATURES)
+    temperatures = tuple(sorted({*study.settings.temperatures})) or usual
     seeds = study.seeds(5)
     errors = {w: errors_of(study, teacher, w, temperatures, seeds) for w in widths}
     line, deviation = runs.report.Line, hinton2015.networks.deviation
@@ -83,7 +89,7 @@ def run(study: Study) -> Findings:
     found = claims(errors, temperatures)
     return Findings(
         found,
-        tables=[table, intervals(found)],
+        tables=[table, *intervals(found)],
         figures={"temperature": (figure, caption)},
         notes=NOTES,
     )
@@ -112,27 +118,31 @@ def errors_of(
 
 
 def claims(errors: dict[int, np.ndarray], temperatures: tuple[float, ...]) -> list[Claim]:
-    """Put the paper's two sentences as differences in errors, seed by seed, in %."""
+    """Put the best temperatures, and the paper's two sentences as differences in errors."""
     found = []
     for width, e in errors.items():
-        at, narrow = dict(zip(temperatures, e, strict=True)), width <= NARROW
         best = float(temperatures[int(e.mean(1).argmin())])
-        paper = "2.5 to 4" if narrow else ""
+        paper = "2.5 to 4" if width <= NARROW else ""
         found.append(Claim(f"best temperature, {width} units", paper, (best,), unit="(T)"))
-        if narrow:
-            good = np.mean([at[t] for t in at if GOOD[0] <= t <= GOOD[1]], axis=0)
-            found += [
-                _over(f"T = {t:g} over 2.5 to 4, {width} units", "more", at[t], good)
-                for t in at
-                if not GOOD[0] <= t <= GOOD[1]
-            ]
-        if width >= WIDE:
-            found += [
-                _over(f"T = {t:g} over T = 8, {width} units", "about equal", at[t], at[HIGH])
-                for t in at
-                if t > HIGH
-            ]
+        at = dict(zip(temperatures, e, strict=True))
+        found += differences(width, at) if width <= NARROW else []
+        found += differences_above(width, at) if width >= WIDE else []
     return found
+
+
+def differences(width: int, at: dict[float, np.ndarray]) -> list[Claim]:
+    """Compare errors with those at the paper's best temperatures, seed by seed, in %."""
+    good = [t for t in at if GOOD[0] <= t <= GOOD[1]]
+    if not good:
+        return []
+    what, mean = f"over 2.5 to 4, {width} units", np.mean([at[t] for t in good], axis=0)
+    return [_over(f"T = {t:g} {what}", "more", at[t], mean) for t in at if t not in good]
+
+
+def differences_above(width: int, at: dict[float, np.ndarray]) -> list[Claim]:
+    """Compare errors at high temperatures with those at 8, seed by seed, in %."""
+    what, above = f"over T = 8, {width} units", [t for t in at if t > HIGH and HIGH in at]
+    return [_over(f"T = {t:g} {what}", "about equal", at[t], at[HIGH]) for t in above]
 
 
 def _over(what: str, paper: str, errors: np.ndarray, others: np.ndarray) -> Claim:
@@ -140,13 +150,13 @@ def _over(what: str, paper: str, errors: np.ndarray, others: np.ndarray) -> Clai
     return Claim(what, paper, tuple(changes.tolist()), unit="% more", headline=True)
 
 
-def intervals(found: list[Claim]) -> Table:
-    """Lay out the differences with the 95 % intervals of their means over seeds."""
+def intervals(found: list[Claim]) -> list[Table]:
+    """Lay out what differences there are, with the 95 % intervals of their means over seeds."""
     rows = []
     for claim in found:
         if len(claim.ours) > 1:
             rows.append((claim.what, f"{np.mean(claim.ours):+.1f} %", interval(claim.ours)))
-    return runs.report.Table(("errors at", "more", "95 %"), tuple(rows), "Differences")
+    return [runs.report.Table(("errors at", "more", "95 %"), rows, "Differences")] if rows else []
 
 
 if __name__ == "__main__":
