@@ -183,6 +183,26 @@ def test_metrics_come_back_without_a_torn_line(tmp_path):
     assert log.rows() == []
 
 
+def test_lines_that_were_read_are_read_once_and_are_the_readers_own(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    log, parsed, loads = MetricsLog(path), [], json.loads
+    monkeypatch.setattr(json, "loads", lambda line: parsed.append(line) or loads(line))
+    log.append(phase="kd", seed=0, step=1)
+    log.rows()[0]["step"] = 9
+    log.append(phase="kd", seed=0, step=2)
+    assert [row["step"] for row in log.rows()] == [1, 2] and len(parsed) == 2
+    # A line that was torn when it was read is whole, or damaged, by what comes behind it.
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    assert [row["step"] for row in log.rows()] == [1]
+    path.write_bytes(whole)
+    assert [row["step"] for row in log.rows()] == [1, 2]
+    path.write_bytes(whole[:-9] + b"}\n")
+    assert [row["step"] for row in log.rows()] == [1]
+    log.rewind("kd", 0, 0)
+    assert log.rows() == MetricsLog(path).rows() == []
+
+
 def lines_of(axes, style):
     return [
         line for line in axes.get_lines() if line.get_linestyle() == style and len(line.get_xdata())

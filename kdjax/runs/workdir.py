@@ -306,6 +306,7 @@ class MetricsLog:
     def __init__(self, path: Path, *, writes: bool = True, run: str | None = None):
         self.path, self.writes, self.run = path, writes, run
         self._last: dict[tuple[str, int | None], int] | None = None
+        self._read: tuple[bytes, list[dict[str, Any]]] = b"", []
 
     def append(self, **row: Any) -> None:
         """Write one line, with the wall time in seconds since the epoch."""
@@ -338,13 +339,13 @@ class MetricsLog:
 
     def rows(self) -> list[dict[str, Any]]:
         """Read all sound lines; one that a kill tore apart, or that is damaged, is left out."""
-        rows = []
-        for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
-            with contextlib.suppress(
-                ValueError, KeyError, TypeError, AttributeError, RecursionError
-            ):
-                rows.append(self._checked(json.loads(line)))
-        return rows
+        content = self.path.read_bytes() if self.path.exists() else b""
+        # Lines that were read before are not parsed again.
+        known, rows = self._read if content.startswith(self._read[0]) else (b"", [])
+        ended = content.rfind(b"\n") + 1
+        rows = rows + self._sound(content[len(known) : ended])
+        self._read = content[:ended], rows
+        return [dict(row) for row in rows + self._sound(content[ended:])]
 
     def whole(
         self, phase: str, seed: int | None, step: int, *, kept: Path | None = None
@@ -386,6 +387,15 @@ class MetricsLog:
     def _line(self, row: dict[str, Any]) -> str:
         whole = {**row, "run": self.run}
         return _json({**whole, "check": _checksum(whole)}) + "\n"
+
+    def _sound(self, content: bytes) -> list[dict[str, Any]]:
+        rows = []
+        for line in content.splitlines():
+            with contextlib.suppress(
+                ValueError, KeyError, TypeError, AttributeError, RecursionError
+            ):
+                rows.append(self._checked(json.loads(line)))
+        return rows
 
     def _checked(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return a row as it was given; raise a ValueError where it is damaged or another run's."""
