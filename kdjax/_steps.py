@@ -231,14 +231,18 @@ def fitting(logits: Array, labels: Any, real: bool) -> Mapping[str, Callable[...
     return OF_CLASSES if labels.shape == logits.shape[:axes] and not one else {}
 
 
-def are_numbers(labels: Any) -> bool:
+def are_numbers(batch: Batch) -> bool:
     """Return whether labels are real numbers: neither classes nor distributions over them."""
+    labels: Any = batch.get("label")
     if not jnp.issubdtype(getattr(labels, "dtype", jnp.int32), jnp.floating):
         return False
     if labels.ndim < 2 or labels.shape[-1] < 2:
         return True
     values = measures.known(labels)
-    return values is not None and not measures.are_probabilities(values)
+    if values is None:
+        return False
+    counts = measures.known(measures.spread(mask_of(batch, len(values)), values.shape[:-1]) > 0)
+    return not measures.are_probabilities(values if counts is None else values[counts])
 
 
 def in_types_of(old: PyTree, new: PyTree) -> PyTree:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from kdjax.losses import _inputs, _numbers
@@ -62,14 +63,16 @@ def sample(
         key: what is drawn depends on it, and on nothing else.
         prompts: [batch, prompt], integers.
         length: how many tokens to add to each.
-        temperature: softens the probabilities, a number or a scalar array; 0, as a number, always
-            takes the likeliest token.
+        temperature: softens the probabilities, a number or a scalar array; 0 always takes the
+            likeliest token, and as a number saves what drawing costs.
         stop: the token that ends a text.
         prompt_lengths: how many of each row of `prompts` count, [batch], at least 1; the rest only
             fills up, and the continuation comes in its place. All of them by default.
 
     Returns:
-        `tokens`, [batch, prompt + length], and `mask`, where the continuations are in them.
+        `tokens`, [batch, prompt + length], int32 or wider, and `mask`, where the continuations are
+        in them. A token is -1 where the model's probabilities are nan, or the temperature no
+        temperature.
 
     Raises:
         TypeError: if prompts are no integers.
@@ -94,7 +97,7 @@ def sample(
     shape = (len(prompts),)
     if prompt_lengths is None:
         prompt_lengths = jnp.full(shape, prompts.shape[1], jnp.int32)
-    counts = _inputs.as_type("sample", "prompt_lengths", prompt_lengths, jnp.integer, "integers")
+    counts = _inputs.as_integers("sample", "prompt_lengths", prompt_lengths)
     _inputs.check_shape("sample", "prompt_lengths", counts, shape, "a number for each prompt")
     _check_range("prompt_lengths", counts, 1, prompts.shape[1])
     if decode.vocab_size is not None:
@@ -104,7 +107,7 @@ def sample(
     if not greedy:
         wide = jnp.float32
         temperature = _numbers.as_number(
-            "sample", "temperature", temperature, wide, _numbers.POSITIVE
+            "sample", "temperature", temperature, wide, _numbers.NOT_NEGATIVE
         )
     fixed = decode, length, greedy, stop
     found: Samples = _sampled(*fixed, variables, key, prompts, counts, temperature)
@@ -199,10 +202,10 @@ def draw(key: Array, logits: Array, temperature: float | Array = 1.0) -> Array:
     Args:
         key: what is drawn depends on it.
         logits: [..., num_classes], any floating type; a class at -inf is never drawn.
-        temperature: positive, a number or [...].
+        temperature: not negative, a number or [...]; at 0 it is the likeliest class.
 
     Returns:
-        Classes, [...], int32.
+        Classes, [...], int32; -1 where the probabilities are nan.
 
     Example:
         >>> import jax
@@ -213,16 +216,19 @@ def draw(key: Array, logits: Array, temperature: float | Array = 1.0) -> Array:
     """
     wide = jnp.promote_types(logits.dtype, jnp.float32)
     temperature = jnp.broadcast_to(jnp.asarray(temperature, wide), logits.shape[:-1])
-    scaled = logits.astype(wide) / temperature[..., None]
-    mass = jnp.exp(scaled - jnp.max(scaled, -1, keepdims=True))
+    # So low a temperature leaves nothing but the likeliest.
+    temperature = jnp.where(temperature == 0, np.finfo(wide).tiny, temperature)
+    temperature = jnp.where(temperature > 0, temperature, jnp.nan)[..., None]
+    logits = logits.astype(wide)
+    mass = jnp.exp((logits - jnp.max(logits, -1, keepdims=True)) / temperature)
     missing = -mass.shape[-1] % _BLOCK
     blocks = jnp.pad(mass, [(0, 0)] * (mass.ndim - 1) + [(0, missing)])
     blocks = jnp.reshape(blocks, (*mass.shape[:-1], -1, _BLOCK))
     sums = jnp.sum(blocks, -1)
-    point = jax.random.uniform(key, mass.shape[:-1], wide) * jnp.sum(sums, -1)
-    block, point = _passed(sums, point)
+    whole = jnp.sum(sums, -1)
+    block, point = _passed(sums, jax.random.uniform(key, mass.shape[:-1], wide) * whole)
     chosen = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
-    return _BLOCK * block + _passed(chosen, point)[0]
+    return jnp.where(jnp.isnan(whole), -1, _BLOCK * block + _passed(chosen, point)[0])
 
 
 @functools.lru_cache(maxsize=8)
@@ -270,7 +276,8 @@ def _passed(mass: Array, point: Array) -> tuple[Array, Array]:
     last = mass.shape[-1] - 1 - jnp.argmax(jnp.flip(mass > 0, -1), -1)
     place = jnp.minimum(place, last).astype(jnp.int32)
     here = jnp.take_along_axis(total - mass, place[..., None], -1)[..., 0]
-    return place, point - here
+    # Rounded, too, what was before may be more than the point: nothing without mass is passed.
+    return place, jnp.maximum(point - here, 0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -316,7 +323,7 @@ def _sampled(
 
 def _checked(prompts: Any, length: int, decode: Decode) -> Array:
     """Return prompts as integers, if they and what is added fit into the context."""
-    found = _inputs.as_type("sample", "prompts", prompts, jnp.integer, "integers")
+    found = _inputs.as_integers("sample", "prompts", prompts)
     expected = "[batch, prompt] with a token at least"
     _inputs.check_fits(found.ndim == 2 and found.shape[1] > 0, "sample", "prompts", found, expected)
     # The last token is never read.

@@ -109,7 +109,8 @@ def make_sweep_step(
         leading axis [members].
 
     Raises:
-        ValueError: if `in_axes` does not begin with 0 or the method has another name.
+        ValueError: if `in_axes` does not begin with 0 or the method has another name; when called,
+            if arguments are of other numbers of members.
         TypeError: when called, if members in turn return states of other shapes or types.
 
     Example:
@@ -175,7 +176,8 @@ def with_examples(step: Step, examples: Mapping[str, Any], mesh: Mesh) -> Step:
 
     Returns:
         `step(state, {"index": [batch]}) -> (state, metrics)`: the batch is what
-        `kdjax.data.train_batch` makes of the same rows.
+        `kdjax.data.train_batch` makes of the same rows, and what else there is beside `index`, such
+        as a mask. An index of no example is no class and nan.
 
     Example:
         >>> import jax.numpy as jnp
@@ -204,9 +206,9 @@ def several(step: Step) -> Steps:
 
     Returns:
         `steps(state, batches, count) -> (state, metrics)`, jitted, the state's buffers donated:
-        arrays of `batches` are [most, ...], of which the first `count` are used. The metrics have
-        a leading axis [most], zero behind the steps that were taken. `kdjax.loop.fit` calls it
-        with `steps_per_call=most`.
+        arrays of `batches` are [most, ...], of which the first `count` are used, at most all. The
+        metrics have a leading axis [most], zero behind the steps that were taken. `kdjax.loop.fit`
+        calls it with `steps_per_call=most`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -285,7 +287,7 @@ def scan(
     if slow and turns == 1:
         # lax.scan makes a loop of a single turn.
         carry, y = traced(init, jax.tree.map(lambda x: x[0], xs))
-        return carry, jax.tree.map(lambda x: x[None], y)
+        return carry, jax.tree.map(lambda x: jnp.asarray(x)[None], y)
     turned: tuple[PyTree, PyTree] = jax.lax.scan(traced, init, xs, unroll=turns if slow else 1)
     return turned
 
@@ -340,6 +342,11 @@ def _in_turn(step: AnyStep, axes: tuple[int | None, ...]) -> AnyStep:
 
         own = [arg for arg, axis in zip(args, axes[1:], strict=True) if axis == 0]
         members = jnp.arange(len(jax.tree.leaves(states)[0]))
+        for size in {len(x) for x in jax.tree.leaves(own)} - {len(members)}:
+            raise ValueError(
+                f"make_sweep_step: an argument has {size} members, expected {len(members)} like "
+                "the states"
+            )
         trained: tuple[TrainState, Metrics] = scan(one, states, (members, own))
         return trained
 
@@ -365,7 +372,7 @@ def take_steps(
         step: `(state, batch) -> (state, metrics)`.
         state: where to start.
         batches: arrays [most, ...], of which the first `count` are used.
-        count: how many steps.
+        count: how many steps, at most all of these.
 
     Returns:
         The last state, and the metrics with a leading axis [most], zero behind the steps that were
@@ -406,7 +413,8 @@ def take_steps(
     most = len(jax.tree.leaves(batches)[0])
     _, metrics = jax.eval_shape(step, state, at(0))
     none: Metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), metrics)
-    state, metrics = jax.lax.fori_loop(0, count, body, (state, none))
+    # Behind the last batch there is none: it would be taken again.
+    state, metrics = jax.lax.fori_loop(0, jnp.minimum(count, most), body, (state, none))
     return state, metrics
 
 
@@ -423,8 +431,8 @@ def _gathering(mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
         step: Step, examples: Batch, state: TrainState, rows: Batch
     ) -> tuple[TrainState, Metrics]:
         index = rows["index"]
-        batch = {name: x.at[index].get(mode="promise_in_bounds") for name, x in examples.items()}
-        return step(state, _constrained({**batch, "index": index}, split))
+        batch = {name: x.at[index].get(mode="fill") for name, x in examples.items()}
+        return step(state, _constrained({**batch, **rows}, split))
 
     return step_of_rows
 

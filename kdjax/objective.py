@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.metrics import counted, masked_sum, mean_of, positions_of, spread, weights_of
-from kdjax.types import Array, Metrics, Objective, Outputs, PyTree, Term, TermInputs, Variables
+from kdjax.types import (
+    Array,
+    Batch,
+    Metrics,
+    Objective,
+    Outputs,
+    PyTree,
+    Term,
+    TermInputs,
+    Variables,
+)
 
 __all__ = ["Weight", "combine"]
 
@@ -29,7 +39,8 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
     average over positions, such as hints) it selects the positions; one with a value for each
     example is averaged over the examples of which anything counts. A cell of a smaller map counts
     if any of its positions does. Terms see 0 in place of the features, student's and teacher's, at
-    positions that do not count: padding has no say, whatever it holds.
+    positions that do not count: padding has no say, whatever it holds. What a term ignores for its
+    label, see `kdjax.terms.of`, does not count for this term.
 
     Args:
         terms: the losses by name.
@@ -42,7 +53,8 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
     Raises:
         TypeError: if terms or weights are not by name.
         ValueError: if terms and weights do not have the same names, or there is none; at trace
-            time, if a term looks for something that is not in the batch.
+            time, if a term looks for something that is not in the batch, or ignores a label and
+            sees a part of the batch alone.
 
     Example:
         >>> import jax
@@ -95,13 +107,37 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
         for name in names:
             with _named(name, inputs):
                 values, new_state[name] = terms[name].apply(params[name], state[name], seen)
-            total, count, of_all = _sums(name, values, mask, whole)
+            own = _labeled(name, terms[name].ignore_label, values, inputs.batch, mask, whole)
+            total, count, of_all = _sums(name, values, own, whole)
             metrics[f"loss/{name}"] = (total, count)
             loss = loss + mean_of(_at(weights[name], step) * total, of_all)
         num_valid, of_all = _sizes(mask, whole)
         return loss, new_state, {"loss": (loss * of_all, num_valid), **metrics}
 
     return Objective(init, apply, tuple(name for name in names if terms[name].couples_batch))
+
+
+def _labeled(
+    name: str,
+    ignore_label: int | None,
+    values: Array,
+    batch: Batch,
+    mask: Array,
+    whole: Array | None,
+) -> Array:
+    """Return what counts for a term: not what has the class label that it ignores."""
+    labels = batch.get("label")
+    if ignore_label is None or labels is None or labels.shape != values.shape:
+        return mask
+    if whole is not None:
+        raise ValueError(
+            f"combine: term {name!r} ignores the label {ignore_label}, and a micro-batch does not "
+            "know how many of the batch have it; leave them out by batch['mask'], or use "
+            "num_micro_batches=1"
+        )
+    wide = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+    weights = spread(mask, labels.shape)
+    return jnp.where(wide == ignore_label, jnp.zeros_like(weights), weights)
 
 
 def _sums(name: str, values: Array, mask: Array, whole: Array | None) -> tuple[Array, Array, Array]:

@@ -369,7 +369,7 @@ def make_eval_step(
 
     def eval_step(variables: Variables, batch: Batch) -> Metrics:
         check_numbers(batch)
-        found: Metrics = evaluated(variables, batch, are_numbers(batch.get("label")))
+        found: Metrics = evaluated(variables, batch, are_numbers(batch))
         return found
 
     return eval_step

@@ -319,7 +319,8 @@ def ema(
     teacher = d * teacher + (1 - d) * student, after every step; at first it is the student
 
     BatchNorm's statistics are averaged like the parameters; what is no floating-point array
-    (counters, keys) is the student's. It answers in evaluation mode.
+    (counters, keys) is the student's. The average of half-precision arrays is kept in float32: in
+    their own type it would not move. It answers in evaluation mode.
 
     Args:
         model: the student's network.
@@ -352,8 +353,12 @@ def ema(
     if not callable(decay) and not 0 <= decay < 1:
         raise ValueError(f"ema: decay is {decay}, expected a number in [0, 1) or a function")
 
+    def kept(x: Array) -> Array:
+        narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+        return x.astype(jnp.float32) if narrow else jnp.copy(x)
+
     def init(student: Variables) -> PyTree:
-        return jax.tree.map(jnp.copy, student)
+        return jax.tree.map(kept, student)
 
     def update(teacher: Variables, student: Variables, num_steps: Array) -> PyTree:
         share = 1 - (decay(num_steps) if callable(decay) else decay)
@@ -361,7 +366,7 @@ def ema(
         def moved(old: Array, new: Array) -> Array:
             if not jnp.issubdtype(old.dtype, jnp.floating):
                 return new
-            return (old + share * (new - old)).astype(old.dtype)
+            return (old + share * (new.astype(old.dtype) - old)).astype(old.dtype)
 
         return jax.tree.map(moved, teacher, student)
 

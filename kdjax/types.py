@@ -171,11 +171,15 @@ class TermApply(Protocol):
 
 
 class Term(NamedTuple):
-    """One distillation loss. `couples_batch`: an example's value depends on the others."""
+    """One distillation loss. `couples_batch`: an example's value depends on the others.
+
+    `ignore_label`: the class label of what does not count in its mean, though the mask counts it.
+    """
 
     init: TermInit
     apply: TermApply
     couples_batch: bool = False
+    ignore_label: int | None = None
 
 
 class ObjectiveApply(Protocol):

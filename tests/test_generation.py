@@ -93,6 +93,39 @@ def test_the_last_class_that_can_be_drawn_is_the_last():
     np.testing.assert_array_equal(place, 40)
 
 
+def test_a_class_without_mass_is_not_drawn_however_sums_are_rounded(monkeypatch):
+    """What is before the block is, summed in another order, more than the point."""
+    logits = jnp.full((1, 512), -jnp.inf).at[0, 0].set(np.log(1e-3)).at[0, 257:].set(0.0)
+    point = np.float32(33 * 2**-23)
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.full(shape, point))
+    assert generation.draw(KEY, logits)[0] in (0, *range(257, 512))
+
+
+def test_a_temperature_of_zero_may_be_traced_and_what_is_nan_is_no_class():
+    rows = jnp.array([[0.0, 9.0, 1.0], [2.0, -jnp.inf, 1.0]])
+    found = jax.jit(generation.draw)(KEY, rows, jnp.array([0.0, 0.0]))
+    np.testing.assert_array_equal(found, [1, 0])
+    np.testing.assert_array_equal(generation.draw(KEY, rows, jnp.array([1.0, -1.0]))[1], -1)
+    assert generation.draw(KEY, jnp.array([jnp.nan, 0.0])) == -1
+    greedy = sample(PROMPTS[:4], length=5, temperature=0).tokens
+    traced = jax.jit(lambda t: sample(PROMPTS[:4], length=5, temperature=t).tokens)(0.0)
+    np.testing.assert_array_equal(traced, greedy)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_tokens_are_not_cut_to_the_type_of_the_prompts(dtype):
+    """A vocabulary of 300 behind a prompt of bytes."""
+    model = models.transformer(300, width=16, depth=1, num_heads=2)
+    prompts = np.array([[1, 50]], dtype)
+    variables = model.init(jax.random.key(0), prompts.astype(np.int32))
+    drawn = functools.partial(generation.sample, model, variables, KEY, length=20, temperature=9.0)
+    found, expected = drawn(prompts).tokens, drawn(prompts.astype(np.int32)).tokens
+    np.testing.assert_array_equal(found, expected)
+    first = int(np.argmax(expected[0] > 255))
+    stopped = drawn(prompts, stop=int(expected[0, first])).mask
+    assert first > 1 and stopped[0, first] and not stopped[0, first + 1 :].any()
+
+
 @pytest.mark.parametrize(
     ("changed", "line"),
     [

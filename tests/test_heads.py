@@ -151,6 +151,43 @@ def test_what_does_not_count_may_be_anything():
     assert all(not np.any(x) for x in jax.tree.leaves(by))
 
 
+def test_labels_and_ids_are_compared_in_a_type_that_holds_them():
+    rng = np.random.default_rng(0)
+    hidden, head = rng.normal(size=(2, 4)).astype(np.float32), Head(np.eye(300, 4, dtype="f"))
+    labels = np.array([156, 3], np.uint8)
+    run = functools.partial(chunked_mean, losses.cross_entropy, hidden, head, None, None)
+    expected = run(labels=labels.astype(np.int32))
+    jax.tree.map(np.testing.assert_array_equal, run(labels=labels, ignore_label=-100), expected)
+    ids = np.array([[7, 100], [2, 0]])
+    found = [
+        chunked_mean(
+            losses.soft_target_loss, hidden, head, TopK(np.ones((2, 2), np.float32), i), None
+        )[1]
+        for i in (ids.astype(np.int8), ids)
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+def test_float16_keeps_the_shares_of_many_tokens():
+    """Divided by the number of tokens a probability is too small for float16."""
+    tokens, vocab, width = 4096, 500, 8
+    r = np.random.default_rng(0)
+    hidden, kernel = (r.normal(size=(n, width)).astype(np.float16) for n in (tokens, vocab))
+    labels = r.integers(0, vocab, tokens)
+
+    def mean(hidden, kernel):
+        none = None, None
+        run = functools.partial(chunked_mean, losses.cross_entropy, labels=labels, chunk_size=512)
+        # The scale that trainings in float16 take.
+        return 2.0**12 * run(hidden, Head(kernel), *none)[0]
+
+    grads = jax.jit(jax.grad(mean, (0, 1)))
+    wide = grads(hidden.astype(np.float32), kernel.astype(np.float32))
+    for found, expected in zip(grads(hidden, kernel), wide, strict=True):
+        assert found.dtype == jnp.float16
+        assert np.linalg.norm(found - expected) < 2e-3 * np.linalg.norm(expected)
+
+
 def test_half_precision_is_summed_in_single_however_many_the_chunks():
     """A scan that is differentiated rounds the head's gradient once a chunk."""
     hidden, head, teacher, teacher_head, labels = drawn(jnp.bfloat16)
@@ -251,6 +288,10 @@ WRONG = {
     "reduced": (
         lambda h, w, t, e, y: chunked_mean(lambda *x: KD(*x).mean(), h, w, t, e, labels=y),
         r"loss_fn returns shape \(\) for logits \(16, 40\), expected \(16,\)",
+    ),
+    "relations": (
+        lambda h, w, t, e, y: chunked_mean(losses.dist_loss, h, w, t, e),
+        "dist_loss relates the tokens of a batch to one another",
     ),
     "kernel": (
         lambda h, w, t, e, y: chunked_mean(KD, h, w.kernel, t, e, labels=y),

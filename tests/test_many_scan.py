@@ -12,6 +12,10 @@ from kdjax import many, models, step, terms
 from kdjax.objective import combine
 
 
+def counting(carry, x):
+    return convolving(carry, x)[0], {"loss": (jnp.sum(x), 1)}
+
+
 def convolving(carry, x):
     kernel = jnp.ones((3, 3, 1, 1))
     out = jax.lax.conv_general_dilated(
@@ -82,7 +86,7 @@ def test_a_scan_traces_its_body_once_and_elsewhere_is_a_loop_too(body, monkeypat
 
 
 @pytest.mark.parametrize("turns", [5, 1])
-@pytest.mark.parametrize("body", [convolving, multiplying])
+@pytest.mark.parametrize("body", [convolving, multiplying, counting])
 def test_a_scan_is_jaxs(body, turns):
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(turns, 1, 4, 4, 1)), jnp.float32)
     chex.assert_trees_all_close(

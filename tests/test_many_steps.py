@@ -76,6 +76,29 @@ def test_rows_on_the_devices_are_the_batches_of_the_host():
         assert batch["image"].sharding.is_equivalent_to(sharding.batch_sharding(mesh), 2)
 
 
+def test_what_is_beside_the_rows_comes_along_and_no_row_is_another():
+    seen = many.with_examples(
+        lambda state, batch: (state, batch),
+        {"label": jnp.arange(4), "x": jnp.arange(4.0)},
+        sharding.make_mesh(**ONE),
+    )
+    mask = jnp.array([True, False])
+    _, batch = seen(jnp.zeros(()), {"index": jnp.array([3, 99]), "mask": mask})
+    np.testing.assert_array_equal(batch["mask"], mask)
+    np.testing.assert_array_equal(batch["x"], [3.0, np.nan])
+    assert batch["label"][0] == 3 and batch["label"][1] < 0
+
+
+@pytest.mark.parametrize("count", [5, 7])
+def test_no_batch_is_taken_twice(count):
+    def run(state, batch):
+        return state + batch["x"].sum(), {"loss": (state, jnp.array(1))}
+
+    state, metrics = many.several(run)(jnp.array(0.0), {"x": jnp.ones((5, 4))}, count)
+    assert state == 20
+    np.testing.assert_array_equal(metrics["loss"][0], [0, 4, 8, 12, 16])
+
+
 @pytest.mark.parametrize("sizes", [ONE, SPLIT], ids=["one device", "2x2x2"])
 def test_several_steps_a_call_are_single_steps(sizes):
     mesh, logs = sharding.make_mesh(**sizes), ([], [])

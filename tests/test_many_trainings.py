@@ -111,6 +111,17 @@ def test_members_in_turn_stay_in_their_places():
     assert used.temp_size_in_bytes < states.nbytes / 2
 
 
+@pytest.mark.parametrize("method", ["map", "vmap"])
+@pytest.mark.parametrize("members", [1, 2])
+def test_settings_are_as_many_as_members(method, members):
+    def step(state, rate):
+        return state - rate, {"loss": (state.sum(), jnp.array(1))}
+
+    sweep_step = many.make_sweep_step(step, in_axes=(0, 0), method=method)
+    with pytest.raises(ValueError, match="3"):
+        sweep_step(jnp.ones((members, 2)), jnp.arange(3.0))
+
+
 def test_members_in_turn_are_not_cast():
     def widen(state):
         return state.astype(jnp.float32), {"loss": (state.sum(), jnp.array(1))}

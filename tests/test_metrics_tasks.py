@@ -1,5 +1,7 @@
 """Measures of other tasks against scikit-learn, in parts and as a whole, under masks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +102,28 @@ def test_confusions_and_neighbors():
     assert merged(metrics.recall_at_k, scores, same, k=5) == pytest.approx(expected)
     with pytest.raises(ValueError, match="recall_at_k: relevant is"):
         metrics.recall_at_k(scores, right[:3], np.ones(90, bool))
+
+
+def test_labels_are_compared_in_a_type_that_holds_them():
+    logits = 9 * np.eye(200)[[156, 3]]
+    labels = np.array([156, 3], np.uint8)
+    assert metrics.mean_iou(logits, labels, np.ones(2, bool), ignore_label=-100).count == 2
+    signed = np.array([-1, 3], np.int8)
+    with pytest.raises(ValueError, match="labels has -1"):
+        metrics.mean_iou(logits, signed, np.ones(2, bool), ignore_label=255)
+
+
+def test_candidates_that_are_left_out_are_never_found():
+    one, k2 = np.ones(1, bool), functools.partial(metrics.recall_at_k, k=2)
+    assert metrics.value(k2(np.array([[-np.inf, 1.0]]), np.array([0]), one)) == 0
+    assert metrics.value(k2(np.array([[-np.inf, 1.0]]), np.array([1]), one)) == 1
+    bytes_ = np.array([[0, 1, 2]], np.uint8)
+    assert metrics.value(metrics.recall_at_k(bytes_, np.array([2]), one, k=1)) == 1
+    with pytest.raises(ValueError, match="recall_at_k: labels has 7, expected 0 to 1"):
+        k2(np.array([[0.0, 1.0]]), np.array([7]), one)
+    traced = jax.jit(k2)(np.array([[0.0, 1.0]]), np.array([7]), one)
+    assert np.isnan(metrics.value(traced))
+    assert metrics.value(k2(np.array([[0.0, 1.0]] * 2), np.array([7, 0]), np.arange(2) > 0)) == 1
 
 
 def test_evaluation_tells_kinds_of_labels_apart():

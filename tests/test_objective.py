@@ -1,5 +1,7 @@
 """Objectives, terms and teachers: weights, masks, learned parts, ensembles."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -236,6 +238,30 @@ def test_masks_of_every_grain_stand_in_one_objective():
     for name in each:
         one, two = (np.divide(*x[f"loss/{name}"]) for x in (full, none))
         np.testing.assert_allclose(one, two, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("weights", [np.ones(6, bool), np.array([1, 2, 3, 0, 1, 1.0], np.float32)])
+def test_a_label_that_a_term_ignores_does_not_count_in_its_mean(weights):
+    batch = {**toys.batch_of(6), "mask": weights}
+    batch["label"] = np.array([0, 255, 1, 255, 255, 2], np.uint8)
+    inputs = inputs_for(batch, weights)
+    known, logits = batch["label"] != 255, inputs.student.logits
+    bound = functools.partial(losses.cross_entropy, ignore_label=255)
+    both = {
+        "hard": terms.of(losses.cross_entropy, ignore_label=255),
+        "bound": terms.of(bound),
+        "soft": terms.soft_targets(),
+    }
+    objective = combine(both, dict.fromkeys(both, 1.0))
+    nothing = {name: {} for name in both}
+    _, _, found = objective.apply(nothing, nothing, inputs)
+    values = losses.cross_entropy(logits, np.where(known, batch["label"], 0))
+    expected = np.average(values[known], weights=np.float32(weights)[known])
+    for name in ("hard", "bound"):
+        np.testing.assert_allclose(np.divide(*found[f"loss/{name}"]), expected, rtol=1e-6)
+    assert found["loss/soft"][1] == weights.sum() and found["loss/hard"][1] == weights[known].sum()
+    with pytest.raises(ValueError, match="ignores the label 255, and a micro-batch"):
+        objective.apply(nothing, nothing, inputs, whole=weights)
 
 
 def test_parts_of_a_batch_add_up_where_grains_differ():

@@ -107,6 +107,10 @@ def test_membership_and_labels():
     np.testing.assert_array_equal(labels, [2, 1, 2, 2, 0])
     traced = jax.jit(lambda s, y: specialists.specialist_labels(y, s, num_classes=5))
     np.testing.assert_array_equal(traced(sets[1], np.array([[2, 3], [0, 1]])), [[1, 2], [0, 2]])
+    none = np.array([-100, -1, 255, 2])
+    np.testing.assert_array_equal(traced(sets[1], none), [-1, -1, -1, 1])
+    with pytest.raises(ValueError, match="specialist_labels: labels has -100, expected 0 to 4"):
+        specialists.specialist_labels(none, sets[1], num_classes=5)
 
 
 def test_half_of_a_batch_is_special():
@@ -289,6 +293,11 @@ def test_who_agrees_changes_nothing_and_who_is_inactive_is_not_heard():
     active[:, 1] = False
     louder = answers.copy()
     louder[1] = 1e4
+    np.testing.assert_array_equal(
+        specialists.combine(generalist, answers, sets, active),
+        specialists.combine(generalist, louder, sets, active),
+    )
+    louder[1] = np.nan
     np.testing.assert_array_equal(
         specialists.combine(generalist, answers, sets, active),
         specialists.combine(generalist, louder, sets, active),

@@ -509,6 +509,11 @@ def test_labels_are_measured_as_what_they_are():
     np.testing.assert_allclose(measured["real"]["mse"], squares.mean(), rtol=1e-5)
     np.testing.assert_allclose(measured["one"]["mse"], squares[:, 0].mean(), rtol=1e-5)
     assert measured["one"] == measured["two"]
+    # Loaders pad with zeros, which are no distribution.
+    filled = np.where(np.arange(8)[:, None] < 6, soft, 0).astype(np.float32)
+    padded = {**GOOD, "label": filled, "mask": np.arange(8) < 6}
+    found = step.make_eval_step(model)(variables, padded)
+    assert found.keys() == {"accuracy", "nll", "ece"} and found["nll"][1] == 6
     ordinal = trained({**GOOD, "label": real[:, 0]}, objective=soft_objective())[1]
     assert ordinal.keys() == {"loss", "loss/soft"}
 

@@ -131,6 +131,16 @@ def test_what_is_no_floating_point_array_is_the_students():
     assert got.state["key"] == jax.random.key(1)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_the_average_of_half_precision_moves(dtype):
+    """In bfloat16 a thousandth of the way from 1 to 2 is no way at all."""
+    teacher = teachers.ema(toys.linear_model(), decay=0.999)
+    student = Variables({"w": jnp.full(2, 2, dtype)}, {})
+    kept = teacher.init(student._replace(params={"w": jnp.ones(2, dtype)}))
+    moved = jax.lax.fori_loop(0, 2000, lambda n, old: teacher.update(old, student, n), kept)
+    np.testing.assert_allclose(moved.params["w"], 2 - 0.999**2000, rtol=1e-4)
+
+
 def test_ema_is_traced_once_and_its_state_is_donated_saved_and_restored(tmp_path):
     model, batch, traces = toys.linear_model(), toys.batch_of(8), []
 

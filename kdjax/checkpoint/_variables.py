@@ -17,7 +17,7 @@ def save_variables(directory: str | Path, variables: Variables, metadata: dict[s
 
     Args:
         directory: the network's own folder.
-        variables: nested dictionaries of arrays.
+        variables: nested dictionaries of arrays; keys come back as text, tuples as lists.
         metadata: what JSON can hold; it comes back as it was.
 
     Raises:

@@ -18,6 +18,7 @@ from kdjax.types import PyTree
 LossFn = Callable[..., Array]
 # A loss sees a part of a chunk: what it keeps is several times its logits.
 PARTS = 4
+_NARROW = jnp.dtype(jnp.float16)
 
 
 class Tokens(NamedTuple):
@@ -51,7 +52,7 @@ def mean_over_chunks(
 ) -> tuple[Array, Array]:
     """Return the mean and the values, without any gradient."""
     rows = Tokens(hidden, *data)
-    _, values, _ = _over_parts(plan, False, trained, teacher, rows)
+    _, values, _ = _over_parts(plan, False, trained, teacher, rows, jnp.sum(rows.weights))
     return metrics.mean_of(*metrics.masked_sum(values, rows.weights)), values
 
 
@@ -61,7 +62,13 @@ def _mean_forward(
     """Return the same, and the gradients of the mean with what says their types."""
     trained = jax.tree.map(jnp.asarray, trained)  # outside of a jit numbers may be Python's
     rows = Tokens(hidden, *data)
-    sums, values, by_hidden = _over_parts(plan, True, trained, teacher, rows)
+    count, narrow = jnp.sum(rows.weights), {trained.kernel.dtype, hidden.dtype} == {_NARROW}
+    # Shares of many tokens are too small for float16: they are taken of less, by a power of two.
+    unit = _power_of_two(count) if narrow else None
+    share = count if unit is None else count / unit
+    sums, values, by_hidden = _over_parts(plan, True, trained, teacher, rows, share)
+    if unit is not None:
+        sums, by_hidden = jax.tree.map(lambda x: x / unit, (sums, by_hidden))
     mean = metrics.mean_of(*metrics.masked_sum(values, rows.weights))
     types = jax.tree.map(lambda x: jnp.zeros((), x.dtype), (trained, hidden))
     return (mean, values), ((sums, by_hidden), types)
@@ -78,13 +85,12 @@ mean_over_chunks.defvjp(_mean_forward, _mean_backward)
 
 
 def _over_parts(
-    plan: Plan, gradient: bool, trained: Trained, teacher: Head | None, rows: Tokens
+    plan: Plan, gradient: bool, trained: Trained, teacher: Head | None, rows: Tokens, count: Array
 ) -> tuple[PyTree, Array, Array | None]:
     """Take each device's tokens on their own; what the head's gradient has of each is summed once.
 
     Left to the compiler the sum would be taken once a chunk.
     """
-    count = jnp.sum(rows.weights)
 
     def part(trained: Trained, teacher: Head | None, rows: Tokens, count: Array) -> PyTree:
         sums, *of_tokens = _over_chunks(plan, gradient, trained, teacher, rows, count)
@@ -104,6 +110,11 @@ def _over_parts(
     )
     results: tuple[PyTree, Array, Array | None] = jax.jit(run)(trained, teacher, rows, count)
     return results
+
+
+def _power_of_two(count: Array) -> Array:
+    """Return the largest power of two that is no more than a count, 1 for none."""
+    return jnp.where(count > 0, jnp.exp2(jnp.floor(jnp.log2(count))), 1)
 
 
 def _over_chunks(

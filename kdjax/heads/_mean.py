@@ -1,5 +1,7 @@
 """The mean of a loss over tokens: what it takes, and how the tokens are cut."""
 
+import functools
+import inspect
 import math
 from typing import Any
 
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import AbstractMesh, AxisType
 
-from kdjax import metrics
+from kdjax import losses, metrics
 from kdjax.heads._chunks import PARTS, LossFn, Plan, Tokens, Trained, mean_over_chunks
 from kdjax.heads._head import Head, as_head, check_tokens, widest
 from kdjax.losses import _inputs, _numbers
@@ -44,7 +46,8 @@ def chunked_mean(
 
     Args:
         loss_fn: `(student_logits, teacher_logits[, labels])` to one value per token, [chunk], of
-            logits [chunk, vocab] in float32 or wider. Any loss here, or one's own.
+            logits [chunk, vocab] in float32 or wider. Any loss here whose value of a token depends
+            on no other, or one's own.
         student_hidden: [tokens..., width], any floating type.
         student_head: its own floating type.
         teacher_hidden: [tokens..., teacher_width]; or without a head a `TopK`, or the logits
@@ -64,7 +67,8 @@ def chunked_mean(
     Raises:
         TypeError: if a type does not fit.
         ValueError: if shapes do not fit, a label that is not traced is no id of both vocabularies,
-            or `loss_fn` does not return one value per token.
+            `loss_fn` relates tokens to one another, as one that takes a mask does, or it does not
+            return one value per token.
 
     Example:
         >>> import functools
@@ -80,6 +84,7 @@ def chunked_mean(
     """
     name = "chunked_mean"
     chunk_size = _numbers.as_count(name, "chunk_size", chunk_size)
+    _check_alone(name, loss_fn)
     hidden, head = as_head(name, "student", student_hidden, student_head)
     teacher, answers, shared = _as_teacher(name, teacher_hidden, teacher_head, hidden, head)
     weights = _as_weights(name, mask, hidden)
@@ -96,6 +101,16 @@ def chunked_mean(
     data = jax.lax.stop_gradient(teacher), rows[1:]
     mean, values = mean_over_chunks(plan, trained, hidden, *data)
     return mean, jax.lax.stop_gradient(values)
+
+
+def _check_alone(name: str, loss_fn: LossFn) -> None:
+    """Raise a ValueError if a loss takes a mask, as those do that relate what is in a batch."""
+    loss = loss_fn.func if isinstance(loss_fn, functools.partial) else loss_fn
+    if loss in vars(losses).values() and "mask" in inspect.signature(loss).parameters:
+        raise ValueError(
+            f"{name}: {loss.__name__} relates the tokens of a batch to one another: it cannot be "
+            "taken a chunk at a time"
+        )
 
 
 def _split(
@@ -124,9 +139,7 @@ def _as_teacher(
         return None, None, size
     if isinstance(given, TopK):
         logits = _inputs.as_floats(name, "teacher_hidden.logits", given.logits)
-        ids = _inputs.as_type(
-            name, "teacher_hidden.indices", given.indices, jnp.integer, "integers"
-        )
+        ids = _inputs.as_integers(name, "teacher_hidden.indices", given.indices)
         check_tokens(name, "teacher_hidden.logits", logits, tokens)
         _inputs.check_shape(name, "teacher_hidden.indices", ids, logits.shape, "its logits")
         return None, TopK(logits, ids), size
@@ -157,6 +170,7 @@ def _as_labels(
     expected = f"{tokens} like the tokens of student_hidden"
     _inputs.check_fits(found.shape[: len(tokens)] == tokens, name, "labels", found, expected)
     if found.shape == tokens and jnp.issubdtype(found.dtype, jnp.integer):
+        found = _inputs.as_integers(name, "labels", found)
         counts = None if mask is None else metrics.counted(weights)
         _inputs.check_labels(name, labels, size, ignored, counts)
         weights = weights if ignored is None else jnp.where(found == ignored, 0, weights)

@@ -211,7 +211,7 @@ def intra_class_variation_loss(
 
 def _members(function: str, labels: Array, shape: tuple[int, ...], num_classes: int) -> Array:
     """Return [batch, pixels, num_classes], whether a pixel is of a class."""
-    labels = _inputs.as_labels(function, labels)
+    labels = _inputs.as_integers(function, "labels", labels)
     fits = labels.ndim == 3 and len(labels) == shape[0]
     _inputs.check_fits(fits, function, "labels", labels, f"[{shape[0]}, rows, columns]")
     # For each pixel the label that PyTorch would take when it resizes.

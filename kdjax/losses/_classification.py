@@ -174,7 +174,9 @@ def soft_target_loss(
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015,
         arXiv:1503.02531, sections 2 and 2.1.
     """
-    return _soft("soft_target_loss", student_logits, teacher_logits, temperature, axis, where)[1]
+    name = "soft_target_loss"
+    pair = _read(name, student_logits, teacher_logits, axis, where)
+    return _soft(name, *pair, temperature)
 
 
 def cross_entropy(
@@ -220,10 +222,13 @@ def cross_entropy(
     """
     name = "cross_entropy"
     x = _inputs.as_classes(name, "logits", logits, axis, where)
-    values, chosen = _hard(name, x, labels, axis, ignore_label)
+    chosen = _chosen(name, labels, x, ignore_label)
+    x = x if chosen is None else chosen.counting(x)
+    values = _hard(name, x, labels, axis, chosen)
     e = _numbers.as_number(name, "label_smoothing", label_smoothing, x.dtype, _numbers.SHARE)
     if _numbers.known(label_smoothing) is None or np.any(label_smoothing):
-        values = (1 - e) * values + e * _uniform(x)
+        # Of a label whose class is not there, what weighs nothing is infinite.
+        values = jnp.where(e == 1, 0, (1 - e) * values) + e * _uniform(x)
     return values if chosen is None else chosen.of(values)
 
 
@@ -278,8 +283,12 @@ def kd_loss(
         arXiv:1503.02531, section 2.
     """
     name = "kd_loss"
-    student, soft = _soft(name, student_logits, teacher_logits, temperature, axis, where)
-    hard, chosen = _hard(name, student, labels, axis, ignore_label)
+    student, teacher = _read(name, student_logits, teacher_logits, axis, where)
+    chosen = _chosen(name, labels, student, ignore_label)
+    if chosen is not None:
+        student, teacher = chosen.counting(student), _counting(chosen, teacher)
+    soft = _soft(name, student, teacher, temperature)
+    hard = _hard(name, student, labels, axis, chosen)
     weight = _numbers.as_number(
         name, "soft_weight", soft_weight, soft.dtype, _numbers.SHARE, per=soft.shape
     )
@@ -291,24 +300,25 @@ def kd_loss(
     return values if chosen is None else chosen.of(values)
 
 
-def _soft(
-    function: str,
-    student: Array,
-    teacher: Array | TopK,
-    temperature: float | Array,
-    axis: int,
-    where: Array | None,
-) -> tuple[Array, Array]:
-    """Return the student's logits, classes last, and T^2 times the divergence from the teacher."""
+def _read(
+    function: str, student: Array, teacher: Array | TopK, axis: int, where: Array | None
+) -> tuple[Array, Array | TopK]:
+    """Return the logits of both networks, classes last, as `where` selects."""
     if isinstance(teacher, TopK):
-        student, top = _inputs.as_top(function, student, teacher, axis, where)
-        t = _inputs.as_temperature(function, temperature, student)
-        divergence = exact.top_kl(student, *top, t)
+        return _inputs.as_top(function, student, teacher, axis, where)
+    return _inputs.as_logits(function, student, teacher, axis, where)
+
+
+def _soft(
+    function: str, student: Array, teacher: Array | TopK, temperature: float | Array
+) -> Array:
+    """Return T^2 times the divergence from the teacher."""
+    t = _inputs.as_temperature(function, temperature, student)
+    if isinstance(teacher, TopK):
+        divergence = exact.top_kl(student, *teacher, t)
     else:
-        student, teacher = _inputs.as_logits(function, student, teacher, axis, where)
-        t = _inputs.as_temperature(function, temperature, student)
         divergence = exact.tempered_kl(student, teacher, t)
-    return student, divergence * jnp.squeeze(t * t, -1)
+    return divergence * jnp.squeeze(t * t, -1)
 
 
 def _uniform(x: Array) -> Array:
@@ -318,16 +328,31 @@ def _uniform(x: Array) -> Array:
     return -jnp.sum(jnp.where(there, log_probs, 0), axis=-1) / count
 
 
+def _chosen(
+    function: str, labels: Array, x: Array, ignore_label: int | None
+) -> _inputs.Labels | None:
+    """Return which classes integer labels are, None for class probabilities."""
+    if not _inputs.are_probs(labels):
+        return _inputs.as_chosen(function, labels, x, ignore_label)
+    if ignore_label is not None:
+        raise TypeError(f"{function}: ignore_label is {ignore_label}, but labels are floating")
+    return None
+
+
+def _counting(chosen: _inputs.Labels, teacher: Array | TopK) -> Array | TopK:
+    """Return a teacher's logits, 0 where the label is to be ignored."""
+    if isinstance(teacher, TopK):
+        return teacher._replace(logits=chosen.counting(teacher.logits))
+    return chosen.counting(teacher)
+
+
 def _hard(
-    function: str, x: Array, labels: Array, axis: int, ignore_label: int | None
-) -> tuple[Array, _inputs.Labels | None]:
-    """Return the cross-entropy with labels of either kind, and which classes integers are."""
-    if _inputs.are_probs(labels):
-        if ignore_label is not None:
-            raise TypeError(f"{function}: ignore_label is {ignore_label}, but labels are floating")
-        probs = _inputs.as_label_probs(function, labels, x, axis)
-        log_probs = exact.log_softmax(x, exact.at_one(x))
-        terms = jnp.where(probs == 0, 0, probs * jnp.where(probs == 0, 0, log_probs))
-        return -jnp.sum(terms, axis=-1), None
-    chosen = _inputs.as_chosen(function, labels, x, ignore_label)
-    return exact.nll(x, chosen.chosen), chosen
+    function: str, x: Array, labels: Array, axis: int, chosen: _inputs.Labels | None
+) -> Array:
+    """Return the cross-entropy with labels of either kind."""
+    if chosen is not None:
+        return exact.nll(x, chosen.chosen)
+    probs = _inputs.as_label_probs(function, labels, x, axis)
+    log_probs = exact.log_softmax(x, exact.at_one(x))
+    terms = jnp.where(probs == 0, 0, probs * jnp.where(probs == 0, 0, log_probs))
+    return -jnp.sum(terms, axis=-1)

@@ -189,14 +189,14 @@ def _uncorrelated(x: Array, y: Array, present: Array, axis: int, eps: float | Ar
     scales = [norms.unit_of(z, axis) for z in (x, y)]
     x, y = (z / scale for z, scale in zip((x, y), scales, strict=True))
     lengths = [norms.l2_norm(z, axis, keepdims=True) for z in (x, y)]
-    gap = relations.gap_in_units(x, y, *(jnp.where(n > 0, n, 1) for n in lengths))
+    gap = relations.gap_in_units(x, y, *(jnp.where(n == 0, 1, n) for n in lengths))
     apart = jnp.sum(jnp.square(gap), axis=axis) / 2
-    varies = jnp.squeeze((lengths[0] > 0) & (lengths[1] > 0), axis)
+    constant = jnp.squeeze((lengths[0] == 0) | (lengths[1] == 0), axis)
     # What eps adds to the distance is its share of a divisor that may vanish, as may its square.
     product = (scales[0] * lengths[0]) * (scales[1] * lengths[1])
     divisor = jnp.squeeze(product, axis) + eps
     share = eps / jnp.maximum(divisor, np.finfo(x.dtype).tiny ** 0.5)
-    return _numbers.poisoned(jnp.where(varies, apart + (1 - apart) * share, 1), eps)
+    return _numbers.poisoned(jnp.where(constant, 1, apart + (1 - apart) * share), eps)
 
 
 def multi_level_loss(

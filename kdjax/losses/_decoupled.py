@@ -62,6 +62,7 @@ def dkd_loss(
     name = "dkd_loss"
     student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
     labeled = _inputs.as_chosen(name, labels, student, ignore_label)
+    student, teacher = labeled.counting(student), labeled.counting(teacher)
     chosen = labeled.chosen
     t = _inputs.as_temperature(name, temperature, student)
     target = exact.target_kl(student, teacher, t, chosen)
@@ -123,6 +124,7 @@ def nkd_loss(
     name = "nkd_loss"
     student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
     labeled = _inputs.as_chosen(name, labels, student, ignore_label)
+    student, teacher = labeled.counting(student), labeled.counting(teacher)
     chosen = labeled.chosen
     t = _inputs.as_temperature(name, temperature, student)
     others = exact.cross_entropy(exact.but(student, chosen), exact.but(teacher, chosen), t)
@@ -183,6 +185,7 @@ def wsld_loss(
     student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
     eps = _numbers.as_number(name, "eps", eps, student.dtype, _numbers.NOT_NEGATIVE)
     labeled = _inputs.as_chosen(name, labels, student, ignore_label)
+    student, teacher = labeled.counting(student), labeled.counting(teacher)
     chosen = labeled.chosen
     t = _inputs.as_temperature(name, temperature, student)
     weight = _unlearnt(jax.lax.stop_gradient(student), teacher, chosen, eps)

@@ -43,7 +43,7 @@ class TopK(NamedTuple):
 
 def in_full(top: TopK, size: int) -> Array:
     """Return logits of as many classes, [..., size], float32 or wider, -inf where none is given."""
-    logits, ids = (x.reshape(-1, x.shape[-1]) for x in top)
+    logits, ids = (x.reshape(-1, x.shape[-1]) for x in (top.logits, in_wide(top.indices)))
     ids = jnp.where(ids < 0, size, ids)
     nothing = jnp.full((len(ids), size), -jnp.inf, jnp.promote_types(jnp.float32, logits.dtype))
     rows = jnp.arange(len(ids))[:, None]
@@ -62,6 +62,13 @@ class Labels(NamedTuple):
         """Return values [...], 0 where the label is to be ignored, nan where it is no class."""
         values = jnp.where(self.valid, values, jnp.nan)
         return values if self.ignored is None else jnp.where(self.ignored, 0, values)
+
+    def counting(self, logits: Array) -> Array:
+        """Return logits [..., num_classes], 0 where the label is to be ignored.
+
+        What is nan there, as behind the attention of a row of padding, would be so in gradients.
+        """
+        return logits if self.ignored is None else jnp.where(self.ignored[..., None], 0, logits)
 
 
 def as_type(function: str, name: str, x: Array, kind: DTypeLike, expected: str) -> Array:
@@ -213,14 +220,14 @@ def as_top(
     x = as_classes(function, LOGITS[0], student, axis, where)
     name = LOGITS[1]
     logits = jax.lax.stop_gradient(as_floats(function, f"{name}.logits", teacher.logits))
-    ids = as_type(function, f"{name}.indices", teacher.indices, jnp.integer, "integer")
+    ids = as_integers(function, f"{name}.indices", teacher.indices)
     fits = logits.ndim == x.ndim and logits.shape[:-1] == x.shape[:-1]
     expected = f"{x.shape[:-1]} like the examples, and one axis more"
     check_fits(fits, function, f"{name}.logits", logits, expected)
     check_shape(function, f"{name}.indices", ids, logits.shape, "its logits")
     x, logits = _of_one_type(x, logits)
     there = (ids >= 0) & (ids < x.shape[-1])
-    ids = jnp.where(there, ids, 0).astype(jnp.int32)
+    ids = jnp.where(there, ids, 0)
     if where is not None:
         absent = select_classes(function, LOGITS[0], jnp.zeros(jnp.shape(student)), where, axis)
         there &= ~jnp.isneginf(exact.at(absent, ids))
@@ -262,10 +269,14 @@ def select_classes(
     return jnp.moveaxis(x, axis, -1)
 
 
-def as_labels(function: str, labels: Array) -> Array:
-    """Return integers in 32 bits or more: in the 8 of some, classes from 256 on would wrap."""
-    labels = as_type(function, "labels", labels, jnp.integer, "integer")
-    return labels.astype(jnp.int64 if labels.dtype.itemsize > 4 else jnp.int32)
+def as_integers(function: str, name: str, x: Array) -> Array:
+    """Return an array of any integers in 32 bits or more."""
+    return in_wide(as_type(function, name, x, jnp.integer, "integers"))
+
+
+def in_wide(x: Array) -> Array:
+    """Return integers in 32 bits or more: what the 8 of some are compared with would wrap."""
+    return x.astype(jnp.int64 if x.dtype.itemsize > 4 else jnp.int32)
 
 
 def as_chosen(
@@ -275,7 +286,7 @@ def as_chosen(
 
     A label that is no class is an error, unless it is traced, to be ignored, or masked.
     """
-    integers = as_labels(function, labels)
+    integers = as_integers(function, "labels", labels)
     like = "the examples"
     if integers.shape == x.shape:
         like += "; class probabilities are of a floating type"

@@ -138,9 +138,11 @@ def hard_target_loss(
     name = "hard_target_loss"
     student, teacher = _inputs.as_logits(name, student_logits, teacher_logits, axis, where)
     s = _numbers.as_number(name, "smoothing", smoothing, student.dtype, _numbers.SHARE)
-    chosen = jax.nn.one_hot(jnp.argmax(teacher, axis=-1), teacher.shape[-1], dtype=bool)
-    target = exact.smoothed(chosen, ~jnp.isneginf(teacher), 1 - jnp.asarray(s, student.dtype))
-    return exact.tempered_kl(student, target, exact.at_one(student))
+    there = ~jnp.isneginf(teacher)
+    chosen = there & jax.nn.one_hot(jnp.argmax(teacher, axis=-1), teacher.shape[-1], dtype=bool)
+    target = exact.smoothed(chosen, there, 1 - jnp.asarray(s, student.dtype))
+    values = exact.tempered_kl(student, target, exact.at_one(student))
+    return _numbers.poisoned(values, jnp.max(teacher, axis=-1))
 
 
 def ttm_loss(

@@ -157,6 +157,7 @@ def activation_boundary_loss(
     student, teacher = _inputs.as_like_maps(name, student_features, teacher_features)
     margin = _numbers.as_number(name, "margin", margin, student.dtype, _numbers.POSITIVE)
     gap = jnp.where(teacher > 0, margin - student, margin + student)
+    gap = _numbers.poisoned(gap, teacher)
     return pooling.sum_per_example(jnp.square(jax.nn.relu(gap)))
 
 

@@ -122,7 +122,7 @@ def _check_number(function: str, name: str, value: Any, limits: Limits) -> None:
 
 
 def poisoned(values: Array, *numbers: float | Array | None) -> Array:
-    """Return values, nan where a number that only selects was out of its range."""
+    """Return values, nan where what only selects is nan: a number out of its range, an array."""
     for number in numbers:
         if isinstance(number, Array):
             values = jnp.where(jnp.isnan(number), jnp.nan, values)

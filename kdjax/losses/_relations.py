@@ -187,12 +187,12 @@ def hard_dark_rank_loss(
     eps = _numbers.as_number(name, "eps", eps, dtype, _numbers.NOT_NEGATIVE)
     others = relations.pairs(batch.mask)
     far, near = (jnp.multiply(*relations.distances(x, batch.mask, eps=eps)) for x in batch[:2])
-    scores = jnp.where(others, -scale * jnp.where(far > 0, far, 1) ** power, 0)
-    scores = jnp.where(far > 0, scores, 0)
+    scores = jnp.where(others, -scale * jnp.where(far == 0, 1, far) ** power, 0)
+    scores = jnp.where(far == 0, 0, scores)
     near = jnp.where(others, -near, -jnp.inf)
     _, order = jax.lax.top_k(near, min(num_ranked, len(near)))
     ranked = (jnp.take_along_axis(x, order, axis=1) for x in (scores, others))
-    return _numbers.poisoned(_permutation_nll(*ranked), eps)
+    return _numbers.poisoned(_permutation_nll(*ranked), eps, jnp.max(near, axis=1))
 
 
 def _permutation_nll(scores: Array, where: Array) -> Array:

@@ -61,7 +61,7 @@ def virtual_teacher_loss(
     some = _numbers.Limits(0, 1, open_low=True)
     confidence = _numbers.as_number(name, "confidence", confidence, x.dtype, some)
     labeled = _inputs.as_chosen(name, labels, x, ignore_label)
-    chosen = labeled.chosen
+    x, chosen = labeled.counting(x), labeled.chosen
     t = _inputs.as_temperature(name, temperature, x)
     teacher = exact.smoothed(chosen, ~jnp.isneginf(x), jnp.asarray(confidence, x.dtype))
     divergence = exact.tempered_kl(x, exact.over(teacher, t), exact.at_one(x))
@@ -176,6 +176,7 @@ def self_rank_loss(
     names = ("student_logits", "weak_logits")
     student, weak = _inputs.as_logits(name, student_logits, weak_logits, axis, where, names)
     labeled = _inputs.as_chosen(name, labels, student, ignore_label)
+    student, weak = labeled.counting(student), labeled.counting(weak)
     chosen = labeled.chosen
     ones = exact.at_one(student)
     constants = (jax.lax.stop_gradient(student), weak)
@@ -183,7 +184,8 @@ def self_rank_loss(
     place = jnp.argsort(jnp.argsort(-(student_probs + weak_probs), axis=-1), axis=-1)
     absent = chosen | jnp.isneginf(student)
     target = jnp.where(absent, -jnp.inf, -jnp.log1p(place.astype(student.dtype)))
-    return labeled.of(exact.cross_entropy(exact.but(student, chosen), target, ones))
+    values = exact.cross_entropy(exact.but(student, chosen), target, ones)
+    return labeled.of(_numbers.poisoned(values, jnp.max(weak, axis=-1)))
 
 
 def _normalized(x: Array, chosen: Array, ones: Array) -> Array:

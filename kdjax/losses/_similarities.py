@@ -46,8 +46,8 @@ def similarity_preserving_loss(
     batch = _inputs.as_feature_batch(name, student_features, teacher_features, mask)
     student, teacher = (relations.gram(x / norms.unit_of(x, None)) for x in batch[:2])
     lengths = [norms.l2_norm(x, keepdims=True) for x in (student, teacher)]
-    student = jnp.where(lengths[0] > 0, student, 0)  # a row of zeros has no gradient
-    units = (jnp.where(x > 0, x, 1) for x in lengths)
+    student = jnp.where(lengths[0] == 0, 0, student)  # a row of zeros has no gradient
+    units = (jnp.where(x == 0, 1, x) for x in lengths)
     gap = relations.gap_in_units(student, teacher, *units)
     return jnp.sum(jnp.square(gap), axis=-1) / jnp.maximum(batch.num_valid, 1)
 

@@ -187,8 +187,8 @@ def bounded_regression_loss(
     margin = _numbers.as_number(name, "margin", margin, student.dtype, _numbers.NOT_NEGATIVE)
     y = _targets(name, labels, student, names[0])
     own, bound = (jnp.sum(jnp.square(x - y), -1) for x in (student, teacher))
-    values = jnp.where(own + margin > jax.lax.stop_gradient(bound), own, 0)
-    return _numbers.poisoned(values, margin)
+    bound = jax.lax.stop_gradient(bound)
+    return _numbers.poisoned(jnp.where(own + margin <= bound, 0, own), margin, bound)
 
 
 def margin_mse_loss(

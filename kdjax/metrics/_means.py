@@ -209,7 +209,7 @@ def accuracy(logits: Array | TopK, labels: Array, mask: Array) -> tuple[Array, A
         0.5
     """
     if isinstance(logits, TopK):
-        classes = _inputs.as_labels("accuracy", labels)
+        classes = _inputs.as_integers("accuracy", "labels", labels)
         hits = likeliest("accuracy", "logits", logits) == classes
         return masked_sum(hits.astype(jnp.float32), mask)
     return masked_sum(_hits(*read("accuracy", logits, labels, mask)), mask)
@@ -461,7 +461,7 @@ def read(
         probs = _inputs.as_label_probs(function, labels, x, mask=counts)
         return x, probs, jnp.argmax(probs, axis=-1)
     truth = _inputs.as_chosen(function, labels, x, mask=counts)
-    return x, truth, _inputs.as_labels(function, labels)
+    return x, truth, _inputs.as_integers(function, "labels", labels)
 
 
 def _hits(x: Array, truth: _inputs.Labels | Array, label: Array) -> Array:

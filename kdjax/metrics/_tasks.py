@@ -6,11 +6,13 @@ Where the number is not total / count, the pair is a named one whose method `val
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.losses import _inputs
 from kdjax.losses._numerics import relations
-from kdjax.metrics._means import masked_sum, read, shaped, spread, squared_error
+from kdjax.metrics._means import counted, masked_sum, read, shaped, spread, squared_error
 from kdjax.types import Array, Batch, Outputs
 
 # Logits beyond are as certain as these: bins are as wide as (1 + |z|)^2 / 2048.
@@ -252,7 +254,8 @@ def recall_at_k(scores: Array, relevant: Array, mask: Array, *, k: int = 1) -> t
     Args:
         scores: [batch, candidates], such as the inner products of embeddings with those of a
             collection that is the same for all batches; -inf leaves a candidate out.
-        relevant: booleans of the same shape, or the index of the one relevant candidate, [batch].
+        relevant: booleans of the same shape, or the index of the one relevant candidate, [batch];
+            nan if one that is traced and counts is of no candidate.
         mask: [batch], true where a query counts.
         k: how many candidates are looked at.
 
@@ -260,7 +263,7 @@ def recall_at_k(scores: Array, relevant: Array, mask: Array, *, k: int = 1) -> t
         The number of such queries and the number of all.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, or an index that is not traced is of no candidate.
 
     Example:
         >>> import jax.numpy as jnp
@@ -269,17 +272,20 @@ def recall_at_k(scores: Array, relevant: Array, mask: Array, *, k: int = 1) -> t
         >>> metrics.value(metrics.recall_at_k(scores, relevant, jnp.array([True]), k=2))
         1.0
     """
-    relevant = jnp.asarray(relevant)
+    relevant, valid = jnp.asarray(relevant), jnp.ones((), bool)
     if relevant.shape == scores.shape[:1] and relevant.dtype != bool:
-        relevant = relevant[:, None] == jnp.arange(scores.shape[1])[None, :]
+        counts = counted(spread(mask, relevant.shape))
+        truth = _inputs.as_chosen("recall_at_k", relevant, scores, mask=counts)
+        relevant, valid = truth.chosen, truth.valid
     if relevant.shape != scores.shape or relevant.dtype != bool:
         raise ValueError(
             f"recall_at_k: relevant is {relevant.dtype}{relevant.shape}, expected booleans of "
             f"{scores.shape} like the scores, or indices of {scores.shape[:1]}"
         )
-    best = jnp.argsort(-scores, axis=-1)[:, :k]
-    hits = jnp.any(jnp.take_along_axis(relevant, best, axis=-1), axis=-1)
-    return masked_sum(hits.astype(jnp.float32), mask)
+    best, places = jax.lax.top_k(scores, min(k, scores.shape[1]))
+    hits = jnp.take_along_axis(relevant, places, axis=-1) & (best > -jnp.inf)
+    hits = jnp.where(valid, jnp.any(hits, axis=-1).astype(jnp.float32), jnp.nan)
+    return masked_sum(hits, mask)
 
 
 def mean_iou(
@@ -314,7 +320,8 @@ def mean_iou(
     labels = jnp.asarray(labels)
     weights = spread(mask, jnp.shape(logits)[:-1])
     if ignore_label is not None:
-        weights = jnp.where(labels == ignore_label, jnp.zeros_like(weights), weights)
+        ignored = _inputs.as_integers("mean_iou", "labels", labels) == ignore_label
+        weights = jnp.where(ignored, jnp.zeros_like(weights), weights)
     x, _, label = read("mean_iou", logits, labels, weights)
     answer, size = jnp.argmax(x, axis=-1), x.shape[-1]
     weights = weights.astype(jnp.float32)

@@ -160,7 +160,9 @@ def combine(
         raise ValueError(f"combine: num_steps is {num_steps}, expected 0 or more")
     check_sets("combine", class_sets, logits.shape[1])
     wide = jnp.promote_types(jnp.promote_types(logits.dtype, specialists.dtype), jnp.float32)
-    given = logits.astype(wide), specialists.astype(wide), sets, chosen
+    # What nobody listens to may be nan.
+    heard = jnp.where(chosen.T[..., None], specialists.astype(wide), 0)
+    given = logits.astype(wide), heard, sets, chosen
     found: Array = _descend(*given, optimizer or default_optimizer(num_steps), num_steps)
     return found
 

@@ -6,6 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax import data
+from kdjax.metrics import known
 from kdjax.types import Array
 
 
@@ -42,11 +43,11 @@ def specialist_labels(labels: ArrayLike, classes: ArrayLike, *, num_classes: int
         num_classes: of the generalist.
 
     Returns:
-        The position of the label in `classes`; `set_size`, the dustbin, if it is not among them.
-        int32 [...].
+        The position of the label in `classes`; `set_size`, the dustbin, if it is not among them;
+        -1 for a traced one that is no class of the generalist. int32 [...].
 
     Raises:
-        ValueError: as `membership`.
+        ValueError: as `membership`, and if a label that is not traced is no class.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,7 +62,16 @@ def specialist_labels(labels: ArrayLike, classes: ArrayLike, *, num_classes: int
     classes = check_sets("specialist_labels", classes, num_classes)
     size = classes.shape[-1]
     names = jnp.full(num_classes, size, jnp.int32).at[classes].set(jnp.arange(size))
-    return names[jnp.asarray(labels)]
+    found = jnp.asarray(labels)
+    found = found.astype(jnp.promote_types(found.dtype, jnp.int32))
+    is_class = (found >= 0) & (found < num_classes)
+    numbers, fits = known(labels), known(is_class)
+    if numbers is not None and fits is not None and not fits.all():
+        raise ValueError(
+            f"specialist_labels: labels has {numbers[~fits][0]}, expected 0 to {num_classes - 1} "
+            f"for {num_classes} classes; leave such examples out"
+        )
+    return jnp.where(is_class, names[found], -1)
 
 
 def specialist_indices(

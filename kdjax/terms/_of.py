@@ -93,7 +93,7 @@ def of(
       networks' outputs.
 
     All other parameters, `where` and `axis` too, are hyper-parameters: the loss's defaults hold
-    where they are not given.
+    where they are not given. With an `ignore_label` the mean is over the other class labels.
 
     Args:
         loss: arrays in, one value per example out, [batch...]; it neither learns nor remembers.
@@ -153,7 +153,8 @@ def of(
         return total(values, inputs.mask), state
 
     coupled = "mask" in names if couples_batch is None else couples_batch
-    return Term(_init_nothing, apply, coupled)
+    bound = getattr(loss, "keywords", {}) | hyper_parameters
+    return Term(_init_nothing, apply, coupled, bound.get("ignore_label"))
 
 
 def cross_entropy(*, label_smoothing: float | Array = 0.0) -> Term:

@@ -126,4 +126,4 @@ def _on(term: Term, changed: Callable[[TermInputs], TermInputs]) -> Term:
     def apply(params: PyTree, state: PyTree, inputs: TermInputs) -> tuple[Array, PyTree]:
         return term.apply(params, state, changed(inputs))
 
-    return Term(init, apply, term.couples_batch)
+    return term._replace(init=init, apply=apply)

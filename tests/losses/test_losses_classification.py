@@ -1,7 +1,9 @@
 """Losses on the logits of classifiers: the harness, edges, laws and misuse."""
 
 import functools
+import inspect
 
+import every
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -523,3 +525,41 @@ def test_a_teachers_largest_logits_at_the_edges():
         losses.kd_loss(x[:2], top, jnp.zeros(2, int))
     with pytest.raises(TypeError, match=r"teacher_logits.indices has dtype float32, expected int"):
         losses.soft_target_loss(x, TopK(top.logits, top.logits))
+
+
+@pytest.mark.parametrize("size", [256, 300])
+def test_classes_of_the_largest_may_be_integers_of_any_type(size):
+    student = jnp.zeros((1, size)).at[0, 7].set(-2.0)
+    values, classes = jnp.array([[3.0, 2.0]]), np.array([[7, 200]])
+    narrow, wide = (
+        losses.soft_target_loss(student, TopK(values, classes.astype(dtype)), temperature=1.0)
+        for dtype in (np.uint8, np.int32)
+    )
+    np.testing.assert_array_equal(narrow, wide)
+    assert narrow > 1
+
+
+IGNORING = [name for name in every.NAMES if "ignore_label" in inspect.signature(
+    getattr(losses, name)).parameters and name in every.TAKES_LABELS]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IGNORING)
+def test_what_is_nan_at_a_label_that_is_ignored_has_no_gradient(name):
+    *pair, labels = every.drawn(name, np.random.default_rng(0))
+    labels = np.where(np.arange(8) == 2, -100, labels)
+    wrong = [np.where(np.arange(8)[:, None] == 2, np.nan, x) for x in pair]
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(first, *rest):
+        return getattr(losses, name)(first, *rest, labels, ignore_label=-100).sum()
+
+    for got, expected in zip(loss(*wrong), loss(*pair), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_all_of_the_weight_on_the_uniform_leaves_nothing_of_an_infinite_label():
+    x, where = jnp.array([1.0, 2.0, 3.0]), np.array([False, True, True])
+    value = losses.cross_entropy(x, jnp.array(0), label_smoothing=1.0, where=where)
+    uniform = -np.log(np.exp(x[1:]) / np.exp(x[1:]).sum()).mean()
+    np.testing.assert_allclose(value, uniform, rtol=1e-6)

@@ -133,6 +133,23 @@ def test_a_teachers_largest_logits_over_explicit_axes(names):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, expected)
 
 
+@pytest.mark.parametrize("name", every.NAMES)
+def test_what_is_nan_in_student_or_teacher_is_nan_in_the_value(name):
+    """Where the value is finite and the gradient is not, nobody sees why a training went bad."""
+    loss = functools.partial(getattr(losses, name), **every.REQUIRED.get(name, {}))
+    run = jax.jit(loss, compiler_options=QUICK)
+    # The teacher's at classes that the student's largest do not name is not read.
+    last = 1 if name == "top_k_log_probs" else None
+    for at, x in enumerate(arguments(name)[:last]):
+        if isinstance(x, np.ndarray) and x.dtype == np.float32 and len(x.shape) > 0:
+            args, wrong = arguments(name), np.array(x)
+            wrong[(2, *(0,) * (x.ndim - 1))] = np.nan
+            leaves = jax.tree.leaves(run(*args[:at], wrong, *args[at + 1 :]))
+            numbers = [y for y in leaves if jnp.issubdtype(y.dtype, jnp.floating)]
+            rows = [y[2] if y.shape[:1] == x.shape[:1] else y for y in numbers]
+            assert any(np.isnan(row).any() for row in rows), at
+
+
 def test_labels_of_any_integers_are_the_classes_they_say():
     """In 8 bits one more than 255 is 0: 300 classes, with labels on both sides of 128 and 44."""
     rng = np.random.default_rng(0)
