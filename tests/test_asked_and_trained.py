@@ -1,6 +1,8 @@
 """What the command line asks for is what is trained: small runs against plain formulas."""
 
+import dataclasses
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -10,7 +12,8 @@ import optax
 import pytest
 
 from kdjax import data, models, step
-from kdjax.runs import distill, measures, methods, teaching, training
+from kdjax.runs import checks, distill, measures, methods, resolved, teaching, training
+from kdjax.runs.settings import OptimizerSettings
 
 
 @pytest.fixture
@@ -222,6 +225,22 @@ def test_knobs_that_do_not_fit_are_one_line(trained, capfd, flags, words):
         trained(*flags)
     assert stopped.value.code == 2
     assert re.search(words, capfd.readouterr().err)
+
+
+def test_flags_that_change_nothing_are_named():
+    def unread(**own):
+        asked = distill.Settings(workdir=Path("w"), **own)
+        return checks.unread(asked, resolved.resolve(asked, data.load("digits")))
+
+    assert unread(temperature=8.0, soft_weight=0.2) == unread(method="dkd") == []
+    sgd = OptimizerSettings(name="sgd", momentum=0.5)
+    assert unread(method="dkd+kd", temperature=8.0, optimizer=sgd) == []
+    adamw = dataclasses.replace(sgd, name="adamw")
+    assert unread(method="dkd", temperature=8.0, soft_weight=0.2, optimizer=adamw) == [
+        "--temperature changes nothing here: it is of kd, and --method is dkd",
+        "--soft-weight changes nothing here: it is of kd, and --method is dkd",
+        "--optimizer.momentum changes nothing here: it is of sgd, and --optimizer.name is adamw",
+    ]
 
 
 @pytest.mark.slow

@@ -65,6 +65,12 @@ def test_words_become_values(args, expected):
         (["--ratte", "1"], "Unrecognized options: --ratte, 1; perhaps you meant --rate"),
         (["--xyzzy"], "Unrecognized options: --xyzzy"),
         (
+            ["--inner.knd", "big"],
+            "Unrecognized options: --inner.knd, big; perhaps you meant --inner.kind",
+        ),
+        (["--kind", "big"], "Unrecognized options: --kind, big; perhaps you meant --inner.kind"),
+        (["--inner.lr", "1"], "Unrecognized options: --inner.lr, 1"),
+        (
             ["--inner.kind", "bigg"],
             "argument --inner.kind: invalid choice 'bigg', did you mean big",
         ),

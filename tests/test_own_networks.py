@@ -36,6 +36,14 @@ class Net(nn.Module):
         return {"logits": nn.Dense(self.num_classes, name="head")(pooled), "maps": x}
 
 
+class Wrong(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(7)(x.reshape(len(x), -1))
+
+
 class Live(nnx.Module):
     def __init__(self, num_classes, image_shape, *, rngs):
         height, width, channels = image_shape
@@ -124,6 +132,16 @@ def test_own_networks_learn_and_teach_with_features_by_path(folder):
         (["--student.module", "own_nets"], "--student.module must be PACKAGE.MODULE:NAME"),
         (["--student.module", "own_nets:number"], "returned a int, expected a Linen or PyTorch"),
         (["--student.module", "own_nets:Net", "--student.name", "mlp"], "leave out --student.name"),
+        (["--student.module", "own_nets:Net", "--student.widths", "5"], "out --student.widths"),
+        (
+            ["--teacher.module", "own_nets:Wrong"],
+            "--teacher.module own_nets:Wrong answers an image",
+        ),
+        (["--student.module", "own_nets:Wrong"], r"answers an image with \(7,\).* needs \(10,\)"),
+        (
+            ["--teacher.module", "own_nets:Net", "--teacher.head", "probe"],
+            "own_nets:Net has no weights yet",
+        ),
         (["--student.module", "own_nets:Net", "--student.stages", "x"], "'x'.*there are: .*hidden"),
         (["--teacher.head", "probe"], "--teacher.head probe needs a teacher"),
         (["--student.checkpoint", "nowhere.npz"], "--student.checkpoint.*nothing at nowhere.npz"),

@@ -167,6 +167,11 @@ ROWS = RNG.normal(size=(60, 3))
     [
         ("regression", {}, ["--method", "dkd"], "--method dkd learns from one class of each image"),
         ("binary", {"labels": np.arange(60) % 3}, [], "needs two classes, and binary has 3"),
+        pytest.param(
+            *("binary", {"labels": np.arange(60) % 2 + 1}, []),
+            "needs labels of 0 and 1, and binary has 1 and 2",
+            marks=pytest.mark.filterwarnings("ignore:.*no example of class 0"),
+        ),
         ("pixels", {}, ["--student.name", "mlp"], "--student.name mlp answers an image with (2,)"),
         ("pixels", {}, ["--augment", "crop"], "labels of pixels stay where they are"),
         ("pixels", {}, ["--method", "dist"], "--method dist learns from one class"),
@@ -359,7 +364,12 @@ def test_rows_of_numbers_stand_for_images():
     spec = models.NetworkSpec("mlp", (), 1, (3,), tuple(found.mean), tuple(found.std))
     network = models.Network(spec, models.build(spec), variables)
     np.testing.assert_allclose(network(ROWS[0] / 1e3), network((ROWS / 1e3).tolist())[0], atol=1e-6)
-    for wrong, words in ((ROWS * np.nan, "not all finite"), (ROWS.astype(str), "rows of")):
+    wrongs = (
+        (ROWS * np.nan, "not all finite"),
+        (ROWS * 1e300, "float32"),
+        (ROWS.astype(str), "rows"),
+    )
+    for wrong, words in wrongs:
         with pytest.raises(ValueError, match=words):
             data.from_arrays(wrong, NUMBERS, labels_fn=data.number_labels)
     with pytest.raises(ValueError, match="neither stream nor"):
@@ -371,6 +381,15 @@ def test_rows_of_numbers_stand_for_images():
     [
         (data.several_labels, 2 * SEVERAL, "labels have 2, expected"),
         (data.several_labels, SEVERAL[:, 0], "have shape (60,)"),
+        (
+            data.several_labels,
+            np.where(SEVERAL > 0, 1, -1),
+            "labels are -1 and 1, and -1 stands for",
+        ),
+        (data.number_labels, 0 * NUMBERS + 3, "labels are all 3 in float32"),
+        (data.number_labels, NUMBERS[:, 0] + 1e12, "labels are all 1e+12 in float32"),
+        (data.pixel_labels, 0 * PIXELS + 255, "of one class at most"),
+        (data.pixel_labels, 255 * (PIXELS > 0), "of one class at most"),
         (data.number_labels, NUMBERS * np.inf, "not all finite"),
         (data.number_labels, NUMBERS.astype(str), "expected numbers"),
         (data.pixel_labels, PIXELS[:, :4], "labels are of (4, 8) pixels, and images of (8, 8)"),

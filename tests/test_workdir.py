@@ -135,6 +135,18 @@ def test_a_teacher_may_move_and_not_change(teacher, tmp_path):
     assert "--teacher.checkpoint was " in refusal(asked(None))
 
 
+def test_more_data_is_the_reason_and_not_what_follows_from_it(folders, tmp_path):
+    opened(settings(distill, folders / "here", tmp_path))
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["sha256"]
+    config["data"]["student_examples"] -= 1
+    config["content"]["data"]["train"]["images"] = "other"
+    path.write_text(json.dumps(workdir.sealed(config)))
+    error = refusal(settings(distill, folders / "here", tmp_path))
+    assert "holds a run on other content: the data.train.images was other" in error
+
+
 def test_another_setting_is_refused_before_content(folders, tmp_path):
     opened(settings(distill, folders / "here", tmp_path))
     error = refusal(settings(distill, folders / "images", tmp_path, temperature=2.0))

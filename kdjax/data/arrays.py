@@ -1,5 +1,6 @@
 """Sets of one's own in memory, in .npy files, or behind an index: arrays and other sources."""
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -9,7 +10,14 @@ import numpy as np
 from kdjax._extras import MissingPackage, needs
 from kdjax.data.crops import Size, stretch
 from kdjax.data.images import as_bytes, channels_last, seen
-from kdjax.data.labels import LabelsFn, class_labels, embedding_labels, names_of
+from kdjax.data.labels import (
+    LabelsFn,
+    check_labels,
+    class_labels,
+    embedding_labels,
+    in_float32,
+    names_of,
+)
 from kdjax.data.records import Reader, reading
 from kdjax.data.sets import Dataset, Options, Parts, check_options, read_own, role_of
 
@@ -22,8 +30,11 @@ _LABELS = (
     *("values", "embeddings", "masks"),
 )
 _NAMES = ("label_names", "class_names")
+_KINDS = {"images": _IMAGES, "labels": _LABELS, "names": _NAMES}
 _TRAIN, _VALIDATION, _TEST = "train", "validation", "test"
 _NUM_PROBED = 64
+_DARK = 32
+"""Of 255: the brightest pixel of all images is no darker."""
 LARGEST_SIDE = 64
 """Pixels a side up to which images of a folder that are of one size stay as they are."""
 _USUAL_SIDE = 32
@@ -159,7 +170,9 @@ def from_source(
     opened = {split: _records(source, *keys) for split, source in sources.items()}
     names = _known_names(sources[_TRAIN], keys[1]) if label_names is None else label_names
     if names is None:
-        names = names_of(name, _all_labels(name, opened, keys[1], _labels_fn(options)))
+        labels = _all_labels(name, opened, keys[1], _labels_fn(options))
+        check_labels(name, labels)
+        names = names_of(name, labels)
     with reading(f"{name}: one of the first images", own=MissingPackage):
         wanted, channels = _shape_of(opened[_TRAIN], keys[0], size)
     reader = Reader(
@@ -193,20 +206,50 @@ def from_file(path: Path, *, saved: bool, options: Options) -> Dataset:
         return from_source(source, name=name, **options)
     with reading(str(path), own=MissingPackage):
         held = _held(path)
-    found: dict[str, dict[str, Any]] = {}
-    for key, array in held.items():
+    labels_fn = _labels_fn(options)
+    keys = _keys_held(path, held, labeled=labels_fn is not embedding_labels)
+    names = held.get(keys.get(_TRAIN, {}).get("names", ""))
+    splits = {
+        split: _pair(
+            f"{path}: {split}", held[own["images"]], held.get(own.get("labels", "")), labels_fn
+        )
+        for split, own in keys.items()
+        if "images" in own
+    }
+    return _of_arrays(name, str(path), splits, None if names is None else names.tolist(), options)
+
+
+def _keys_held(path: Path, held: Collection[str], *, labeled: bool) -> dict[str, dict[str, str]]:
+    """Return which array has the images and which the labels of each split.
+
+    Raises:
+        ValueError: if there are none to train on, two of one, or one without the other.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for key in held:
         split, kind = _meaning(key)
-        found.setdefault(split, {})[kind] = array
-    names, labels_fn = found.get(_TRAIN, {}).get("names"), _labels_fn(options)
-    needed = {"images"} if labels_fn is embedding_labels else {"images", "labels"}
-    pairs = {k: (v["images"], v.get("labels")) for k, v in found.items() if needed <= {*v}}
-    if _TRAIN not in pairs:
+        own = found.setdefault(split, {})
+        if kind in own and kind in _KINDS:
+            raise ValueError(
+                f"{path} holds {own[kind]} and {key}, both {kind} of {split}: leave one out"
+            )
+        own[kind] = key
+    needed = {"images", "labels"} if labeled else {"images"}
+    if not needed <= {*found.get(_TRAIN, {})}:
         raise ValueError(
             f"{path} holds arrays {', '.join(held)}; expected images and labels, or x_train and "
             "y_train, x_test and y_test"
         )
-    splits = {split: _pair(f"{path}: {split}", *pair, labels_fn) for split, pair in pairs.items()}
-    return _of_arrays(name, str(path), splits, None if names is None else names.tolist(), options)
+    for split, own in found.items():
+        there = {"images", "labels"} & {*own}
+        if there and not needed <= there:
+            (missing,) = needed - there
+            others = sorted(key for kind, key in found[_TRAIN].items() if kind not in _KINDS)
+            beside = f"; {', '.join(others)} is of no known name" if others else ""
+            raise ValueError(
+                f"{path} holds {own[there.pop()]}, and no {missing} of {split} beside it{beside}"
+            )
+    return found
 
 
 def parts_of(splits: Collection[str]) -> Parts:
@@ -237,9 +280,9 @@ def _of_arrays(
     opened = {split: Arrays(*pair) for split, pair in splits.items()}
     rows = opened[_TRAIN].images.ndim == 2
     _check_whole(where, opened[_TRAIN], options)
-    names = label_names
-    if names is None:
-        names = names_of(name, np.concatenate([x.labels for x in opened.values()]))
+    names, labels = label_names, np.concatenate([x.labels for x in opened.values()])
+    check_labels(where, labels)
+    names = names_of(name, labels) if names is None else names
     num_bytes = {split: source.images.nbytes for split, source in opened.items()}
     reader = Reader(
         *(name, where, opened.__getitem__, num_bytes, "image", "label", tuple(map(str, names))),
@@ -290,13 +333,21 @@ def _pixels(what: str, images: np.ndarray) -> np.ndarray:
             f"{what}: images are uint16 with nothing above 255, of which the upper byte is black; "
             "give them as uint8"
         )
-    return as_bytes(what, pixels)
+    found = as_bytes(what, pixels)
+    if (brightest := int(found.max(initial=0))) < _DARK and pixels.max(initial=0) != brightest:
+        warnings.warn(
+            f"{what}: images are {pixels.dtype} up to {pixels.max():g}, which is {brightest} of "
+            "255: nearly black; multiply them, where white is less than the type's",
+            stacklevel=2,
+        )
+    return found
 
 
 def _rows(what: str, numbers: np.ndarray) -> np.ndarray:
-    if numbers.dtype.kind not in "biuf" or not np.isfinite(numbers).all():
-        raise ValueError(f"{what}: rows of {numbers.dtype} are not all finite numbers")
-    return numbers.astype(np.float32)
+    found = in_float32(numbers) if numbers.dtype.kind in "biuf" else None
+    if found is None or not np.isfinite(found).all():
+        raise ValueError(f"{what}: rows of {numbers.dtype} are not all finite numbers in float32")
+    return found
 
 
 def _held(path: Path) -> dict[str, np.ndarray]:
@@ -318,8 +369,7 @@ def _meaning(key: str) -> tuple[str, str]:
     words = key.lower().replace("-", "_").split("_")
     roles = [role for word in words if (role := role_of(word))]
     rest = "_".join(word for word in words if not role_of(word))
-    kinds = {"images": _IMAGES, "labels": _LABELS, "names": _NAMES}
-    kind = next((kind for kind, names in kinds.items() if rest in names), key)
+    kind = next((kind for kind, names in _KINDS.items() if rest in names), key)
     return (roles or [_TRAIN])[0], kind
 
 

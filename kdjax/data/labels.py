@@ -1,5 +1,6 @@
 """Labels of any kind as arrays: classes by number or name, several at once, numbers, pixels."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,8 +40,10 @@ def class_labels(what: str, values: Any) -> np.ndarray:
         return np.array([x.decode() if isinstance(x, bytes) else x for x in labels], np.str_)
     if labels.dtype.kind in "biu" or not labels.size:
         return labels.astype(np.int64)
+    whole = labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels))
     raise ValueError(
         f"{what}: labels are {labels.dtype}, expected whole numbers or names of classes"
+        + ("; give labels.astype(int)" if whole else "")
     )
 
 
@@ -82,11 +85,56 @@ def number_labels(what: str, values: Any) -> np.ndarray:
         >>> data.number_labels("labels", [1.5, 2.0, 7.25]).shape
         (3, 1)
     """
-    labels = _numbers(what, values, "biuf").astype(np.float32)
+    labels = in_float32(_numbers(what, values, "biuf"))
     if labels.ndim not in (1, 2) or not np.isfinite(labels).all():
         found = f"have shape {labels.shape}" if labels.ndim not in (1, 2) else "are not all finite"
         raise ValueError(f"{what}: labels {found}, expected numbers [examples], or [examples, n]")
     return labels.reshape(len(labels), -1)
+
+
+def in_float32(values: np.ndarray) -> np.ndarray:
+    """Return numbers of any type as float32, infinite where they are too large for it."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+def check_labels(what: str, labels: np.ndarray) -> None:
+    """Look at all labels of a set, of any kind: is there something to learn?
+
+    Args:
+        what: has them, for messages.
+        labels: as they were read, by `class_labels` or others here.
+
+    Raises:
+        ValueError: if labels that are true or false are never false, numbers all the same, or the
+            pixels of one class alone.
+    """
+    if labels.size and (wrong := _nothing_in(labels)):
+        raise ValueError(f"{what}: labels are {wrong}")
+    if labels.size and labels.dtype == np.int64 and labels.ndim == 1 and labels.min() > 0:
+        warnings.warn(
+            f"{what}: labels are from {labels.min()} to {labels.max()}, and there is no example of "
+            "class 0, which counts as a class",
+            stacklevel=2,
+        )
+
+
+def _nothing_in(labels: np.ndarray) -> str:
+    """Say of labels, of which there are some, why there is nothing to learn from them."""
+    rows = labels.ndim == 2
+    if rows and labels.dtype == np.int32 and NO_LABEL in labels and 0 not in labels:
+        return (
+            "-1 and 1, and -1 stands for one that is not known: where it is meant for false, give "
+            "(labels > 0)"
+        )
+    if rows and labels.dtype == np.float32 and len(labels) > 1 and np.all(labels == labels[0]):
+        return f"all {labels[0, 0]:g} in float32: there is nothing to learn"
+    if labels.ndim == 3 and labels.max() < 1:
+        return (
+            "of one class at most; a negative number and 255 stand for no class: number the "
+            "classes of pixels 0, 1 and so on"
+        )
+    return ""
 
 
 def pixel_labels(what: str, values: Any) -> np.ndarray:

@@ -257,10 +257,13 @@ def only_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     known = dataset.label_names
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known) or known[:10]
-            raise ValueError(
-                f"only_classes: there is no class {name!r}; did you mean {' or '.join(near)}"
+            near = difflib.get_close_matches(name, known)
+            hint = (
+                f"did you mean {' or '.join(near)}"
+                if near
+                else f"there are {', '.join(known[:10])}"
             )
+            raise ValueError(f"only_classes: there is no class {name!r}; {hint}")
     if len(names) < 2 or len(set(names)) < len(names):
         found = ", ".join(names) or "none"
         raise ValueError(f"only_classes: expected two classes or more, each once, got {found}")

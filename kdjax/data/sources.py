@@ -208,6 +208,7 @@ def _prepare(name: str, root: Path) -> Path:
     sets = [p.name for p in _folders(root) if not p.name.startswith(".") and p.name != "downloads"]
     there = ", ".join(sets[:8])
     looked = f"{name} is not in {root} (there: {there or 'nothing'})"
+    looked += "" if root.is_dir() else ", which is no folder"
     if short not in known:
         near = difflib.get_close_matches(short, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""

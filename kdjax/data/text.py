@@ -11,6 +11,7 @@ A batch is a function of the seed and the step, as those of images are.
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -156,9 +157,13 @@ def read_documents(
     if path.is_dir():
         raise FileNotFoundError(f"data.text: {path} is a folder, expected a file of text")
     try:
-        text = path.read_bytes().decode("utf-8")
+        # A mark of the order of bytes, which Windows writes first, is no text.
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"data.text: {path} is no UTF-8 text ({error.reason})") from error
+        raise ValueError(
+            f"data.text: {path} is no UTF-8 text ({error.reason} at byte {error.start}); where its "
+            f"encoding is another: iconv -f latin1 -t utf-8 {shlex.quote(str(path))}"
+        ) from error
     if path.suffix in _LINES:
         return path.stem, [_field_of(path, i, line, field) for i, line in _lines(text)]
     return path.stem, [text]

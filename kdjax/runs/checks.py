@@ -1,11 +1,12 @@
 """Whether settings, data, task and devices fit together, before anything is trained."""
 
+import dataclasses
 from typing import Any
 
 from jax.sharding import Mesh
 
 from kdjax import data, sharding
-from kdjax.runs import methods, recipes, tasks, unlabelled
+from kdjax.runs import methods, recipes, tasks, unlabelled, workdir
 from kdjax.runs.needs import Need
 from kdjax.runs.resolved import Resolved
 from kdjax.runs.settings import Augmentation, RunSettings
@@ -32,6 +33,29 @@ def _views(settings: Resolved) -> list[Augmentation]:
     """Return the augmentations of any training, each once."""
     named = dict.fromkeys((*settings.augment, *settings.teacher.augment))
     return [name for name in named if name != "none"]
+
+
+def unread(asked: RunSettings, settings: Resolved) -> list[str]:
+    """Name the flags that were given and that nothing in a run looks at.
+
+    Args:
+        asked: the settings as the flags gave them.
+        settings: the same, decided.
+    """
+    usual = workdir.flatten(workdir.plain(dataclasses.asdict(type(asked)())))
+    given = workdir.flatten(workdir.plain(dataclasses.asdict(asked)))
+    owners: dict[str, str] = {}
+    if "kd" not in methods.methods_in(settings.method):
+        whose = f"of kd, and --method is {settings.method}"
+        owners |= dict.fromkeys(("temperature", "soft_weight", "anneal_soft_weight"), whose)
+    if settings.optimizer.name != "sgd":
+        whose = f"of sgd, and --optimizer.name is {settings.optimizer.name}"
+        owners |= dict.fromkeys(("optimizer.momentum", "optimizer.nesterov"), whose)
+    return [
+        f"--{name.replace('_', '-')} changes nothing here: it is {whose}"
+        for name, whose in owners.items()
+        if given.get(name) != usual.get(name)
+    ]
 
 
 def _check_rows(asked: RunSettings, settings: Resolved, dataset: data.Dataset) -> None:

@@ -278,7 +278,10 @@ def _checked_networks(
     for flag, spec in {"--student": student, "--teacher": teacher}.items():
         networks.check_answers(flag, spec, task.name)
     if settings.teacher.head == "probe" and given is None:
-        raise ValueError("--teacher.head probe needs a teacher: --teacher.checkpoint, or .module")
+        raise ValueError(
+            "--teacher.head probe needs a teacher that is trained, and "
+            f"{teacher.name} has no weights yet: give --teacher.checkpoint"
+        )
     if settings.rematerialise:
         trained = {"--student": student} | ({} if given else {"--teacher": teacher})
         networks.check_blocks(trained)
@@ -356,10 +359,12 @@ def extended(asked: Any, settings: Any) -> Any:
         ValueError: if there is no run to go on with, or it would not become longer.
     """
     before = workdir.read_json(settings.workdir / "config.json")
-    if before is None or asked.epochs is None:
+    if before is None:
         raise ValueError(
-            "--extend takes a run further: give its --workdir and the new --epochs, all in all"
+            f"--extend takes a run further: give its --workdir; {settings.workdir} holds none"
         )
+    if asked.epochs is None:
+        raise ValueError("--extend takes a run further: give the new --epochs, all in all")
     old, new = before["epochs"], settings.epochs
     if new < old:
         raise ValueError(f"--extend takes a run further, but --epochs was {old}, is now {new}")
@@ -395,4 +400,6 @@ def _describe(asked: RunSettings, settings: Resolved, dataset: data.Dataset, run
         f"{'none of them' if asked.made_up else settings.data.student_examples}"
     )
     what = f"{run.mesh.size} x {device.device_kind} ({device.platform}){where}"
+    for line in checks.unread(asked, settings):
+        say(line)
     say(f"{what}, writing to {run.workdir}")

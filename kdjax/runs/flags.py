@@ -351,8 +351,21 @@ def _meant(settings_type: type[Any], unknown: Sequence[str]) -> str:
     """Name the flags that were probably meant."""
     known = names(settings_type)
     flags = [arg.partition("=")[0] for arg in unknown if arg.startswith("--")]
-    near = [match for name in flags for match in difflib.get_close_matches(name, known, n=1)]
+    near = [match for name in flags for match in _near(name, known)]
     return f"; perhaps you meant {', '.join(near)}" if near else ""
+
+
+def _near(name: str, known: Sequence[str]) -> list[str]:
+    """Return the flags of the same group that are written almost so; without one, of any."""
+    group, dot, own = name.rpartition(".")
+    parts = [(flag, *flag.removeprefix("--").rpartition(".")) for flag in known]
+    if dot and (inner := {part: flag for flag, of, _, part in parts if f"--{of}" == group}):
+        return [inner[match] for match in difflib.get_close_matches(own, inner, n=1)]
+    if dot:
+        return difflib.get_close_matches(name, known, n=1)
+    tails = list(dict.fromkeys(part for *_, part in parts))
+    match = difflib.get_close_matches(name.removeprefix("--"), tails, n=1)
+    return [flag for flag, *_, part in parts if part in match]
 
 
 def _show(page: str) -> NoReturn:

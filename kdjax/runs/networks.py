@@ -83,15 +83,16 @@ def check_blocks(specs: Mapping[str, NetworkSpec]) -> None:
 
 def check_answers(flag: str, spec: NetworkSpec, task: TaskName) -> None:
     """Raise a ValueError that names the flag if a network answers in no shape of a task's."""
-    if task == "single-label" and spec.name != "unet":
+    own = ":" in spec.name
+    if task == "single-label" and spec.name != "unet" and not own:
         return
     pixels = spec.image_shape[:2] if task == "pixels" else ()
     found, expected = _answers_of(spec), (*pixels, spec.num_classes)
     if found != expected:
         fits = "unet, or a fully convolutional --student.module" if pixels else "another network"
         raise ValueError(
-            f"{flag}.name {spec.name} answers an image with {found}, --task {task} needs "
-            f"{expected}: {fits} fits"
+            f"{flag}.{'module' if own else 'name'} {spec.name} answers an image with {found}, "
+            f"--task {task} needs {expected}: {fits} fits"
         )
 
 

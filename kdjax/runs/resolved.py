@@ -138,8 +138,11 @@ def with_architecture(network: NetworkSettingsT, task: TaskName) -> NetworkSetti
 
 
 def _own(group: str, network: NetworkSettingsT) -> NetworkSettingsT:
-    if network.name or network.widths:
-        raise ValueError(f"--{group}.module is a network of your own: leave out --{group}.name")
+    for flag, given in {"name": network.name, "widths": network.widths}.items():
+        if given:
+            raise ValueError(
+                f"--{group}.module is a network of your own: leave out --{group}.{flag}"
+            )
     return network
 
 

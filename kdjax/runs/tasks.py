@@ -91,6 +91,9 @@ def of(name: TaskName, dataset: Dataset) -> Task:
     labels = dataset.train.label
     axes = {"multi-label": 2, "regression": 2, "pixels": 3}.get(name, 1)
     fits = name == "embeddings" or len(labels.shape) == axes
+    if name == "binary" and fits and len(found := np.unique(labels)) == 2 < dataset.num_classes:
+        both = " and ".join(dataset.label_names[i] for i in found)
+        raise ValueError(f"--task binary needs labels of 0 and 1, and {dataset.name} has {both}")
     if not fits or (name == "binary" and dataset.num_classes != 2):
         raise ValueError(
             f"--task {name} needs {_EXPECTED[name]}, and {dataset.name} has "

@@ -234,17 +234,25 @@ def claim(
         if old.get("format", 1) > FORMAT:
             raise ValueError(f"kdjax {__version__} is older than {old['kdjax']}, which wrote it")
         held = {name: value for name, value in old.items() if name not in _RECORDS}
-        changed = changed_setting(
-            *(held, settings), prefix=prefix, free=_moved(old, settings), defaults=defaults
-        )
-        known = old.get("content")
+        other = _changed_content(old.get("content"), content)
+        free = [*_moved(old, settings), *(_OF_DATA if other else ())]
+        changed = changed_setting(*(held, settings), prefix=prefix, free=free, defaults=defaults)
     if changed:
         raise ValueError(f"{path.parent} holds {otherwise}: {changed}")
-    if known is not None and content is not None:
-        changed = changed_setting(known, content, prefix="the ", defaults=flatten(content))
-        if changed:
-            raise ValueError(f"{path.parent} holds a run on other content: {changed}")
+    if other:
+        raise ValueError(f"{path.parent} holds a run on other content: {other}")
     return Claim(path, True, old.get("run"))
+
+
+_OF_DATA = ("data.student_examples", "epochs", "batch_size", "teacher.epochs", "num_seeds")
+"""What the data decides where no flag does: where the data is other, that is the reason to name."""
+
+
+def _changed_content(old: dict[str, Any] | None, new: dict[str, Any] | None) -> str | None:
+    """Name the first content that differs, where both are known."""
+    if old is None or new is None:
+        return None
+    return changed_setting(old, new, prefix="the ", defaults=flatten(new))
 
 
 def _moved(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -83,6 +83,7 @@ def test_splits_and_names_that_are_given_are_kept():
         (PIXELS.astype(np.uint16), LABELS, "uint16 with nothing above 255"),
         (PIXELS, np.eye(3)[LABELS], "labels have shape (30, 3), expected [examples]"),
         (PIXELS, LABELS / 2, "labels are float64, expected whole numbers or names"),
+        (PIXELS, LABELS * 1.0, "give labels.astype(int)"),
         (PIXELS, LABELS * 1000, "labels go up to 2000 in 30 examples"),
         (PIXELS, LABELS - 1, "example 0 of split train has label -1"),
         (PIXELS, LABELS * 0, "1 class, expected two or more"),
@@ -93,6 +94,24 @@ def test_what_is_no_set_is_one_line(images, labels, words):
     with pytest.raises(ValueError, match=re.escape(words)) as raised:
         data.from_arrays(images, labels)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (PIXELS / 25_500, "float64 up to 0.01, which is 3 of 255: nearly black"),
+        (PIXELS.astype(np.uint16) * 16, "uint16 up to 4080, which is 15 of 255: nearly black"),
+    ],
+)
+def test_images_that_become_nearly_black_are_told(images, words):
+    with pytest.warns(UserWarning, match=words):
+        data.from_arrays(images, LABELS)
+
+
+def test_an_empty_class_before_the_others_is_told():
+    with pytest.warns(UserWarning, match="labels are from 1 to 3, and there is no example of clas"):
+        found = data.from_arrays(PIXELS, LABELS + 1)
+    assert found.num_classes == 4
 
 
 def test_a_class_that_tests_alone_have_is_named():
@@ -118,6 +137,21 @@ def test_files_of_arrays(tmp_path, keys):
     assert fingerprints.of_data(found) != fingerprints.of_data(
         found._replace(test=found.test._replace(image=found.test.image ^ 1))
     )
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (["x_test", "ytest"], "holds x_test, and no labels of test beside it; ytest is of no know"),
+        (["y_test"], "holds y_test, and no images of test beside it"),
+        (["label"], "holds y and label, both labels of train: leave one out"),
+        (["val_x", "images"], "holds x and images, both images of train: leave one out"),
+    ],
+)
+def test_no_array_of_a_file_is_left_out_without_a_word(tmp_path, others, words):
+    np.savez(tmp_path / "a.npz", x=PIXELS, y=LABELS, **dict.fromkeys(others, PIXELS))
+    with pytest.raises(ValueError, match=words):
+        data.from_folder(tmp_path / "a.npz")
 
 
 def test_files_that_hold_no_set_are_one_line(tmp_path, capsys):
@@ -235,7 +269,7 @@ def test_some_classes_alone_are_numbered_as_they_are_named():
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["1", "seven"], "there is no class 'seven'; did you mean 0 or 1"),
+        (["1", "seven"], "there is no class 'seven'; there are 0, 1"),
         (["1"], "expected two classes or more, each once, got 1"),
         (["1", "2", "1"], "each once, got 1, 2, 1"),
         ([], "got none"),

@@ -175,12 +175,17 @@ def test_what_cannot_be_read_is_one_line(tmp_path, content, options, line):
     assert "\n" not in str(caught.value)
 
 
+def test_a_mark_of_the_order_of_bytes_is_no_text(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfHear me")
+    assert texts.read_documents(tmp_path / "x.txt")[1] == ["Hear me"]
+
+
 def test_files_that_are_no_text_are_one_line(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00")
     written(tmp_path, "bad.jsonl", '{"text": "one"}\n{"body": 1}\n')
     written(tmp_path, "worse.jsonl", '{"text": \n')
     for name, line in {
-        "x.txt": "no UTF-8 text",
+        "x.txt": "no UTF-8 text .* at byte 0.; where its encoding is another: iconv -f latin1",
         "bad.jsonl": "line 2 of .* has no text in 'text' .body.",
         "worse.jsonl": "line 1 of .* is no JSON",
         "missing.txt": "there is no file",
