@@ -354,8 +354,9 @@ def ema(
         raise ValueError(f"ema: decay is {decay}, expected a number in [0, 1) or a function")
 
     def kept(x: Array) -> Array:
+        x = jnp.copy(x)
         narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
-        return x.astype(jnp.float32) if narrow else jnp.copy(x)
+        return x.astype(jnp.float32) if narrow else x
 
     def init(student: Variables) -> PyTree:
         return jax.tree.map(kept, student)
