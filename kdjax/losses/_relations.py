@@ -192,7 +192,8 @@ def hard_dark_rank_loss(
     near = jnp.where(others, -near, -jnp.inf)
     _, order = jax.lax.top_k(near, min(num_ranked, len(near)))
     ranked = (jnp.take_along_axis(x, order, axis=1) for x in (scores, others))
-    return _numbers.poisoned(_permutation_nll(*ranked), eps, jnp.max(near, axis=1))
+    nearest = jnp.max(near, axis=1, initial=-jnp.inf)
+    return _numbers.poisoned(_permutation_nll(*ranked), eps, nearest)
 
 
 def _permutation_nll(scores: Array, where: Array) -> Array:
