@@ -58,6 +58,7 @@ ORDER = "The order of the classes does not matter"
 SCALE = "The gradient keeps its size as the temperature grows"
 GONE = "A class at -inf in both is gone; one at -inf in either gives no nan"
 FINITE = "Finite at extremes, constants, zeros and equality, gradients too"
+BLIND = "Another teacher makes another loss"
 MISUSE = "Shapes that would be broadcast are refused"
 
 BROKEN = [
@@ -67,6 +68,7 @@ BROKEN = [
     (flawed.leaking_loss, {DATA}),
     (flawed.nan_at_zero_mass, {GONE}),
     (flawed.low_precision, {LOW}),
+    (flawed.blind, {BLIND}),
     (flawed.broadcasting, {MISUSE}),
     (flawed.squared_logits, {SHIFT, GONE}),
     (flawed.wrong_gradient, {GRADIENTS}),
@@ -136,6 +138,7 @@ def test_a_reference_that_disagrees_is_reported():
         (flawed.wrong_gradient, {"order": 0}),
         (flawed.first_class_counts_twice, {"permutation_invariant": False}),
         (flawed.secretly_coupled, {"couples_batch": True}),
+        (flawed.blind, {"sees_teacher": False}),
         (flawed.broadcasting, {"rejects_broadcasting": False}),
         (flawed.overflowing, {"finite_at_extremes": False}),
     ],

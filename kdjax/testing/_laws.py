@@ -51,6 +51,23 @@ def check_zero_at_equality(loss: Loss) -> None:
         assert_zero(answer.student, words, max(1e-6 * scale, atol))
 
 
+def has_teacher(loss: Loss) -> bool:
+    """Whether the loss takes something of a teacher."""
+    return loss.inputs.teacher is not None
+
+
+def check_sees_teacher(loss: Loss) -> None:
+    """Another teacher makes another loss."""
+    # One that is 0 whatever it is given satisfies all other laws. Some do not see the order of the
+    # examples, and some not that of what is in them.
+    values = np.asarray(loss.answer().values)
+    for axis in (0, -1):
+        other = jax.tree.map(lambda x, axis=axis: np.roll(x, 1, axis), loss.inputs.teacher)
+        if np.any(values != np.asarray(loss.answer(loss.inputs._replace(teacher=other)).values)):
+            return
+    raise AssertionError("the values are the same for other teachers: the loss does not see it")
+
+
 def check_shift(loss: Loss) -> None:
     """Adding a constant to an example's logits changes nothing."""
     student = jax.tree.map(lambda x: x + np.float32(64), loss.inputs.student)

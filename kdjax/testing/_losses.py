@@ -28,6 +28,7 @@ _LAWS = (
     _Law(_edges.check_one_example, lambda s: s.has_mask),
     _Law(_equivalence.check_gradients, lambda s: s.order > 0),
     _Law(_laws.check_teacher_is_data, _laws.holds_teacher_constant, "teacher_is_data"),
+    _Law(_laws.check_sees_teacher, _laws.has_teacher, "sees_teacher"),
     _Law(_laws.check_nonnegative, name="nonnegative"),
     _Law(_laws.check_zero_at_equality, _laws.looks_at_both_alone, "zero_at_equality"),
     _Law(_laws.check_shift, lambda s: s.signature.is_logits, "shift_invariant"),
@@ -80,6 +81,7 @@ def check_loss(
         **laws: which laws hold, where that differs from the default:
             `teacher_is_data`: the teacher's gradient is exactly zero (by default where the name
             ends in `_loss`) or, when False, right;
+            `sees_teacher`: another teacher makes other values. By default where the loss takes one;
             `nonnegative`: no value is below zero;
             `zero_at_equality`: the teacher as its own student costs nothing, and has no gradient.
             By default where the loss takes a teacher and no labels;
