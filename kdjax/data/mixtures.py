@@ -93,7 +93,7 @@ def cutmix(*, num_classes: int, alpha: float = 1.0, per_example: bool = False) -
     _check("cutmix", num_classes, alpha)
 
     def paste(key: Array, share: Array, like: Array) -> tuple[Callable[[Array], Array], Array]:
-        draws = jax.random.uniform(key, (len(like), 2))
+        draws = jax.random.uniform(key, (len(like), 2), jnp.float32)
         middle = draws if per_example else jnp.broadcast_to(draws[:1], draws.shape)
         half = jnp.sqrt(1 - share)[:, None] / 2
 
@@ -167,7 +167,9 @@ def class_weighted(weights: np.ndarray | Array) -> ViewFn:
         label = batch["label"]
         is_class = jnp.issubdtype(label.dtype, jnp.integer)
         own = weights[label] if is_class else jnp.sum(label * weights[None], axis=-1)
-        return {**batch, "mask": own * batch["mask"] if "mask" in batch else own}
+        if "mask" in batch:
+            own = own * metrics.spread(batch["mask"], own.shape).astype(own.dtype)
+        return {**batch, "mask": own}
 
     return view_fn
 
@@ -176,7 +178,7 @@ def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Return weights with which every class counts the same: examples / (classes * of the class).
 
     Args:
-        labels: integer classes, [examples].
+        labels: integer classes, [examples]; what is no class is left out.
         num_classes: how many classes there are; one without examples weighs 0.
 
     Returns:
@@ -188,6 +190,7 @@ def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
         >>> print(data.balanced_weights(np.array([0, 0, 0, 1]), 2).round(2))
         [0.67 2.  ]
     """
+    labels = labels[(labels >= 0) & (labels < num_classes)]
     counts = np.bincount(labels, minlength=num_classes)
     present = np.count_nonzero(counts)
     weights = len(labels) / (present * np.maximum(counts, 1))
@@ -198,8 +201,9 @@ def _mixing(name: str, mixer: _Mixer, num_classes: int, alpha: float, per_exampl
     def view_fn(key: Array, batch: Batch) -> Batch:
         key, share_key = jax.random.split(key)
         image = batch["image"]
-        probs = _probs(name, batch["label"], len(image), num_classes)
-        share = jax.random.beta(share_key, alpha, alpha, (len(image) if per_example else 1,))
+        probs = _probs(name, batch, num_classes)
+        shape = (len(image) if per_example else 1,)
+        share = jax.random.beta(share_key, alpha, alpha, shape, jnp.float32)
         share = jnp.broadcast_to(share, (len(image),))
         if "mask" in batch:
             counts = batch["mask"] > 0
@@ -221,7 +225,10 @@ def _partners(x: Array) -> Array:
     return jnp.roll(x, 1, axis=0)
 
 
-def _probs(name: str, label: Array, size: int, num_classes: int) -> Array:
+def _probs(name: str, batch: Batch, num_classes: int) -> Array:
+    """Return class probabilities, nan where a traced label that counts is no class."""
+    label: Array = batch["label"]
+    size = len(batch["image"])
     if label.shape == (size, num_classes) and jnp.issubdtype(label.dtype, jnp.floating):
         return label.astype(jnp.float32)
     if label.shape != (size,) or not jnp.issubdtype(label.dtype, jnp.integer):
@@ -229,7 +236,17 @@ def _probs(name: str, label: Array, size: int, num_classes: int) -> Array:
             f"{name}: batch['label'] is {label.dtype}{label.shape}, expected classes [{size}] or "
             f"probabilities [{size}, {num_classes}]"
         )
-    return jax.nn.one_hot(label, num_classes)
+    wide = label.astype(jnp.promote_types(label.dtype, jnp.int32))
+    wrong = (wide < 0) | (wide >= num_classes)
+    if "mask" in batch:
+        wrong &= batch["mask"] > 0
+    found, values = metrics.known(wrong), metrics.known(label)
+    if found is not None and values is not None and found.any():
+        raise ValueError(
+            f"{name}: batch['label'] has {values[found][0]}, expected 0 to {num_classes - 1}"
+        )
+    probs = jax.nn.one_hot(wide, num_classes, dtype=jnp.float32)
+    return jnp.where(wrong[:, None], jnp.nan, probs)
 
 
 def _check(name: str, num_classes: int, alpha: float) -> None:

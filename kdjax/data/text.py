@@ -246,7 +246,7 @@ def _joined(documents: Sequence[Sequence[int]], end: int | None) -> tuple[np.nda
 
 
 def first(rows: Rows, fraction: float) -> Rows:
-    """Keep the first rows: a share of them, one at least.
+    """Keep the first rows: a share of them, one at least. Bytes are in proportion to the labels.
 
     Example:
         >>> from kdjax.data import text
@@ -257,7 +257,8 @@ def first(rows: Rows, fraction: float) -> Rows:
     count = len(rows.arrays["tokens"])
     kept = max(1, round(fraction * count))
     arrays = {name: x[:kept] for name, x in rows.arrays.items()}
-    return Rows(arrays, round(rows.num_bytes * kept / count))
+    share = arrays["mask"].sum() / max(1, rows.arrays["mask"].sum())
+    return Rows(arrays, round(rows.num_bytes * share))
 
 
 def compact(text: TextSet) -> tuple[TextSet, np.ndarray]:

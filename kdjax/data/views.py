@@ -94,14 +94,17 @@ def translate(key: Array, images: Array, *, max_shift: float = 2.0) -> Array:
     _check_margin("translate: max_shift", max_shift, images)
     margin = math.ceil(max_shift)
     shape = (images.shape[0], 2)
-    shifts = margin + jax.random.uniform(key, shape, minval=-max_shift, maxval=max_shift)
+    shifts = margin + jax.random.uniform(
+        key, shape, jnp.float32, minval=-max_shift, maxval=max_shift
+    )
     whole = jnp.floor(shifts).astype(jnp.int32)
     edges = (margin, margin + 1)
     padded = jnp.pad(images.astype(jnp.float32), ((0, 0), edges, edges, (0, 0)))
     height, width, channels = images.shape[1:]
 
     def crop(image: Array, start: Array, rest: Array) -> Array:
-        x = jax.lax.dynamic_slice(image, (*start, 0), (height + 1, width + 1, channels))
+        corner = *start, jnp.zeros_like(start[0])
+        x = jax.lax.dynamic_slice(image, corner, (height + 1, width + 1, channels))
         x = (1 - rest[0]) * x[:-1] + rest[0] * x[1:]
         return (1 - rest[1]) * x[:, :-1] + rest[1] * x[:, 1:]
 
@@ -143,7 +146,7 @@ def warp(key: Array, images: Array, *, max_shift: float = 2.0, num_points: int =
         raise ValueError(f"warp: num_points is {num_points}, expected 2 or more")
     height, width = images.shape[1:3]
     shape = (images.shape[0], 2, num_points, num_points)
-    moves = jax.random.uniform(key, shape, minval=-max_shift, maxval=max_shift)
+    moves = jax.random.uniform(key, shape, jnp.float32, minval=-max_shift, maxval=max_shift)
     rows, columns = _between(height, num_points), _between(width, num_points)
     field = jnp.einsum("hi,baij,wj->bahw", rows, moves, columns)
     grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
@@ -207,11 +210,15 @@ def erase(
         )
     batch, height, width, _ = images.shape
     keys = jax.random.split(key, 4)
-    of_area = jax.random.uniform(keys[0], (batch,), minval=area[0], maxval=area[1])
-    logs = jax.random.uniform(keys[1], (batch,), minval=math.log(low), maxval=math.log(high))
+    of_area = jax.random.uniform(keys[0], (batch,), jnp.float32, minval=area[0], maxval=area[1])
+    logs = jax.random.uniform(
+        keys[1], (batch,), jnp.float32, minval=math.log(low), maxval=math.log(high)
+    )
+    # Of shares of the image's own sides, of which one may be the longer.
+    logs = logs - math.log(height / width)
     sides = jnp.stack([jnp.sqrt(of_area * jnp.exp(s * logs)) for s in (1, -1)], axis=1)
     sides = jnp.minimum(sides, 1)
-    corner = jax.random.uniform(keys[2], (batch, 2)) * (1 - sides)
+    corner = jax.random.uniform(keys[2], (batch, 2), jnp.float32) * (1 - sides)
     is_erased = jax.random.bernoulli(keys[3], share, (batch, 1))
 
     def inside(i: int, size: int) -> Array:

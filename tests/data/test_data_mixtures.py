@@ -127,3 +127,51 @@ def test_erased_rectangles_have_the_mean_color_and_a_size_in_range():
     np.testing.assert_array_equal(np.unique(np.asarray(seen[i])[changed[i]], axis=0), [color])
     with pytest.raises(ValueError, match="erase: share is 2"):
         data.erase(jax.random.key(1), images, share=2)
+
+
+def test_the_weight_of_an_example_is_that_of_its_parts():
+    """As many examples as tokens: nothing but the axes tells them apart."""
+    label = np.zeros((4, 4), int)
+    label[0] = 1
+    batch = {"label": label, "mask": np.array([1, 0, 1, 1.0], np.float32)}
+    found = data.class_weighted(np.array([1.0, 3.0]))(None, batch)["mask"]
+    np.testing.assert_array_equal(found, np.array([[3], [0], [1], [1]]) * np.ones((4, 4)))
+
+
+def test_what_is_no_class_has_no_weight():
+    found = data.balanced_weights(np.array([0, 0, 1, 255, -1]), 2)
+    np.testing.assert_allclose(found, [0.75, 1.5])
+
+
+@pytest.mark.parametrize("make", [data.mixup, data.cutmix])
+def test_labels_that_are_no_classes_are_refused_or_nan(make):
+    view, images = make(num_classes=3), np.ones((3, 8, 8, 1), np.uint8)
+    batch = {"image": images, "label": np.array([0, 3, 1])}
+    with pytest.raises(ValueError, match="has 3, expected 0 to 2"):
+        view(jax.random.key(0), batch)
+    found = jax.jit(view)(jax.random.key(0), batch)["label"]
+    assert np.isnan(found[1]).all() and np.isnan(found[2]).all() and np.isfinite(found[0]).all()
+    masked = {**batch, "mask": np.array([True, False, True])}
+    assert np.isfinite(view(jax.random.key(0), masked)["label"]).all()
+
+
+def test_a_square_is_erased_of_an_image_that_is_none():
+    images = np.zeros((4, 64, 32, 1), np.float32)
+    images[:, ::2] = 1
+    erased = data.erase(
+        *(jax.random.key(0), images), share=1.0, area=(0.125, 0.125), proportions=(1.0, 1.0)
+    )
+    gone = np.asarray(erased != images)[..., 0]
+    heights, widths = gone.any(2).sum(1), gone.any(1).sum(1)
+    np.testing.assert_allclose(heights, 16, atol=1)
+    np.testing.assert_allclose(widths, 16, atol=1)
+
+
+def test_views_keep_their_type_where_numbers_are_wide():
+    images = np.ones((2, 8, 6, 1), np.float32)
+    batch = {"image": images, "label": np.array([0, 1])}
+    with jax.enable_x64(True):
+        assert data.translate(jax.random.key(0), images).dtype == np.float32
+        assert data.warp(jax.random.key(0), images).dtype == np.float32
+        found = data.mixup(num_classes=2)(jax.random.key(0), batch)
+    assert found["image"].dtype == found["label"].dtype == np.float32

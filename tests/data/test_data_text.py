@@ -122,6 +122,11 @@ def test_the_first_rows_are_kept():
     assert len(data.text.first(rows, 1e-9).arrays["tokens"]) == 1
 
 
+def test_bytes_of_the_first_rows_are_those_of_their_labels():
+    rows = texts.rows_of(["to be or no"], texts.by_bytes(), length=8)
+    assert texts.first(rows, 0.5).num_bytes == 8
+
+
 def test_a_tokenizer_of_the_tokenizers_package(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     own = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=False))
