@@ -174,7 +174,7 @@ def hits(inputs: TermInputs) -> Metrics:
     """Return training accuracy and agreement, for whatever the batch and the teacher provide.
 
     Accuracy is of labels that are classes: of real numbers it would mean nothing, and nothing
-    tells class probabilities from them in a compiled step. A negative one stands for no label. Nor
+    tells class probabilities from them in a compiled step. One that is no class is no label. Nor
     do networks agree on a class where there is a label, true or false, for each logit.
     """
     student, teacher, mask = inputs.student.logits, inputs.teacher, inputs.mask
@@ -185,7 +185,9 @@ def hits(inputs: TermInputs) -> Metrics:
     has_classes = labels.shape == student.shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer)
     if has_classes:
         known = measures.spread(mask, labels.shape)
-        known = jnp.where(labels >= 0, known, jnp.zeros_like(known))
+        wide = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+        is_class = (wide >= 0) & (wide < student.shape[-1])
+        known = jnp.where(is_class, known, jnp.zeros_like(known))
         metrics["accuracy"] = measures.accuracy(student, labels, known)
     floating = jnp.issubdtype(labels.dtype, jnp.floating)
     by_itself = labels.shape == (student.shape[:-1] if floating else student.shape)

@@ -306,6 +306,7 @@ def _sampled(
         logits = logits[:, 0]
         if greedy:
             new = jnp.argmax(logits, -1).astype(prompts.dtype)
+            new = jnp.where(jnp.isnan(jnp.max(logits, -1)), -1, new)
         else:
             new = draw(jax.random.fold_in(key, i), logits, temperature).astype(prompts.dtype)
         if stop is None:

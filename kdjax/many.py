@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from kdjax import sharding
+from kdjax.metrics import known, spread
 from kdjax.types import Array, Batch, Metrics, PyTree, TrainState
 
 __all__ = [
@@ -68,6 +69,9 @@ def stack(members: Sequence[PyTree]) -> PyTree:
 def member(stacked: PyTree, index: int | Array) -> PyTree:
     """Return one training of a stack: the inverse of `stack`.
 
+    Raises:
+        IndexError: if there is no such member, and the index is not traced.
+
     Example:
         >>> import jax
         >>> import jax.numpy as jnp
@@ -76,6 +80,9 @@ def member(stacked: PyTree, index: int | Array) -> PyTree:
         >>> print(many.member(stacked, 1)["w"])
         [1. 1. 1.]
     """
+    size, at = len(jax.tree.leaves(stacked)[0]), known(index)
+    if at is not None and not -size <= at < size:
+        raise IndexError(f"member: there is no member {at} of {size}")
     return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 
@@ -177,7 +184,7 @@ def with_examples(step: Step, examples: Mapping[str, Any], mesh: Mesh) -> Step:
     Returns:
         `step(state, {"index": [batch]}) -> (state, metrics)`: the batch is what
         `kdjax.data.train_batch` makes of the same rows, and what else there is beside `index`, such
-        as a mask. An index of no example is no class and nan.
+        as a mask. What an index of no example gives does not count in a mask, and is no class.
 
     Example:
         >>> import jax.numpy as jnp
@@ -421,6 +428,22 @@ def take_steps(
 _several = jax.jit(take_steps, donate_argnums=1)
 
 
+def _gathered(examples: Batch, rows: Batch) -> Batch:
+    """Return the examples of some rows, with what is beside their index."""
+
+    def of(x: Array, fill_value: int | None = None) -> Array:
+        place = x.at[rows["index"]]
+        return place.get(mode="fill", fill_value=fill_value, wrap_negative_indices=False)
+
+    batch = {name: of(x) for name, x in examples.items() if name != "mask"}
+    if "mask" in examples:
+        batch["mask"] = of(examples["mask"], fill_value=0)
+        if "mask" in rows:
+            own = spread(rows["mask"], batch["mask"].shape).astype(batch["mask"].dtype)
+            rows = {**rows, "mask": own * batch["mask"]}
+    return {**batch, **rows}
+
+
 @functools.cache
 def _gathering(mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make the function that gathers; one for a mesh, so that what is compiled is found again."""
@@ -430,9 +453,7 @@ def _gathering(mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
     def step_of_rows(
         step: Step, examples: Batch, state: TrainState, rows: Batch
     ) -> tuple[TrainState, Metrics]:
-        index = rows["index"]
-        batch = {name: x.at[index].get(mode="fill") for name, x in examples.items()}
-        return step(state, _constrained({**batch, **rows}, split))
+        return step(state, _constrained(_gathered(examples, rows), split))
 
     return step_of_rows
 

@@ -46,8 +46,10 @@ def max_norm(limit: float) -> optax.GradientTransformation:
         if param.ndim < 2:
             return update
         moved = param + update
-        norms = jnp.linalg.norm(moved.reshape(-1, moved.shape[-1]), axis=0)
-        scale = limit / jnp.maximum(norms, limit)
+        # In half precision squares overflow.
+        wide = moved.astype(jnp.promote_types(moved.dtype, jnp.float32))
+        norms = jnp.linalg.norm(wide.reshape(-1, moved.shape[-1]), axis=0)
+        scale = (limit / jnp.maximum(norms, limit)).astype(moved.dtype)
         return moved * jnp.broadcast_to(scale, moved.shape) - param
 
     def update_fn(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:

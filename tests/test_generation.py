@@ -107,9 +107,23 @@ def test_a_temperature_of_zero_may_be_traced_and_what_is_nan_is_no_class():
     np.testing.assert_array_equal(found, [1, 0])
     np.testing.assert_array_equal(generation.draw(KEY, rows, jnp.array([1.0, -1.0]))[1], -1)
     assert generation.draw(KEY, jnp.array([jnp.nan, 0.0])) == -1
+    broken = jax.tree.map(lambda x: x * np.nan, VARIABLES)
+    for temperature in (0, 1.0):
+        lost = generation.sample(
+            MODEL, broken, KEY, PROMPTS[:1], length=2, temperature=temperature
+        ).tokens
+        np.testing.assert_array_equal(lost[0, 6:], -1)
     greedy = sample(PROMPTS[:4], length=5, temperature=0).tokens
     traced = jax.jit(lambda t: sample(PROMPTS[:4], length=5, temperature=t).tokens)(0.0)
     np.testing.assert_array_equal(traced, greedy)
+
+
+def test_a_model_in_another_unit_says_what_it_answers():
+    shifted = models.scaled(MODEL, 1e3 * (np.arange(VOCAB) == 5), 1.0)
+    tokens = generation.sample(shifted, VARIABLES, KEY, PROMPTS[:2], length=2, temperature=0).tokens
+    np.testing.assert_array_equal(tokens[:, 6:], 5)
+    with pytest.raises(ValueError, match=r"scaled: mean has shape \(3,\), and the model answers"):
+        models.scaled(MODEL, np.zeros(3), 1.0).apply(*VARIABLES, PROMPTS[:2], train=False)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8])

@@ -87,6 +87,12 @@ def test_what_is_beside_the_rows_comes_along_and_no_row_is_another():
     np.testing.assert_array_equal(batch["mask"], mask)
     np.testing.assert_array_equal(batch["x"], [3.0, np.nan])
     assert batch["label"][0] == 3 and batch["label"][1] < 0
+    whole = {"label": np.arange(3), "mask": np.array([[1, 0], [1, 1], [0, 1]], bool)}
+    seen = many.with_examples(lambda state, batch: (state, batch), whole, sharding.make_mesh(**ONE))
+    rows = {"index": jnp.array([0, -1, 7, 2]), "mask": jnp.array([True, True, True, False])}
+    _, batch = seen(jnp.zeros(()), rows)
+    np.testing.assert_array_equal(batch["mask"], [[1, 0], [0, 0], [0, 0], [0, 0]])
+    assert batch["label"][0] == 0 and (batch["label"][1:3] < 0).all() and batch["label"][3] == 2
 
 
 @pytest.mark.parametrize("count", [5, 7])

@@ -92,6 +92,11 @@ def test_states_are_donated_and_the_default_runs():
 def test_misuse():
     with pytest.raises(ValueError, match="stack: members is empty"):
         many.stack([])
+    both = many.stack([{"w": jnp.zeros(1)}, {"w": jnp.ones(1)}])
+    assert many.member(both, -1)["w"] == 1
+    for index in (2, -3):
+        with pytest.raises(IndexError, match=f"there is no member {index} of 2"):
+            many.member(both, index)
     with pytest.raises(ValueError, match="in_axes must be"):
         many.make_sweep_step(lambda s: s, in_axes=(None,))
     with pytest.raises(ValueError, match="method must be 'map' or 'vmap', got 'pmap'"):

@@ -31,6 +31,12 @@ def test_what_is_bounded_is_where_the_update_leads():
             np.testing.assert_allclose(moved, expected, rtol=1e-6)
 
 
+def test_norms_do_not_overflow_in_half_precision():
+    weights = jnp.full((64, 1), 60, jnp.float16)
+    moved = max_norm(100.0).update(jnp.zeros_like(weights), (), weights)[0] + weights
+    np.testing.assert_allclose(moved, 12.5, rtol=1e-3)
+
+
 def test_convolutions_are_bounded_per_output_channel():
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 5))
     updates, _ = max_norm(1.0).update(

@@ -15,7 +15,7 @@ from kdjax import _steps, loop, many, metrics, sharding, step, teachers, terms
 from kdjax.losses import cross_entropy, distance_relation_loss
 from kdjax.objective import combine
 from kdjax.testing import audit
-from kdjax.types import Outputs, Variables
+from kdjax.types import Outputs, TermInputs, Variables
 
 WEIGHTS = np.array([0.1, 0, 0.25, 0.3, 0.05, 0.1, 0, 0.02], np.float32)
 
@@ -516,6 +516,13 @@ def test_labels_are_measured_as_what_they_are():
     assert found.keys() == {"accuracy", "nll", "ece"} and found["nll"][1] == 6
     ordinal = trained({**GOOD, "label": real[:, 0]}, objective=soft_objective())[1]
     assert ordinal.keys() == {"loss", "loss/soft"}
+
+
+@pytest.mark.parametrize("none", [255, 5])
+def test_labels_that_are_no_class_are_not_counted_as_wrong(none):
+    labels = jnp.array([0, none, 2, none], jnp.uint8)
+    inputs = TermInputs({"label": labels}, Outputs(jnp.eye(5)[:4]), None, jnp.ones(4, bool))
+    assert jax.jit(lambda x: _steps.hits(x)["accuracy"])(inputs) == (2, 2)
 
 
 def test_the_audit_names_what_its_inputs_are_not():

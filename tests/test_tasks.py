@@ -240,6 +240,8 @@ def test_regression_is_measured_in_deviations_and_answered_in_its_unit():
     own = tasks.of("regression", dataset)
     scale = tasks.scale_of("regression", dataset)
     model = models.scaled(models.mlp(2, widths=()), *scale)
+    with pytest.raises(ValueError, match="expected std > 0"):
+        models.scaled(model, 0.0, 0.0)
     variables = model.init(jax.random.key(0), IMAGES / 255)
     zero = jax.tree.map(jnp.zeros_like, variables)
     logits = model.apply(*zero, IMAGES[:4] / 255, train=False)[0].logits

@@ -140,8 +140,12 @@ def scaled(model: Model, mean: ArrayLike, std: ArrayLike) -> Model:
 
     Args:
         model: a model whose outputs are about as large as 1.
-        mean: [values], of the numbers that it is to answer with.
-        std: [values], their standard deviations.
+        mean: [values], of the numbers that it is to answer with, or one for all.
+        std: [values], their standard deviations, or one for all.
+
+    Raises:
+        ValueError: if a deviation is not positive; from the model, if it answers with more or fewer
+            numbers.
 
     Example:
         >>> from kdjax import models
@@ -149,14 +153,24 @@ def scaled(model: Model, mean: ArrayLike, std: ArrayLike) -> Model:
         'head'
     """
     center, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    if not (scale > 0).all():
+        raise ValueError(f"scaled: std is {scale}, expected std > 0")
+
+    def in_unit(logits: Array) -> Array:
+        for name, x in {"mean": center, "std": scale}.items():
+            if x.ndim and x.shape != logits.shape[-1:]:
+                raise ValueError(
+                    f"scaled: {name} has shape {x.shape}, and the model answers {logits.shape}"
+                )
+        axes = (1,) * (logits.ndim - 1) + (-1,)
+        return logits * scale.reshape(axes) + center.reshape(axes)
 
     def apply(params: PyTree, state: PyTree, inputs: Any, **mode: Any) -> tuple[Outputs, PyTree]:
         outputs, state = model.apply(params, state, inputs, **mode)
-        axes = (1,) * (outputs.logits.ndim - 1) + center.shape
-        logits = outputs.logits * scale.reshape(axes) + center.reshape(axes)
-        return outputs._replace(logits=logits), state
+        return outputs._replace(logits=in_unit(outputs.logits)), state
 
-    return model._replace(apply=apply)
+    # What decodes answers in another unit: it reads everything again.
+    return model._replace(apply=apply, decode=None)
 
 
 def check_raw(images: Any) -> None:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
+from kdjax.losses import _inputs
 from kdjax.losses._numerics import norms
 from kdjax.metrics import examples_of
 from kdjax.terms._layers import init_linear, linear
@@ -101,7 +102,7 @@ def crd(
             embedded = norms.normalize(linear(params[name], x))
             scores = _scores(banks[_OTHER[name]], embedded, index, negatives, temperature)
             estimate = losses.contrastive_log_normalizer(
-                *scores, num_examples=num_examples, mask=mask
+                *scores, num_examples=num_examples, mask=mask & (index < num_examples)
             )
             known = state["log_normalizers"][name]
             log_normalizers[name] = jnp.where(state["num_batches"] > 0, known, estimate)
@@ -135,7 +136,7 @@ def _index_of(batch: Batch, mask: Array, num_examples: int) -> Array:
     """Return where in the training set the examples are; out of range is behind its end."""
     if "index" not in batch:
         raise ValueError(f"crd: the batch has no 'index', only {sorted(batch)}")
-    index = jnp.asarray(batch["index"])
+    index = _inputs.as_integers("crd", "index", batch["index"])
     if index.shape != mask.shape or index.ndim != 1:
         raise ValueError(f"crd: index has shape {index.shape}, expected [batch], mask {mask.shape}")
     index = jnp.where(mask, index, 0)
@@ -149,7 +150,7 @@ def _negatives_of(
     if "contrast_index" not in batch:
         key = jax.random.fold_in(state["key"], state["num_batches"])
         return jax.random.randint(key, (num_negatives,), 0, num_examples)
-    index = jnp.asarray(batch["contrast_index"])
+    index = _inputs.as_integers("crd", "contrast_index", batch["contrast_index"])
     if index.shape != (batch_size, num_negatives):
         raise ValueError(
             f"crd: contrast_index has shape {index.shape}, expected "

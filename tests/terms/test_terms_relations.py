@@ -249,3 +249,16 @@ def test_micro_batches_are_batches_to_the_memory(tmp_path):
     )
     key = restored.term_state["crd"]["key"]
     np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(memory["key"]))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int8])
+def test_one_index_that_is_none_is_nan_alone(dtype):
+    """The normalizer is estimated of the first batch, and stays."""
+    term, inputs = terms.crd("hidden", "hidden", num_examples=128, num_negatives=4), term_inputs()
+    batch = {**inputs.batch, "index": np.array([0, 1, 2, 3, 4, 5, 6, -1], dtype)}
+    first = inputs._replace(batch=batch)
+    params, state = term.init(jax.random.key(0), first)
+    values, state = jax.jit(term.apply)(params, state, first)
+    np.testing.assert_array_equal(np.isnan(values), np.arange(8) == 7)
+    later = first._replace(batch={**batch, "index": np.arange(8, dtype=dtype)})
+    assert np.isfinite(jax.jit(term.apply)(params, state, later)[0]).all()
