@@ -45,7 +45,7 @@ def max_norm(limit: float) -> optax.GradientTransformation:
     def project(update: Array, param: Array) -> Array:
         if param.ndim < 2:
             return update
-        moved = param + update
+        moved = jnp.asarray(param + update)
         # In half precision squares overflow.
         wide = moved.astype(jnp.promote_types(moved.dtype, jnp.float32))
         norms = jnp.linalg.norm(wide.reshape(-1, moved.shape[-1]), axis=0)
