@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kdjax.losses._inputs import in_wide
 from kdjax.metrics import counted, masked_sum, mean_of, positions_of, spread, weights_of
 from kdjax.types import (
     Array,
@@ -100,44 +101,57 @@ def combine(terms: Mapping[str, Term], weights: Mapping[str, Weight]) -> Objecti
         inputs: TermInputs,
         *,
         step: Array | int = 0,
-        whole: Array | None = None,
+        whole: Any = None,
     ) -> tuple[Array, PyTree, Metrics]:
         loss, (seen, mask) = jnp.zeros((), jnp.float32), _seen(inputs)
         new_state, metrics = {}, {}
         for name in names:
             with _named(name, inputs):
                 values, new_state[name] = terms[name].apply(params[name], state[name], seen)
-            own = _labeled(name, terms[name].ignore_label, values, inputs.batch, mask, whole)
-            total, count, of_all = _sums(name, values, own, whole)
+            masks = _masks(name, terms[name], values.shape[1:], (inputs.batch, mask), whole)
+            total, count, of_all = _sums(name, values, *masks)
             metrics[f"loss/{name}"] = (total, count)
             loss = loss + mean_of(_at(weights[name], step) * total, of_all)
-        num_valid, of_all = _sizes(mask, whole)
+        num_valid, of_all = _sizes(mask, _parted(whole)[1])
         return loss, new_state, {"loss": (loss * of_all, num_valid), **metrics}
 
-    return Objective(init, apply, tuple(name for name in names if terms[name].couples_batch))
+    return Objective(init, apply, *_stated({name: terms[name] for name in names}))
 
 
-def _labeled(
-    name: str,
-    ignore_label: int | None,
-    values: Array,
-    batch: Batch,
-    mask: Array,
-    whole: Array | None,
-) -> Array:
-    """Return what counts for a term: not what has the class label that it ignores."""
-    labels = batch.get("label")
-    if ignore_label is None or labels is None or labels.shape != values.shape:
-        return mask
-    if whole is not None:
+def _stated(terms: Mapping[str, Term]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the terms that couple the batch, and of those that ignore labels."""
+    coupled = tuple(name for name, term in terms.items() if term.couples_batch)
+    return coupled, tuple(n for n, term in terms.items() if term.ignore_label is not None)
+
+
+def _masks(
+    name: str, term: Term, shape: tuple[int, ...], part: tuple[Batch, Array], whole: Any
+) -> tuple[Array, Array | None]:
+    """Return what counts for a term in a part of a batch, and in the batch."""
+    of_whole = _parted(whole)
+    if term.ignore_label is None:
+        return part[1], of_whole[1]
+    if whole is not None and "label" in part[0] and "label" not in of_whole[0]:
         raise ValueError(
-            f"combine: term {name!r} ignores the label {ignore_label}, and a micro-batch does not "
-            "know how many of the batch have it; leave them out by batch['mask'], or use "
-            "num_micro_batches=1"
+            f"combine: term {name!r} ignores a label: of a part of a batch, whole has to be "
+            "{'mask': ..., 'label': ...} of the batch"
         )
-    wide = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+    own = _labeled(term.ignore_label, shape, *part)
+    return own, None if whole is None else _labeled(term.ignore_label, shape, *of_whole)
+
+
+def _labeled(ignored: int, shape: tuple[int, ...], batch: Batch, mask: Array) -> Array:
+    """Return what of a mask counts for values of a shape: not what has the ignored class label."""
+    if "label" not in batch or batch["label"].shape[1:] != shape:
+        return mask
+    labels = in_wide(jnp.asarray(batch["label"]))
     weights = spread(mask, labels.shape)
-    return jnp.where(wide == ignore_label, jnp.zeros_like(weights), weights)
+    return jnp.where(labels == ignored, jnp.zeros_like(weights), weights)
+
+
+def _parted(whole: Any) -> tuple[Batch, Any]:
+    """Return what is given of a whole batch, and its mask."""
+    return (whole, whole["mask"]) if isinstance(whole, dict) else ({}, whole)
 
 
 def _sums(name: str, values: Array, mask: Array, whole: Array | None) -> tuple[Array, Array, Array]:

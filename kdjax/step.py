@@ -207,7 +207,7 @@ def make_train_step(
         step: Array,
         key: Array,
         part: tuple[Any, ...],
-        whole: Array | None = None,
+        whole: Array | Batch | None = None,
     ) -> tuple[Array, tuple[PyTree, Metrics]]:
         batch, teacher_outputs, mask = part
         params, (model_state, term_state) = sharding.gather(params, layout_fn), carried
@@ -235,7 +235,8 @@ def make_train_step(
         else:
             _check_coupling(objective, state)
             parts = _split(whole, num_micro_batches)
-            grads, (carried, found) = _accumulate(grad_fn, state, *parts, whole[-1], layout_fn)
+            every = _shown_of_all(objective, batch, whole[-1])
+            grads, (carried, found) = _accumulate(grad_fn, state, *parts, every, layout_fn)
         seen = {
             "value": measures.mean_of(*found["loss"]),
             "value_fn": lambda params: loss(params, *rest)[0],
@@ -446,12 +447,19 @@ def _split(parts: PyTree, num_parts: int) -> tuple[list[Array], Callable[[list[A
     return [cut(x) for x, rows in zip(leaves, has_rows, strict=True) if rows], part_of
 
 
+def _shown_of_all(objective: Objective, batch: Batch, mask: Array) -> Array | Batch:
+    """Return what an objective is to know of a batch that it sees in parts."""
+    if objective.ignores_labels and "label" in batch:
+        return {"mask": mask, "label": batch["label"]}
+    return mask
+
+
 def _accumulate(
     grad_fn: GradFn,
     state: TrainState,
     rows: list[Array],
     part_of: Callable[[list[Array]], PyTree],
-    whole: Array,
+    whole: Array | Batch,
     layout_fn: sharding.LayoutFn | None,
 ) -> tuple[PyTree, tuple[PyTree, Metrics]]:
     """Sum gradients and metrics over the parts; each part hands its state on to the next."""

@@ -173,7 +173,8 @@ class TermApply(Protocol):
 class Term(NamedTuple):
     """One distillation loss. `couples_batch`: an example's value depends on the others.
 
-    `ignore_label`: the class label of what does not count in its mean, though the mask counts it.
+    `ignore_label`: the class label of what does not count in its mean, though the mask counts it. A
+    term made of this one that shows it other labels has None, or an own one.
     """
 
     init: TermInit
@@ -192,23 +193,26 @@ class ObjectiveApply(Protocol):
         inputs: TermInputs,
         *,
         step: Array | int = 0,
-        whole: Array | None = None,
+        whole: Any = None,
     ) -> tuple[Array, PyTree, Metrics]:
         """Return the scalar loss, the new state and the metrics of every term.
 
-        Of a part of a batch the loss is its share of the batch's, whose mask is then `whole`.
+        Of a part of a batch the loss is its share of the batch's, whose mask is then `whole`, or
+        whose mask and labels, `{"mask": ..., "label": ...}`, where terms ignore some.
         """
 
 
 class Objective(NamedTuple):
     """What training minimizes: named terms, each with its weight, reduced to one number.
 
-    `couples_batch` names the terms whose values depend on the other examples of the batch.
+    `couples_batch` names the terms whose values depend on the other examples of the batch,
+    `ignores_labels` those in whose mean some labels do not count.
     """
 
     init: TermInit
     apply: ObjectiveApply
     couples_batch: tuple[str, ...] = ()
+    ignores_labels: tuple[str, ...] = ()
 
 
 @jax.tree_util.register_dataclass

@@ -260,8 +260,24 @@ def test_a_label_that_a_term_ignores_does_not_count_in_its_mean(weights):
     for name in ("hard", "bound"):
         np.testing.assert_allclose(np.divide(*found[f"loss/{name}"]), expected, rtol=1e-6)
     assert found["loss/soft"][1] == weights.sum() and found["loss/hard"][1] == weights[known].sum()
-    with pytest.raises(ValueError, match="ignores the label 255, and a micro-batch"):
+    assert objective.ignores_labels == ("bound", "hard")
+    with pytest.raises(ValueError, match="'bound' ignores a label: of a part of a batch, whole"):
         objective.apply(nothing, nothing, inputs, whole=weights)
+    whole = {"mask": jnp.asarray(weights), "label": batch["label"]}
+    loss = 0.0
+    for at in (slice(0, 2), slice(2, 6)):
+        part = jax.tree.map(lambda x, at=at: x[at], inputs)
+        loss += objective.apply(nothing, nothing, part, whole=whole)[0]
+    np.testing.assert_allclose(loss, objective.apply(nothing, nothing, inputs)[0], rtol=1e-6)
+
+
+def test_the_label_that_a_loss_ignores_by_default_does_not_count():
+    def own(student_logits, labels, ignore_label=255):
+        return losses.cross_entropy(student_logits, labels, ignore_label=ignore_label)
+
+    assert terms.of(own).ignore_label == 255
+    assert terms.of(own, ignore_label=3).ignore_label == 3
+    assert terms.of(losses.cross_entropy).ignore_label is None
 
 
 def test_parts_of_a_batch_add_up_where_grains_differ():

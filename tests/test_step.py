@@ -4,6 +4,7 @@ import functools
 import traceback
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ import toys
 from jax import export
 
 from kdjax import sharding, step, teachers, terms
-from kdjax.losses import angle_relation_loss, kd_loss, similarity_preserving_loss
+from kdjax.losses import angle_relation_loss, cross_entropy, kd_loss, similarity_preserving_loss
 from kdjax.objective import combine
 
 
@@ -342,9 +343,26 @@ def test_between_the_step_and_its_objective_there_is_only_this_module(split):
     assert [name for _, name in ours[:3]] == ["step", "train_step", "loss_fn"]
 
 
+def test_parts_of_a_batch_have_the_mean_over_what_no_term_ignores():
+    batch, model = toys.batch_of(8), toys.linear_model()
+    batch["label"][[0, 1, 5]] = 255
+    hard = terms.of(cross_entropy, ignore_label=255)
+    objective = combine({"hard": hard, "soft": terms.soft_targets()}, {"hard": 1.0, "soft": 1.0})
+    teacher = toys.teacher_for(batch)
+    outputs = teacher.apply(teacher.variables, batch)
+    made = jax.random.key(0), model, objective, toys.SGD, batch, outputs
+    found = []
+    for parts in (1, 2):
+        run = step.make_train_step(model, objective, toys.SGD, num_micro_batches=parts)
+        state, metrics = run(step.init_train_state(*made), batch, outputs)
+        found.append((state.params, metrics))
+    chex.assert_trees_all_close(*found, rtol=1e-5)
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_step_keeps_to_strict_promotion_whatever_its_optimizer_does(parts):
     batch, model, optimizer = toys.batch_of(8), toys.linear_model(), optax.adamw(1e-3)
+    batch["label"] = batch["label"].astype(np.uint8)
     weights = {"soft": optax.linear_schedule(0.0, 1.0, 5), "hard": 1.0}
     objective = combine({"soft": terms.soft_targets(), "hard": terms.cross_entropy()}, weights)
     teacher = toys.teacher_for(batch)

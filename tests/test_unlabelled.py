@@ -27,10 +27,12 @@ def inputs_of(logits, mask=None):
     return TermInputs(batch, Outputs(logits, {}), teacher, mask)
 
 
+@pytest.mark.parametrize("ignored", [{}, {"ignore_label": -1}])
 @pytest.mark.parametrize("mask", [[1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 0, 1]])
-def test_the_loss_of_labels_is_the_mean_over_those_that_have_one(mask):
+def test_the_loss_of_labels_is_the_mean_over_those_that_have_one(mask, ignored):
     logits, mask = jax.random.normal(jax.random.key(0), (6, 3)), jnp.array(mask, bool)
-    hard = objective.combine({"hard": unlabelled.of_labeled(terms.cross_entropy())}, {"hard": 1.0})
+    term = unlabelled.of_labeled(terms.of(losses.cross_entropy, **ignored))
+    hard = objective.combine({"hard": term}, {"hard": 1.0})
 
     def loss(logits):
         variables = hard.init(jax.random.key(0), inputs_of(logits, mask))

@@ -32,4 +32,5 @@ def of_labeled(term: Term) -> Term:
         share = jnp.sum(counts) / jnp.maximum(jnp.sum(counts & has_label), 1)
         return jnp.where(has_label, values * share, 0), state
 
-    return term._replace(apply=apply, couples_batch=True)
+    # Those that have none are left out here, and not once more where the mean is taken.
+    return term._replace(apply=apply, couples_batch=True, ignore_label=None)

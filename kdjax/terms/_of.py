@@ -153,7 +153,7 @@ def of(
         return total(values, inputs.mask), state
 
     coupled = "mask" in names if couples_batch is None else couples_batch
-    bound = getattr(loss, "keywords", {}) | hyper_parameters
+    bound = {**signature.defaults, **hyper_parameters}
     return Term(_init_nothing, apply, coupled, bound.get("ignore_label"))
 
 
