@@ -11,6 +11,7 @@ import optax
 
 from kdjax import metrics as measures
 from kdjax.heads import TopK
+from kdjax.losses._inputs import in_wide
 from kdjax.teachers import check_logits
 from kdjax.types import (
     Array,
@@ -185,7 +186,7 @@ def hits(inputs: TermInputs) -> Metrics:
     has_classes = labels.shape == student.shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer)
     if has_classes:
         known = measures.spread(mask, labels.shape)
-        wide = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+        wide = in_wide(jnp.asarray(labels))
         is_class = (wide >= 0) & (wide < student.shape[-1])
         known = jnp.where(is_class, known, jnp.zeros_like(known))
         metrics["accuracy"] = measures.accuracy(student, labels, known)
@@ -244,7 +245,8 @@ def are_numbers(batch: Batch) -> bool:
     if values is None:
         return False
     counts = measures.known(measures.spread(mask_of(batch, len(values)), values.shape[:-1]) > 0)
-    return not measures.are_probabilities(values if counts is None else values[counts])
+    is_some = counts is not None and counts.any()
+    return not measures.are_probabilities(values[counts] if is_some else values)
 
 
 def in_types_of(old: PyTree, new: PyTree) -> PyTree:

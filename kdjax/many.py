@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from kdjax import sharding
+from kdjax.losses._inputs import in_wide
 from kdjax.metrics import known, spread
 from kdjax.types import Array, Batch, Metrics, PyTree, TrainState
 
@@ -80,9 +81,9 @@ def member(stacked: PyTree, index: int | Array) -> PyTree:
         >>> print(many.member(stacked, 1)["w"])
         [1. 1. 1.]
     """
-    size, at = len(jax.tree.leaves(stacked)[0]), known(index)
-    if at is not None and not -size <= at < size:
-        raise IndexError(f"member: there is no member {at} of {size}")
+    leaves, at = jax.tree.leaves(stacked), None if isinstance(index, slice) else known(index)
+    if leaves and at is not None and at.ndim == 0 and not -len(leaves[0]) <= at < len(leaves[0]):
+        raise IndexError(f"member: there is no member {at} of {len(leaves[0])}")
     return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 
@@ -430,18 +431,30 @@ _several = jax.jit(take_steps, donate_argnums=1)
 
 def _gathered(examples: Batch, rows: Batch) -> Batch:
     """Return the examples of some rows, with what is beside their index."""
+    index, is_masked = in_wide(jnp.asarray(rows["index"])), "mask" in examples or "mask" in rows
 
-    def of(x: Array, fill_value: int | None = None) -> Array:
-        place = x.at[rows["index"]]
-        return place.get(mode="fill", fill_value=fill_value, wrap_negative_indices=False)
+    def of(name: str) -> Array:
+        # What does not count in a mask is finite: its gradient is 0 times what it is.
+        fill = 0 if is_masked and name != "label" else None
+        place = examples[name].at[index]
+        found: Array = place.get(mode="fill", fill_value=fill, wrap_negative_indices=False)
+        return found
 
-    batch = {name: of(x) for name, x in examples.items() if name != "mask"}
-    if "mask" in examples:
-        batch["mask"] = of(examples["mask"], fill_value=0)
-        if "mask" in rows:
-            own = spread(rows["mask"], batch["mask"].shape).astype(batch["mask"].dtype)
-            rows = {**rows, "mask": own * batch["mask"]}
+    batch = {name: of(name) for name in examples}
+    if "mask" in rows:
+        is_example = (index >= 0) & (index < len(next(iter(examples.values()))))
+        own = batch.get("mask", is_example)
+        rows = {**rows, "mask": _both(own, jnp.asarray(rows["mask"]))}
     return {**batch, **rows}
+
+
+def _both(one: Array, other: Array) -> Array:
+    """Return the product of two masks or weights, of examples or of what is in them."""
+    of_parts, whole = sorted((one, other), key=lambda x: -x.ndim)
+    whole = spread(whole, of_parts.shape)
+    if of_parts.dtype == whole.dtype == bool:
+        return of_parts & whole
+    return of_parts.astype(jnp.float32) * whole.astype(jnp.float32)
 
 
 @functools.cache

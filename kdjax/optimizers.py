@@ -47,7 +47,7 @@ def max_norm(limit: float) -> optax.GradientTransformation:
             return update
         moved = jnp.asarray(param + update)
         # In half precision squares overflow.
-        wide = moved.astype(jnp.promote_types(moved.dtype, jnp.float32))
+        wide = moved.astype(jnp.float32) if moved.dtype.itemsize < 4 else moved
         norms = jnp.linalg.norm(wide.reshape(-1, moved.shape[-1]), axis=0)
         scale = (limit / jnp.maximum(norms, limit)).astype(moved.dtype)
         return moved * jnp.broadcast_to(scale, moved.shape) - param

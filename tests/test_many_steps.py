@@ -85,14 +85,43 @@ def test_what_is_beside_the_rows_comes_along_and_no_row_is_another():
     mask = jnp.array([True, False])
     _, batch = seen(jnp.zeros(()), {"index": jnp.array([3, 99]), "mask": mask})
     np.testing.assert_array_equal(batch["mask"], mask)
-    np.testing.assert_array_equal(batch["x"], [3.0, np.nan])
+    np.testing.assert_array_equal(batch["x"], [3.0, 0.0])
     assert batch["label"][0] == 3 and batch["label"][1] < 0
+    _, batch = seen(jnp.zeros(()), {"index": jnp.array([3, 99]), "mask": jnp.ones(2)})
+    np.testing.assert_array_equal(batch["mask"], [1.0, 0.0])
+    _, batch = seen(jnp.zeros(()), {"index": jnp.array([3, 99])})
+    np.testing.assert_array_equal(batch["x"], [3.0, np.nan])
     whole = {"label": np.arange(3), "mask": np.array([[1, 0], [1, 1], [0, 1]], bool)}
     seen = many.with_examples(lambda state, batch: (state, batch), whole, sharding.make_mesh(**ONE))
     rows = {"index": jnp.array([0, -1, 7, 2]), "mask": jnp.array([True, True, True, False])}
     _, batch = seen(jnp.zeros(()), rows)
     np.testing.assert_array_equal(batch["mask"], [[1, 0], [0, 0], [0, 0], [0, 0]])
     assert batch["label"][0] == 0 and (batch["label"][1:3] < 0).all() and batch["label"][3] == 2
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.float32])
+def test_weights_of_rows_and_of_examples_are_multiplied(dtype):
+    examples = {"label": np.arange(3), "mask": np.array([1, 0, 1], dtype)}
+    mesh = sharding.make_mesh(**ONE)
+    seen = many.with_examples(lambda state, batch: (state, batch), examples, mesh)
+    index = jnp.array([0, 1, 2, 2])
+    for own in (jnp.array([0.1, 0.2, 0.3, 0.0]), jnp.array([[1, 0], [1, 1], [0, 1], [1, 1]], bool)):
+        _, batch = seen(jnp.zeros(()), {"index": index, "mask": own})
+        known = np.array([1, 0, 1, 1]).reshape(4, *[1] * (own.ndim - 1))
+        np.testing.assert_array_equal(batch["mask"], known * own)
+
+
+def test_a_row_that_does_not_count_leaves_every_weight_finite():
+    model, objective, optimizer = toys.linear_model(), toys.kd_objective(), toys.SGD
+    teacher, mesh = toys.teacher_for(EXAMPLES), sharding.make_mesh(**ONE)
+    outputs = teacher.apply(teacher.variables, EXAMPLES)
+    made = jax.random.key(0), model, objective, optimizer, EXAMPLES, outputs
+    run = step.with_teacher(step.make_train_step(model, objective, optimizer), teacher)
+    rows = {"index": jnp.array([5, 2, -1]), "mask": jnp.array([True, True, False])}
+    few = {name: x[np.array([5, 2])] for name, x in EXAMPLES.items()}
+    found, _ = many.with_examples(run, EXAMPLES, mesh)(step.init_train_state(*made), rows)
+    expected, _ = run(step.init_train_state(*made), few)
+    chex.assert_trees_all_close(found.params, expected.params, rtol=1e-5)
 
 
 @pytest.mark.parametrize("count", [5, 7])

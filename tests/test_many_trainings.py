@@ -97,6 +97,9 @@ def test_misuse():
     for index in (2, -3):
         with pytest.raises(IndexError, match=f"there is no member {index} of 2"):
             many.member(both, index)
+    for index in (jnp.array([1, 0]), slice(0, 2), np.array([True, True])):
+        assert many.member(both, index)["w"].shape == (2, 1)
+    assert many.member({}, 0) == {}
     with pytest.raises(ValueError, match="in_axes must be"):
         many.make_sweep_step(lambda s: s, in_axes=(None,))
     with pytest.raises(ValueError, match="method must be 'map' or 'vmap', got 'pmap'"):

@@ -492,6 +492,8 @@ def test_labels_are_measured_as_what_they_are():
         batch = {**GOOD, "label": label.astype(np.float32)}
         found = step.make_eval_step(net)(variables, batch)
         measured[name] = {key: metrics.value(x) for key, x in found.items()}
+        none = step.make_eval_step(net)(variables, {**batch, "mask": np.zeros(8, bool)})
+        assert none.keys() == found.keys()
         objective = combine({"mse": terms.stateless(distance)}, {"mse": 1.0})
         state = step.init_train_state(
             jax.random.key(0), net, objective, optax.sgd(0.1), batch, None

@@ -247,7 +247,8 @@ def _keys_held(path: Path, held: Collection[str], *, labeled: bool) -> dict[str,
             others = sorted(key for kind, key in found[_TRAIN].items() if kind not in _KINDS)
             beside = f"; {', '.join(others)} is of no known name" if others else ""
             raise ValueError(
-                f"{path} holds {own[there.pop()]}, and no {missing} of {split} beside it{beside}"
+                f"{path} holds {own[there.pop()]}, and no {missing} of {split} beside it{beside}: "
+                "give them, or leave it out"
             )
     return found
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import metrics
+from kdjax.losses._inputs import in_wide
 from kdjax.types import Array, Batch
 
 ViewFn = Callable[[Array, Batch], Batch]
@@ -152,7 +153,8 @@ def class_weighted(weights: np.ndarray | Array) -> ViewFn:
     """Make a view in which the classes weigh what is given: in `mask`, which every mean goes by.
 
     Args:
-        weights: [classes], of the examples of each; label probabilities have their mean.
+        weights: [classes], of the examples of each; label probabilities have their mean, and a
+            label that is no class weighs nothing.
 
     Example:
         >>> import numpy as np
@@ -165,8 +167,11 @@ def class_weighted(weights: np.ndarray | Array) -> ViewFn:
 
     def view_fn(key: Array, batch: Batch) -> Batch:
         label = batch["label"]
-        is_class = jnp.issubdtype(label.dtype, jnp.integer)
-        own = weights[label] if is_class else jnp.sum(label * weights[None], axis=-1)
+        if jnp.issubdtype(label.dtype, jnp.integer):
+            place = weights.at[in_wide(jnp.asarray(label))]
+            own = place.get(mode="fill", fill_value=0, wrap_negative_indices=False)
+        else:
+            own = jnp.sum(label * weights[None], axis=-1)
         if "mask" in batch:
             own = own * metrics.spread(batch["mask"], own.shape).astype(own.dtype)
         return {**batch, "mask": own}
@@ -190,9 +195,10 @@ def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
         >>> print(data.balanced_weights(np.array([0, 0, 0, 1]), 2).round(2))
         [0.67 2.  ]
     """
+    labels = np.asarray(labels)
     labels = labels[(labels >= 0) & (labels < num_classes)]
     counts = np.bincount(labels, minlength=num_classes)
-    present = np.count_nonzero(counts)
+    present = max(1, np.count_nonzero(counts))
     weights = len(labels) / (present * np.maximum(counts, 1))
     return np.where(counts > 0, weights, 0).astype(np.float32)
 
@@ -236,7 +242,7 @@ def _probs(name: str, batch: Batch, num_classes: int) -> Array:
             f"{name}: batch['label'] is {label.dtype}{label.shape}, expected classes [{size}] or "
             f"probabilities [{size}, {num_classes}]"
         )
-    wide = label.astype(jnp.promote_types(label.dtype, jnp.int32))
+    wide = in_wide(jnp.asarray(label))
     wrong = (wide < 0) | (wide >= num_classes)
     if "mask" in batch:
         wrong &= batch["mask"] > 0

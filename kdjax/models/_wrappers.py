@@ -158,7 +158,7 @@ def scaled(model: Model, mean: ArrayLike, std: ArrayLike) -> Model:
 
     def in_unit(logits: Array) -> Array:
         for name, x in {"mean": center, "std": scale}.items():
-            if x.ndim and x.shape != logits.shape[-1:]:
+            if x.size > 1 and x.shape != logits.shape[-1:]:
                 raise ValueError(
                     f"scaled: {name} has shape {x.shape}, and the model answers {logits.shape}"
                 )

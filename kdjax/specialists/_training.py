@@ -6,6 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax import data
+from kdjax.losses._inputs import in_wide
 from kdjax.metrics import known
 from kdjax.types import Array
 
@@ -62,8 +63,7 @@ def specialist_labels(labels: ArrayLike, classes: ArrayLike, *, num_classes: int
     classes = check_sets("specialist_labels", classes, num_classes)
     size = classes.shape[-1]
     names = jnp.full(num_classes, size, jnp.int32).at[classes].set(jnp.arange(size))
-    found = jnp.asarray(labels)
-    found = found.astype(jnp.promote_types(found.dtype, jnp.int32))
+    found = in_wide(jnp.asarray(labels))
     is_class = (found >= 0) & (found < num_classes)
     numbers, fits = known(labels), known(is_class)
     if numbers is not None and fits is not None and not fits.all():

@@ -141,6 +141,10 @@ def test_the_weight_of_an_example_is_that_of_its_parts():
 def test_what_is_no_class_has_no_weight():
     found = data.balanced_weights(np.array([0, 0, 1, 255, -1]), 2)
     np.testing.assert_allclose(found, [0.75, 1.5])
+    np.testing.assert_array_equal(data.balanced_weights([-1, 2], 2), [0, 0])
+    weigh, label = data.class_weighted(np.array([1.0, 0.0, 9.0])), np.array([0, 255, 2], np.uint8)
+    np.testing.assert_array_equal(weigh(None, {"label": label})["mask"], [1, 0, 9])
+    np.testing.assert_array_equal(weigh(None, {"label": np.array([-1, 7])})["mask"], [0, 0])
 
 
 @pytest.mark.parametrize("make", [data.mixup, data.cutmix])
