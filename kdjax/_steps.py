@@ -11,7 +11,7 @@ import optax
 
 from kdjax import metrics as measures
 from kdjax.heads import TopK
-from kdjax.losses._inputs import in_wide
+from kdjax.losses._inputs import within
 from kdjax.teachers import check_logits
 from kdjax.types import (
     Array,
@@ -186,8 +186,7 @@ def hits(inputs: TermInputs) -> Metrics:
     has_classes = labels.shape == student.shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer)
     if has_classes:
         known = measures.spread(mask, labels.shape)
-        wide = in_wide(jnp.asarray(labels))
-        is_class = (wide >= 0) & (wide < student.shape[-1])
+        is_class = within(labels, student.shape[-1])
         known = jnp.where(is_class, known, jnp.zeros_like(known))
         metrics["accuracy"] = measures.accuracy(student, labels, known)
     floating = jnp.issubdtype(labels.dtype, jnp.floating)

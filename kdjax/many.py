@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from kdjax import sharding
-from kdjax.losses._inputs import in_wide
+from kdjax.losses._inputs import in_wide, within
 from kdjax.metrics import known, spread
 from kdjax.types import Array, Batch, Metrics, PyTree, TrainState
 
@@ -442,7 +442,7 @@ def _gathered(examples: Batch, rows: Batch) -> Batch:
 
     batch = {name: of(name) for name in examples}
     if "mask" in rows:
-        is_example = (index >= 0) & (index < len(next(iter(examples.values()))))
+        is_example = within(index, len(next(iter(examples.values()))))
         own = batch.get("mask", is_example)
         rows = {**rows, "mask": _both(own, jnp.asarray(rows["mask"]))}
     return {**batch, **rows}

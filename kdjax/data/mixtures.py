@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import metrics
-from kdjax.losses._inputs import in_wide
+from kdjax.losses._inputs import in_wide, within
 from kdjax.types import Array, Batch
 
 ViewFn = Callable[[Array, Batch], Batch]
@@ -242,8 +242,7 @@ def _probs(name: str, batch: Batch, num_classes: int) -> Array:
             f"{name}: batch['label'] is {label.dtype}{label.shape}, expected classes [{size}] or "
             f"probabilities [{size}, {num_classes}]"
         )
-    wide = in_wide(jnp.asarray(label))
-    wrong = (wide < 0) | (wide >= num_classes)
+    wrong = ~within(label, num_classes)
     if "mask" in batch:
         wrong &= batch["mask"] > 0
     found, values = metrics.known(wrong), metrics.known(label)
@@ -251,7 +250,7 @@ def _probs(name: str, batch: Batch, num_classes: int) -> Array:
         raise ValueError(
             f"{name}: batch['label'] has {values[found][0]}, expected 0 to {num_classes - 1}"
         )
-    probs = jax.nn.one_hot(wide, num_classes, dtype=jnp.float32)
+    probs = jax.nn.one_hot(in_wide(jnp.asarray(label)), num_classes, dtype=jnp.float32)
     return jnp.where(wrong[:, None], jnp.nan, probs)
 
 

@@ -226,7 +226,7 @@ def as_top(
     check_fits(fits, function, f"{name}.logits", logits, expected)
     check_shape(function, f"{name}.indices", ids, logits.shape, "its logits")
     x, logits = _of_one_type(x, logits)
-    there = (ids >= 0) & (ids < x.shape[-1])
+    there = within(ids, x.shape[-1])
     ids = jnp.where(there, ids, 0)
     if where is not None:
         absent = select_classes(function, LOGITS[0], jnp.zeros(jnp.shape(student)), where, axis)
@@ -279,6 +279,12 @@ def in_wide(x: Array) -> Array:
     return x.astype(jnp.int64 if x.dtype.itemsize > 4 else jnp.int32)
 
 
+def within(x: Array, size: int) -> Array:
+    """Return which integers, of any type, are from 0 to size - 1."""
+    wide = in_wide(jnp.asarray(x))
+    return (wide >= 0) & (wide < size)
+
+
 def as_chosen(
     function: str, labels: Array, x: Array, ignore_label: int | None = None, mask: Mask = None
 ) -> Labels:
@@ -293,7 +299,7 @@ def as_chosen(
     check_shape(function, "labels", integers, x.shape[:-1], like)
     check_labels(function, labels, x.shape[-1], ignore_label, mask)
     ignored = None if ignore_label is None else integers == ignore_label
-    valid = (integers >= 0) & (integers < x.shape[-1])
+    valid = within(integers, x.shape[-1])
     return Labels(jax.nn.one_hot(integers, x.shape[-1], dtype=bool), valid, ignored)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax import data
-from kdjax.losses._inputs import in_wide
+from kdjax.losses._inputs import in_wide, within
 from kdjax.metrics import known
 from kdjax.types import Array
 
@@ -64,7 +64,7 @@ def specialist_labels(labels: ArrayLike, classes: ArrayLike, *, num_classes: int
     size = classes.shape[-1]
     names = jnp.full(num_classes, size, jnp.int32).at[classes].set(jnp.arange(size))
     found = in_wide(jnp.asarray(labels))
-    is_class = (found >= 0) & (found < num_classes)
+    is_class = within(found, num_classes)
     numbers, fits = known(labels), known(is_class)
     if numbers is not None and fits is not None and not fits.all():
         raise ValueError(
