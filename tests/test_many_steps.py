@@ -105,7 +105,8 @@ def test_weights_of_rows_and_of_examples_are_multiplied(dtype):
     mesh = sharding.make_mesh(**ONE)
     seen = many.with_examples(lambda state, batch: (state, batch), examples, mesh)
     index = jnp.array([0, 1, 2, 2])
-    for own in (jnp.array([0.1, 0.2, 0.3, 0.0]), jnp.array([[1, 0], [1, 1], [0, 1], [1, 1]], bool)):
+    parts = jnp.array([[1, 0], [1, 1], [0, 1], [1, 1]])
+    for own in (jnp.array([0.1, 0.2, 0.3, 0.0]), parts.astype(bool), 0.5 * parts):
         _, batch = seen(jnp.zeros(()), {"index": index, "mask": own})
         known = np.array([1, 0, 1, 1]).reshape(4, *[1] * (own.ndim - 1))
         np.testing.assert_array_equal(batch["mask"], known * own)
